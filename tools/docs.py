@@ -1,0 +1,97 @@
+"Render notebooks: `python tools/docs.py readme` writes README.md, `python tools/docs.py site` a site of all of them"
+import logging, re
+from base64 import b64decode
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
+from shutil import ignore_patterns, copytree, rmtree
+from typing import Annotated
+
+from fastcore.nbio import mk_display, preferred_msg_out, read_nb
+from fastcore.script import call_parse
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import NbdevLookup, nbglob
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, add_links, exec_show_docs
+from nbdev.showdoc import show_doc
+
+root = get_config(__file__).config_path
+
+class ShowExported(Processor):
+    "Fill the `show_doc` cells nbdev adds, from the exported module: of the notebook nothing needs to run"
+    def cell(self, cell):
+        if 'default_exp' in cell.directives_: self.module = import_module(f"self_supervised.{cell.directives_['default_exp']}")
+        if not getattr(cell, 'has_sd', False): return
+        sym = eval(re.search(r'show_doc\((.+)\)', cell.source)[1], vars(self.module))
+        cell.outputs = [mk_display(**{'text/markdown': show_doc(sym)._repr_markdown_()})]
+
+class Filters(FilterDefaults):
+    "nbdev's filters; its `links` into other libraries' documentation change with what is installed"
+    def __init__(self, links): self.links = links
+    def base_procs(self): return [ShowExported if o is exec_show_docs else o for o in super().base_procs() if self.links or o is not add_links]
+
+class Page:
+    "A notebook as markdown `text`, and its `pictures`; `link` turns a target relative to nbs/ into the one to write, None drops the link"
+    def __init__(self, fn, filters, link):
+        self.stem,self.link,self.pictures = fn.stem,link,{}
+        nb = read_nb(fn)
+        filters(nb)
+        parts = [f"# {nb.frontmatter_['title']}", f"> {nb.frontmatter_['description']}"]
+        for c in nb.cells: parts += {'markdown':self.markdown, 'code':self.code}.get(c.cell_type, lambda c: [])(c)
+        self.text = '\n\n'.join(o for o in parts if o.strip()) + '\n'
+
+    def markdown(self, cell): return [re.sub(r'(!?)\[([^][]*)\]\((?!\w+:|#)([^)\s]+)\)', self.relink, cell.source)]
+    def relink(self, m): return f'{m[1]}[{m[2]}]({target})' if (target:=self.link(m[3])) else m[2]
+
+    def code(self, cell):
+        "The source and the outputs that the cell's directives ask for"
+        echo,output = (cell.directives.get(o)!='false'!=cell.directives.get('include') for o in ('echo','output'))
+        cell.remove_directives()
+        return [f'```python\n{cell.source.strip()}\n```']*echo + [self.output(o) for o in cell.outputs if output]
+
+    def output(self, out):
+        "A picture, markdown, plain text, or HTML without styles and blank lines (either would end it early)"
+        mime,data = preferred_msg_out(out, include_imgs=True)
+        data = ''.join(data)
+        if mime=='image/png':
+            self.pictures[name:=f'images/{self.stem}-{len(self.pictures)+1}.png'] = b64decode(data)
+            return f'![]({self.link(name)})'
+        if mime=='text/html': return re.sub(r'\n\s*', '\n', re.sub(r'<style.*?</style>', '', data, flags=re.S)).strip()
+        return data if mime=='text/markdown' else f'```\n{data.strip()}\n```'
+
+    def save(self, fn, folder):
+        "Write the text to `fn`, and the pictures to `folder` in place of older ones"
+        fn.write_text(self.text, encoding='utf-8')
+        (folder/'images').mkdir(parents=True, exist_ok=True)
+        for o in folder.glob(f'images/{self.stem}-*.png'): o.unlink()
+        for name,png in self.pictures.items(): (folder/name).write_bytes(png)
+
+def readme(dest:Path):
+    "Write README.md into `dest`, its pictures into `dest`/nbs/images"
+    Page(root/'nbs/index.ipynb', Filters(links=False), lambda o: normpath(f'nbs/{o}')).save(dest/'README.md', dest/'nbs')
+
+def page_name(fn): return nbpath2html(PurePosixPath(fn)).with_suffix('.md').name
+def site_link(o): return page_name(o) if o.endswith('.ipynb') else None if o.startswith('../') else o # of ../ the site has nothing
+
+def site(dest:Path):
+    "Write a page a notebook into `dest`/_proc and the site made of them into `dest`/_docs; a broken link is an error"
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from self_supervised._modidx import d
+    logging.basicConfig(format='%(message)s') # or mkdocs counts its warnings without saying what they are
+    for mod,syms in d['syms'].items(): # nbdev links `name` to where it is documented: tell it of our pages
+        for o,(page,_) in syms.items():
+            name = o.removeprefix(f'{mod}.')
+            NbdevLookup().syms[name] = f"{page.partition('.html')[0]}.md#{name.partition('.')[0].lower()}"
+    pages = dest/'_proc'
+    rmtree(pages, ignore_errors=True)
+    copytree(root/'nbs', pages, ignore=ignore_patterns('*.ipynb', '.*'))
+    fns = nbglob(root/'nbs', as_path=True).sorted(key=lambda o: (o.stem!='index', o.name))
+    for fn in fns: Page(fn, Filters(links=True), site_link).save(pages/page_name(fn), pages)
+    build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=[page_name(o) for o in fns], strict=True))
+
+@call_parse
+def main(
+    what:Annotated[str, {'choices':['readme','site']}], # README.md from nbs/index.ipynb, or a site from all notebooks (needs the extra `docs`)
+    dest:Path=root, # Folder to write into
+): {'readme':readme, 'site':site}[what](dest)
