@@ -1,0 +1,41 @@
+"Run each notebook of nbs/ from top to bottom; `pytest -k layers` runs one, `nbdev-test --flags cuda` the cells skipped here"
+import gc, os, signal, sys
+from unittest.mock import patch
+
+import matplotlib.pyplot as plt, pytest, torch
+from fastai.vision.all import defaults, set_seed # all of fastai, so that `defaults` is complete before the first notebook
+from IPython.core.interactiveshell import InteractiveShell
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from nbdev.test import test_nb as run_nb # under its own name pytest would collect it
+
+cfg = get_config(__file__)
+notebooks = nbglob(cfg.nbs_path, as_path=True).sorted()
+
+def close_shell():
+    "Stop the thread of the notebook that ran and let go of its variables, models among them"
+    shell,InteractiveShell._instance = InteractiveShell._instance,None
+    shell.close()
+    shell.user_ns.clear()
+    gc.collect()
+
+@pytest.fixture
+def alone():
+    "Notebooks share this process: seed each one, and undo afterwards what it has set"
+    undo = [(os.chdir, os.getcwd()), (signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)),
+            (torch.set_num_threads, torch.get_num_threads()), (torch.set_default_dtype, torch.get_default_dtype()),
+            (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+            (sys.modules.__setitem__, '__main__', sys.modules['__main__'])]
+    cudnn = torch.backends.cudnn.flags(benchmark=torch.backends.cudnn.benchmark, deterministic=torch.backends.cudnn.deterministic)
+    set_seed(0)
+    with (patch.dict(os.environ), patch.dict(vars(defaults), callbacks=list(defaults.callbacks)),
+          patch.object(sys, 'path', list(sys.path)), plt.rc_context(), cudnn): yield
+    plt.close('all')
+    close_shell()
+    for name in [o for o in sys.modules if o.partition('.')[0]=='self_supervised']: del sys.modules[name] # what it has warned of once
+    for f,*args in undo: f(*args)
+
+@pytest.mark.parametrize('fn', notebooks, ids=lambda fn: fn.stem)
+def test_notebook(fn, alone, capfd):
+    passed,_ = run_nb(fn, skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path, profile=False, cell_timeout=cfg.cell_timeout)
+    if not passed: pytest.fail(capfd.readouterr().err.strip(), pytrace=False)

@@ -1,0 +1,136 @@
+"What is kept twice agrees: notebooks and modules, index notebook and README, modules and wheel"
+import os, re, shutil, subprocess, sys, tomllib
+from configparser import ConfigParser
+from difflib import unified_diff
+from email import message_from_bytes
+from importlib.metadata import EntryPoint
+from zipfile import ZipFile
+
+import pytest
+from fastcore.nbio import read_nb
+from nbdev.clean import nbdev_clean
+from nbdev.config import get_config, read_version
+from nbdev.doclinks import nbdev_export, nbglob
+from packaging.requirements import Requirement
+import docs # tools/docs.py
+
+root = get_config(__file__).config_path
+notebooks = nbglob(root/'nbs', as_path=True).sorted()
+pyproject = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))
+
+def files(path, *globs):
+    "Contents of the files below `path` that match one of `globs`, by relative name"
+    return {p.relative_to(path).as_posix(): p.read_bytes() for g in globs for p in path.glob(g) if '.ipynb_checkpoints' not in p.parts}
+
+def assert_same(
+    have:dict, # Contents by name, as they are
+    want:dict, # Contents by name, as they should be
+    fix:str, # What to do about a difference
+):
+    "Fail with the names that are in one only, and the first changed lines of those that differ"
+    res = [f'stale:   {o}' for o in sorted(have.keys()-want.keys())] + [f'missing: {o}' for o in sorted(want.keys()-have.keys())]
+    for o in sorted(have.keys()&want.keys()):
+        if have[o]!=want[o]: res += [f'differs: {o}', *text_diff(have[o], want[o])[:20]]
+    if res: pytest.fail('\n'.join([fix, *res]), pytrace=False)
+
+def text_diff(*contents):
+    "Changed lines of two files, shortened: a picture in a notebook is one long line"
+    try: a,b = (o.decode().splitlines() for o in contents)
+    except UnicodeDecodeError: return [] # a picture of its own
+    return [o[:150] for o in unified_diff(a, b, 'as it is', 'as it should be', lineterm='', n=0)]
+
+def run(*args, **env):
+    "Run this Python, failing with what it printed"
+    res = subprocess.run([sys.executable, *map(str, args)], env=os.environ|env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if res.returncode: pytest.fail(f"python {' '.join(map(str, args))}\n{res.stdout[-5000:]}", pytrace=False)
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    "Stand in a copy of what modules are made from, and none of what was made, where no user's settings are seen"
+    shutil.copytree(root/'nbs', tmp_path/'nbs')
+    (tmp_path/'self_supervised').mkdir()
+    for o in 'pyproject.toml','self_supervised/__init__.py': shutil.copy(root/o, tmp_path/o)
+    monkeypatch.setenv('XDG_CONFIG_HOME', str(tmp_path))
+    monkeypatch.delenv('IN_TEST', raising=False) # nbdev exports nothing where it is set
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+def test_modules_are_exported(bare):
+    nbdev_export()
+    assert_same(files(root, 'self_supervised/**/*.py'), files(bare, 'self_supervised/**/*.py'),
+                'self_supervised/ is not what nbs/ exports: run nbdev-export, and delete what is stale')
+
+@pytest.mark.filterwarnings('error:Failed to clean')
+def test_notebooks_are_clean(bare):
+    nbdev_clean()
+    assert_same(files(root, 'nbs/**/*.ipynb'), files(bare, 'nbs/**/*.ipynb'), 'run nbdev-clean')
+
+def texts(cell):
+    "Source and text outputs of `cell`"
+    yield cell.source
+    for o in cell.get('outputs', []):
+        yield ''.join(o.get('text', ''))
+        yield from (''.join(v) for k,v in o.get('data', {}).items() if k.startswith('text/'))
+
+@pytest.mark.parametrize('fn', notebooks, ids=lambda fn: fn.stem)
+def test_no_machine_paths(fn):
+    path = re.compile(r'(?<![\w.~})])/(?:root|work|home|tmp|opt|var|private|Users)/[^\s\'",]*')
+    found = [f'cell {c.id}: {p}' for c in read_nb(fn).cells for t in texts(c) for p in path.findall(t)]
+    if found: pytest.fail('\n'.join([f'{fn.name} has folders of one machine: use relative paths, a temporary folder', *found]), pytrace=False)
+
+def test_readme_is_rendered(tmp_path):
+    docs.readme(tmp_path)
+    made = 'README.md','nbs/images/index-*.png'
+    assert_same(files(root, *made), files(tmp_path, *made), 'README.md is not what nbs/index.ipynb renders to: run `python tools/docs.py readme`')
+
+def python_lines(md):
+    "The lines of the ```python blocks of `md` where they are, all others blank: line numbers of an error are those of `md`"
+    inside,res = False,[]
+    for line in md.splitlines():
+        if line.startswith('```'): inside,line = line.strip()=='```python',''
+        res.append(line if inside else '')
+    return '\n'.join(res)
+
+def test_readme_runs(tmp_path, monkeypatch):
+    readme = root/'README.md'
+    assert readme.exists(), 'no README.md: run `python tools/docs.py readme`'
+    script = python_lines(readme.read_text(encoding='utf-8'))
+    assert script.strip(), 'README.md shows no python'
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'README.py').write_text(script, encoding='utf-8')
+    run('README.py', MPLBACKEND='agg', PYTHONPATH=str(root))
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "The wheel made from the sdist that is made from a copy of the sources"
+    src,dist = (tmp_path_factory.mktemp(o) for o in ('src','dist'))
+    for o in 'pyproject.toml','settings.ini','setup.py','MANIFEST.in','LICENSE','README.md':
+        if (root/o).exists(): shutil.copy(root/o, src)
+    shutil.copytree(root/'self_supervised', src/'self_supervised', ignore=shutil.ignore_patterns('__pycache__'))
+    run('-m', 'build', '--no-isolation', '--outdir', dist, src)
+    with ZipFile(next(dist.glob('*.whl'))) as z: return {o:z.read(o) for o in z.namelist()}
+
+def dist_info(wheel, name): return next(v for k,v in wheel.items() if k.endswith(f'.dist-info/{name}'))
+
+def test_wheel_has_every_module(wheel):
+    modules = {k:v for k,v in wheel.items() if k.endswith('.py')}
+    assert_same(modules, files(root, 'self_supervised/**/*.py'), 'the wheel does not have the modules of self_supervised/: see setup.py')
+
+def test_wheel_has_the_facts(wheel):
+    meta = message_from_bytes(dist_info(wheel, 'METADATA'))
+    ini = ConfigParser(delimiters=['='], interpolation=None)
+    ini.read(root/'settings.ini', encoding='utf-8')
+    ini = ini['DEFAULT']
+    assert meta['Version']==read_version(root/'self_supervised')
+    assert (meta['Summary'],meta['Author'],meta['License-Expression']) == (ini['description'],ini['author'],ini['license'])
+    needs = [Requirement(o) for o in meta.get_all('Requires-Dist')]
+    assert {o for o in needs if not o.marker} == {Requirement(o) for o in ini['requirements'].split()}
+    assert {o.name for o in needs if 'dev' in str(o.marker)} == {Requirement(o).name for o in ini['dev_requirements'].split()}
+
+def test_wheel_has_the_commands(wheel):
+    ini = ConfigParser()
+    ini.read_string(dist_info(wheel, 'entry_points.txt').decode())
+    assert dict(ini['console_scripts'])==pyproject['project']['scripts']
+
+@pytest.mark.parametrize('name,value', pyproject['project']['scripts'].items())
+def test_commands_exist(name, value): assert callable(EntryPoint(name, value, 'console_scripts').load())
