@@ -19,20 +19,26 @@ def close_shell():
     shell.user_ns.clear()
     gc.collect()
 
+def pop_package():
+    "Take this library out of `sys.modules`, with what it remembers, such as what it has warned of once"
+    return {o:sys.modules.pop(o) for o in list(sys.modules) if o.partition('.')[0]=='self_supervised'}
+
 @pytest.fixture
 def alone():
     "Notebooks share this process: seed each one, and undo afterwards what it has set"
     undo = [(os.chdir, os.getcwd()), (signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)),
             (torch.set_num_threads, torch.get_num_threads()), (torch.set_default_dtype, torch.get_default_dtype()),
             (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+            *((setattr, torch.backends.cudnn, o, getattr(torch.backends.cudnn, o)) for o in ('benchmark','deterministic')),
             (sys.modules.__setitem__, '__main__', sys.modules['__main__'])]
-    cudnn = torch.backends.cudnn.flags(benchmark=torch.backends.cudnn.benchmark, deterministic=torch.backends.cudnn.deterministic)
+    package = pop_package() # other tests go on with the one they have imported
     set_seed(0)
     with (patch.dict(os.environ), patch.dict(vars(defaults), callbacks=list(defaults.callbacks)),
-          patch.object(sys, 'path', list(sys.path)), plt.rc_context(), cudnn): yield
+          patch.object(sys, 'path', list(sys.path)), plt.rc_context()): yield
     plt.close('all')
     close_shell()
-    for name in [o for o in sys.modules if o.partition('.')[0]=='self_supervised']: del sys.modules[name] # what it has warned of once
+    pop_package()
+    sys.modules.update(package)
     for f,*args in undo: f(*args)
 
 @pytest.mark.parametrize('fn', notebooks, ids=lambda fn: fn.stem)
