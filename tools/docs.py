@@ -36,7 +36,7 @@ class Page:
         self.stem,self.link,self.pictures = fn.stem,link,{}
         nb = read_nb(fn)
         filters(nb)
-        parts = [f"# {nb.frontmatter_['title']}", f"> {nb.frontmatter_['description']}"]
+        parts = [f'{mark} {nb.frontmatter_[o]}' for mark,o in (('#','title'),('>','description')) if o in nb.frontmatter_]
         for c in nb.cells: parts += {'markdown':self.markdown, 'code':self.code}.get(c.cell_type, lambda c: [])(c)
         self.text = '\n\n'.join(o for o in parts if o.strip()) + '\n'
 
