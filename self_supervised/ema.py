@@ -8,6 +8,7 @@ __all__ = ['ema_update', 'check_momentum', 'cosine_momentum', 'constant_momentum
 # %% ../nbs/02_ema.ipynb #c003
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -47,9 +48,9 @@ def cosine_momentum(
     cycles:float=1., # Half periods in the run: 1 goes from `m` to `end` once, 2 comes back to `m`
 )->Callable: # Part of the run done, in [0,1] → momentum
     "Raise the momentum from `m` to `end` along a cosine (arXiv:2006.07733, section 3.3)"
-    check_momentum(m), check_momentum(end)
-    def _sched(pct): return end - (end-m)*(math.cos(math.pi*pct*cycles)+1)/2
-    return _sched
+    return partial(_cosine, m=check_momentum(m), end=check_momentum(end), cycles=cycles)
+
+def _cosine(pct, m, end, cycles): return end - (end-m)*(math.cos(math.pi*pct*cycles)+1)/2
 
 def constant_momentum(
     m:float, # In [0,1]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'BYOLModel', 'without_hooks', 'create_byol_model', 'get_byol_aug_pipelines',
-           'check_pipelines', 'check_model', 'check_loader', 'prepare', 'check_range', 'BYOL']
+           'check_pipelines', 'check_model', 'check_loader', 'prepare', 'first_batch', 'check_range', 'BYOL']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
 from collections import OrderedDict
@@ -15,7 +15,6 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from fastcore.basics import store_attr
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import is_listy
@@ -28,6 +27,7 @@ from fastai.torch_core import TensorBase, TensorImage, no_random
 from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
 from ..ema import check_momentum, constant_momentum, cosine_momentum, ema_update
 from ..layers import create_mlp_module, in_channels, num_features
+from ..plots import show_views
 
 # %% ../../nbs/10_vision.byol.ipynb #c006
 def byol_loss(
@@ -152,6 +152,14 @@ def prepare(
     if encoder.training and len(x)<2: raise ValueError(f"the batch has {len(x)} picture, and batchnorm compares at least two: pass bs=2 or more")
     return plain(x).float()
 
+def first_batch(
+    dl, # A loader of fastai's or of torch's
+    model:nn.Module, # On the device the pictures shall be on
+)->Tensor: # Pictures of a batch
+    "Take a batch from `dl`"
+    b = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
+    return (b[0] if is_listy(b) else b).to(next(model.parameters()).device)
+
 def check_range(
     x:Tensor, # Pictures
 )->bool: # True
@@ -191,11 +199,18 @@ class BYOL(Callback):
         self.momenta,self.looked = [],False
         check_model(self.byol_model), check_loader(self.dls)
         self._keep_target_out()
+        self.train_only = len(self.dls.loaders)==1
+        if self.train_only: self.dls.loaders.append([])     # fastai validates whatever there is
+
+    def after_fit(self):
+        "Take away what was lent"
+        if self.train_only: self.dls.loaders.pop()
 
     def before_batch(self):
         "Look at every picture twice"
         self.pictures,self.labels = prepare(self.xb[0], self.byol_model.encoder),self.yb
         if not self.looked: self.looked = check_range(self.pictures)
+        if self.training: self.momenta.append(self.m)
         self.learn.xb = self.views(self.pictures)
 
     def after_pred(self):
@@ -212,10 +227,7 @@ class BYOL(Callback):
         if self.stepped: ema_update(self.byol_model.target, self.byol_model.online, self.m)
         self.stepped = False
 
-    def after_batch(self):
-        "Forget the pictures, remember the momentum"
-        if self.training: self.momenta.append(self.m)
-        self.pictures,self.labels = None,()
+    def after_batch(self): self.pictures,self.labels = None,()
 
     # The views of a validation are the same each time, and training does not notice that it took place
     def before_validate(self):
@@ -248,7 +260,7 @@ class BYOL(Callback):
         "Draw pictures beside their views: of the batch at hand, or else of a new one; training does not notice"
         if self.pictures is not None: return self._draw(n, self.pictures, self.xb, **kwargs)
         with no_random(torch.seed() if seed is None else seed, reproducible=False):
-            x = prepare(self.dls.one_batch()[0], self.byol_model.encoder)[:n]
+            x = prepare(first_batch(self.dls.train, self.byol_model), self.byol_model.encoder)[:n]
             return self._draw(n, x, self.views(x), **kwargs)
 
     def _draw(self, n, x, views, **kwargs):

@@ -1,0 +1,450 @@
+"""What breaks self-supervised training in fastai, a test for each row; the number is the row's in the documentation's table.
+
+Each test fails on a straightforward callback: one that copies the model in `before_fit`, keeps the copy to itself, makes its views
+after `CastToTensor` and moves the target in every `after_step`."""
+import copy, pickle, warnings
+from functools import partial
+
+import pytest, torch
+from torch import nn
+from fastai.vision.all import (Adam, Callback, CancelStepException, DataLoaders, Datasets, GradientAccumulation, Interpretation, Learner,
+                               OptimWrapper, SaveModelCallback, TensorImage, load_learner, params, set_seed)
+from fastai.callback.fp16 import MixedPrecision
+from fasttransform import Pipeline, Transform
+
+from self_supervised.augmentations import get_batch_augs
+from self_supervised.data import digits, seed_everything, tensor_dls
+from self_supervised.ema import constant_momentum, ema_update
+from self_supervised.layers import create_encoder, num_features
+from self_supervised.vision.byol import BYOL, BYOLModel, byol_loss, create_byol_model, get_byol_aug_pipelines
+
+GREY = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None)
+
+class Nudge(Transform):
+    "A transform that dispatches on the picture's type, as fastai's do, and cannot be overlooked"
+    def encodes(self, x:TensorImage): return x*0+.5
+
+def conv_net(n_in=1):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(n_in,8,3,2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def make(bs=16, n=64, size=8, net=None, augs=None, dls=None, cbs=(), **kwargs):
+    "A learner on real digits, small enough for a step to cost milliseconds"
+    x,y,_ = digits()
+    byol_kw = {k:kwargs.pop(k) for k in ('m',) if k in kwargs}
+    dls = dls or tensor_dls(x[:n], y[:n], (torch.arange(n-16), torch.arange(n-16,n)), bs=bs, seed=0)
+    torch.manual_seed(1)
+    model = create_byol_model(net or conv_net(), hidden_size=16, projection_size=8)
+    augs = augs or get_byol_aug_pipelines(size, flip_p=0., **GREY)
+    learn = Learner(dls, model, cbs=[BYOL(augs, **byol_kw), *cbs], **kwargs)
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    learn.logger = lambda *_: None
+    return learn
+
+def weights(net): return torch.cat([p.detach().flatten() for p in net.parameters()]).clone()
+def state(net): return {k:v.clone() for k,v in net.state_dict().items()}
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k],b[k]) for k in a)
+
+# Row 1
+
+def test_01_type_dispatched_transforms_take_effect():
+    seen = []
+    class Look(Callback):
+        order = MixedPrecision.order+1
+        def before_batch(self): seen.append((type(self.xb[0]), self.xb[0].unique().tolist()))
+    learn = make(augs=[Pipeline([Nudge()], split_idx=0)]*2, cbs=[Look()])
+    learn.fit(1)
+    assert set(map(str, seen)) == {str((torch.Tensor, [.5]))}
+
+def test_01_normalisation_takes_effect():
+    learn = make(augs=get_byol_aug_pipelines(8, flip_p=0., **(GREY|dict(stats=([0.],[.01])))))
+    learn.dls.one_batch(); learn._split(learn.dls.one_batch()); learn('before_fit'); learn('before_batch')
+    assert all(v.max()>50 for v in learn.xb)
+
+# Rows 2 and 3
+
+def test_02_target_survives_every_entrance():
+    learn = make(m=.9)
+    learn.fit(1)
+    target,online = weights(learn.model.target),weights(learn.model.online)
+    assert not torch.equal(target, online)
+    learn.validate(); learn.get_preds(); learn.summary(); learn.fit(0)
+    assert torch.equal(target, weights(learn.model.target))
+    learn.model.reset_target()
+    assert torch.equal(online, weights(learn.model.target))
+
+def test_03_target_is_saved_loaded_and_exported(tmp_path):
+    learn = make(m=.9, path=tmp_path)
+    learn.fit(1)
+    was = state(learn.model)
+    learn.save('a'); learn.export('a.pkl')
+    learn.fit(1)
+    assert not same(was, state(learn.model))
+    assert same(was, state(learn.load('a').model))
+    assert same(was, state(load_learner(tmp_path/'a.pkl').model))
+
+def test_03_rollback_takes_the_target_along(tmp_path):
+    kept = {}
+    class Keep(Callback):
+        order = SaveModelCallback.order+1
+        def after_epoch(self): kept[self.epoch] = state(self.model)
+    learn = make(m=.9, path=tmp_path)
+    learn.fit(3, cbs=[SaveModelCallback(monitor='valid_loss'), Keep()])
+    best = min(range(3), key=lambda i: learn.recorder.values[i][1])
+    assert same(kept[best], state(learn.model))
+
+# Row 7
+
+class Cancel(Callback):
+    "Cancel every step but the first, as mixed precision does when gradients overflow"
+    order = MixedPrecision.order
+    def before_step(self):
+        if self.train_iter: raise CancelStepException()
+
+def test_07_cancelled_steps_do_not_move_the_target():
+    calls = []
+    learn = make(m=lambda pct: calls.append(pct) or .5, cbs=[Cancel()])
+    before = weights(learn.model.target)
+    learn.fit(1, lr=.1)
+    after,online = weights(learn.model.target),weights(learn.model.online)
+    assert torch.allclose(after, before.lerp(online, .5), atol=1e-7)     # once, not three times
+
+def test_07_accumulated_batches_move_the_target_once_a_step():
+    class Count(Callback):
+        order,n,moved = BYOL.order+1,0,0
+        def before_batch(self): self.was = weights(self.model.target)
+        def after_step(self): self.n += 1
+        def after_batch(self): self.moved += not torch.equal(self.was, weights(self.model.target))
+    count = Count()
+    learn = make(m=.5, bs=8, cbs=[GradientAccumulation(16), count])
+    learn.fit(2, lr=.1)
+    assert count.n == count.moved == 6    # 48 pictures twice, 16 a step
+
+# Row 14
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_14_target_of_a_half_precision_network_arrives(dtype):
+    m = BYOLModel(nn.Linear(4,4).to(dtype), nn.Linear(4,4).to(dtype), nn.Linear(4,4).to(dtype))
+    assert {p.dtype for p in m.target.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for t,o in zip(m.target.parameters(), m.online.parameters()): t.zero_(), o.fill_(1)
+    for _ in range(2000): ema_update(m.target, m.online, .996)
+    assert all((p>.999).all() for p in m.target.parameters())
+
+def test_14_a_target_made_half_precision_is_refused():
+    m = create_byol_model(conv_net(), 8, 4).bfloat16()
+    with pytest.raises(TypeError, match='float32'): ema_update(m.target, m.online, .996)
+
+# Row 17
+
+class CPUAutocast(Callback):
+    "fastai's MixedPrecision, for the CPU"
+    order = MixedPrecision.order
+    def before_batch(self):
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16); self.autocast.__enter__()
+    def after_pred(self): self.dtypes = [o.dtype for o in (*self.pred, *self.yb)]
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+
+def test_17_target_runs_inside_autocast_and_the_loss_in_float32():
+    views = []
+    learn = make(cbs=[amp := CPUAutocast()])
+    learn.model.online.register_forward_pre_hook(lambda m,x: views.append(x[0].dtype))
+    learn.fit(1)
+    assert set(amp.dtypes) == {torch.bfloat16}              # predictions and targets both
+    assert set(views) == {torch.float32}                    # views as they were drawn
+    q = [torch.randn(4,8).bfloat16() for _ in range(2)]
+    assert byol_loss(q, *q).dtype == torch.float32
+    assert {p.dtype for p in learn.model.parameters()} == {torch.float32}
+
+# Row 24
+
+def test_24_unfreeze_with_a_splitter_of_everything_leaves_the_target_alone():
+    learn = make(splitter=params, m=.5)
+    learn.create_opt(); learn.unfreeze()
+    learn.fit(1, lr=.1)
+    targs = set(learn.model.target.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in targs)
+    assert not any(p in targs for ps in learn.opt.param_lists for p in ps)
+    assert all(p.requires_grad for p in learn.model.online.parameters())
+
+def test_24_torch_optimizers_too():
+    learn = make(splitter=params, opt_func=partial(OptimWrapper, opt=torch.optim.SGD))
+    learn.unfreeze(); learn.fit(1)
+    targs = set(learn.model.target.parameters())
+    assert not any(p in targs for g in learn.opt.opt.param_groups for p in g['params'])
+
+# Row 25
+
+def test_25_the_former_loss_comes_back():
+    mine = nn.MSELoss()
+    learn = make(loss_func=mine)
+    assert learn.loss_func is not mine
+    learn.fit(1)
+    learn.remove_cb(BYOL)
+    assert learn.loss_func is mine and not hasattr(learn, 'byol')
+
+def test_25_losses_of_single_items():
+    learn = make()
+    learn.fit(1)
+    preds,targs,losses = learn.get_preds(with_loss=True)
+    assert losses.shape == (16,) and learn.loss_func.reduction == 'mean'
+    assert torch.allclose(losses, byol_loss(preds, *targs, reduction='none'), atol=1e-5)
+    assert Interpretation.from_learner(learn).losses.shape == (16,)
+
+# Row 26
+
+def test_26_one_batch_gives_features_and_predictions_explain_themselves():
+    learn = make()
+    assert learn.model(torch.rand(3,1,8,8)).shape == (3,8)
+    for call in (lambda: learn.show_results(), lambda: learn.get_preds(with_decoded=True)):
+        with pytest.raises(TypeError, match='embed'): call()
+
+# Row 31
+
+def test_31_data_for_training_only():
+    x,_,_ = digits()
+    learn = make(dls=DataLoaders(tensor_dls(x[:32], bs=16).train))
+    learn.fit(2)
+    assert len(learn.recorder.losses) == 4 and len(learn.dls.loaders) == 1
+
+def test_31_data_without_labels():
+    x,_,_ = digits()
+    learn = make(dls=tensor_dls(x[:48], splits=(torch.arange(32), torch.arange(32,48)), bs=16))
+    learn.fit(1)
+    assert len(learn.recorder.values[0]) == 2
+
+def test_31_unlabelled_fastai_datasets():
+    x,_,_ = digits()
+    dls = Datasets(list(range(48)), [[lambda i: TensorImage(x[i])]], splits=[list(range(32)), list(range(32,48))]).dataloaders(bs=16, device='cpu')
+    learn = make(dls=dls, loss_func=byol_loss)
+    learn.fit(1)
+    assert len(learn.recorder.losses) == 2
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_31_plain_torch_loaders(labelled):
+    x,y,_ = digits()
+    ds = torch.utils.data.TensorDataset(*((x[:48], y[:48]) if labelled else (x[:48],)))
+    dl = torch.utils.data.DataLoader(ds, batch_size=16)
+    learn = make(dls=DataLoaders(dl, dl), loss_func=byol_loss)
+    learn.fit(1)
+    assert len(learn.recorder.losses) == 3
+    learn.validate()
+    assert learn.byol.show(2) is not None
+
+# Row 32
+
+def test_32_uint8_is_the_same_as_floats():
+    x,_,_ = digits()
+    def losses(x):
+        learn = make(dls=tensor_dls(x, bs=16, seed=0)); seed_everything(0, learn.dls)
+        learn.fit(1)
+        return learn.recorder.losses
+    u8 = (x[:32]*255).round().byte()
+    assert torch.allclose(torch.stack(losses(u8)), torch.stack(losses(u8.float()/255)), atol=1e-5)
+
+def test_32_uint8_batches_of_any_loader():
+    x,_,_ = digits()
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset((x[:32]*255).byte()), batch_size=16)
+    learn = make(dls=DataLoaders(dl, dl), loss_func=byol_loss)
+    learn.fit(1)
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+
+def one_line(error, *words):
+    "The message is one line (after fastai's own first line that names the callback) and says `words`"
+    msg = str(error.value).split('\t')[-1]
+    assert '\n' not in msg and all(w in msg for w in words), msg
+
+def test_32_channels_that_do_not_fit():
+    learn = make(net=conv_net(3))
+    with pytest.raises(ValueError) as e: learn.fit(1)
+    one_line(e, '1 channel', '(16, 1, 8, 8)', 'takes 3', 'n_in=1')
+
+def test_32_wrong_dtype_and_shape():
+    x,_,_ = digits()
+    for bad,err,words in ((x[:32].long(), TypeError, ['int64','uint8']), (x[:32,0], ValueError, ['(16, 8, 8)','(bs,c,h,w)'])):
+        dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(bad), batch_size=16)
+        with pytest.raises(err) as e: make(dls=DataLoaders(dl, dl), loss_func=byol_loss).fit(1)
+        one_line(e, *words)
+
+def test_32_data_that_does_not_fill_a_batch():
+    x,_,_ = digits()
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:10]), batch_size=16, drop_last=True)
+    with pytest.raises(ValueError) as e: make(dls=DataLoaders(dl, dl), loss_func=byol_loss).fit(1)
+    one_line(e, '10 pictures', 'bs=16', 'bs=10')
+
+def test_16_a_batch_of_one():
+    x,_,_ = digits()
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:4]), batch_size=1)
+    with pytest.raises(ValueError) as e: make(dls=DataLoaders(dl, dl), loss_func=byol_loss).fit(1)
+    one_line(e, '1 picture', 'bs=2')
+
+def test_32_pipelines_and_model_that_do_not_fit():
+    for augs in (get_byol_aug_pipelines(8)[:1], get_batch_augs(8), None):
+        with pytest.raises(ValueError) as e: BYOL(augs)
+        one_line(e, 'aug_pipelines', 'get_byol_aug_pipelines')
+    x,y,_ = digits()
+    learn = Learner(tensor_dls(x[:32], y[:32], bs=16), conv_net(), cbs=BYOL(get_byol_aug_pipelines(8, **GREY)))
+    with pytest.raises(TypeError) as e: learn.fit(1)
+    one_line(e, 'Sequential', 'create_byol_model')
+
+# Row 33
+
+def test_33_pictures_outside_0_1_are_noticed_once():
+    x,_,_ = digits()
+    learn = make(dls=tensor_dls((x[:32]-.5)/.3, bs=16))
+    with pytest.warns(UserWarning, match=r'span \[-1.67, 1.67\]') as w: learn.fit(2)
+    assert sum('span' in str(o.message) for o in w) == 1
+
+# Row 34
+
+@pytest.mark.parametrize('c', [1, 2, 4, 13])
+def test_34_any_number_of_channels_trains(c):
+    x,_,_ = digits()
+    learn = make(dls=tensor_dls(x[:32].repeat(1,c,1,1), bs=16), net=conv_net(c), augs=get_byol_aug_pipelines(8, stats=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); learn.fit(1)
+    assert torch.stack(learn.recorder.losses).isfinite().all()
+
+def test_34_stats_must_fit():
+    learn = make(augs=get_byol_aug_pipelines(8, jitter=False, bw=False))
+    with pytest.raises(ValueError) as e: learn.fit(1)
+    one_line(e, 'stats has 3 channels', 'pictures have 1', 'stats=None')
+
+# Row 35
+
+def test_35_one_seed_repeats_a_run():
+    def run(seed):
+        learn = make()
+        torch.rand(3)
+        seed_everything(seed, learn.dls)
+        learn.fit(2)
+        return torch.stack(learn.recorder.losses), weights(learn.model)
+    (a,wa),(b,wb),(c,_) = run(7),run(7),run(8)
+    assert torch.equal(a, b) and torch.equal(wa, wb) and not torch.equal(a, c)
+
+# Row 36
+
+def test_36_hooks_are_not_copied():
+    calls,net = [],conv_net()
+    net[0].register_forward_hook(lambda *a: calls.append(1))
+    model = create_byol_model(net, 8, 4); calls.clear()
+    model.project(torch.rand(2,1,8,8))
+    assert not calls
+    model(torch.rand(2,1,8,8))
+    assert calls
+
+# Row 37
+
+@pytest.mark.parametrize('name,kw', [('resnet18',{}), ('vit_tiny_patch16_224',dict(size=64)), ('convnext_atto',dict(n_in=4))])
+def test_37_asking_for_the_width_changes_nothing(name, kw):
+    net = create_encoder(name, pretrained=False, **kw).train()
+    was,rng = state(net),torch.get_rng_state()
+    nf = num_features(net)
+    assert same(was, state(net)) and all(m.training for m in net.modules()) and torch.equal(rng, torch.get_rng_state())
+    size,c = kw.get('size', 64),kw.get('n_in', 3)
+    assert net.eval()(torch.rand(2,c,size,size)).shape == (2,nf)
+
+# The laws
+
+def test_law_target_is_not_trained():
+    learn = make(m=.5)
+    learn.fit(1, lr=.1)
+    targs = set(learn.model.target.parameters())
+    assert not any(p in targs for ps in learn.opt.param_lists for p in ps)
+    assert not any(p.requires_grad or p.grad is not None for p in targs)
+
+def test_law_target_batchnorms_keep_statistics_of_their_own():
+    learn = make(m=1.)
+    before = weights(learn.model.target)
+    learn.fit(1, lr=.1)
+    assert torch.equal(before, weights(learn.model.target))                     # m=1: the weights stand still
+    stats = [m.running_mean for m in learn.model.target.modules() if hasattr(m, 'running_mean')]
+    assert stats and all(s.abs().sum()>0 for s in stats)                        # and it still saw the data, in train mode
+
+def test_law_each_view_is_a_pass_of_its_own():
+    m = create_byol_model(conv_net(), 16, 8)
+    v1,v2 = torch.rand(8,1,8,8),torch.rand(8,1,8,8)*3
+    q1,q2 = m(v1,v2)
+    assert torch.allclose(q1, m(v1,v1)[0], atol=1e-5)           # the other view does not reach it through a batchnorm
+
+def test_law_accumulation_equals_one_large_batch():
+    "Up to batchnorm: with none in it, four batches of 8 step as one of 32"
+    x,_,_ = digits()
+    def step(bs, cbs):
+        torch.manual_seed(0)
+        model = BYOLModel(nn.Sequential(nn.Conv2d(1,8,8), nn.Flatten(), nn.Tanh()), nn.Linear(8,8), nn.Linear(8,8))
+        dls = tensor_dls(x[:32], bs=bs); dls.train.shuffle = False
+        learn = Learner(dls, model, cbs=[BYOL([lambda x: x+.1, lambda x: x*.9], m=constant_momentum(.5)), *cbs], opt_func=partial(OptimWrapper, opt=torch.optim.SGD))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, lr=.1)
+        return weights(model)
+    assert torch.allclose(step(32, []), step(8, [GradientAccumulation(32)]), atol=1e-6)
+
+def test_law_validate_changes_nothing():
+    learn = make(m=.9)
+    learn.fit(1)
+    was,rng = state(learn.model),torch.get_rng_state()
+    a,b = learn.validate(),learn.validate()
+    assert a == b and same(was, state(learn.model)) and torch.equal(rng, torch.get_rng_state())
+
+def test_law_validation_size_does_not_change_training():
+    def losses(n_valid):
+        x,_,_ = digits()
+        learn = make(dls=tensor_dls(x[:96], splits=(torch.arange(32), torch.arange(32,32+n_valid)), bs=16)); seed_everything(0, learn.dls)
+        learn.fit(2)
+        return torch.stack(learn.recorder.losses)
+    assert torch.equal(losses(16), losses(64))
+
+def test_law_input_is_untouched():
+    learn = make(augs=[lambda x: x.mul_(0), lambda x: x.add_(1)])
+    learn._split(learn.dls.one_batch()); learn('before_fit')
+    x = learn.xb[0].clone()
+    learn('before_batch')
+    assert torch.equal(learn.byol.pictures, x) and (learn.xb[1]>=1).all() and learn.xb[1].max()>1
+
+def test_law_removing_the_callback_leaves_the_learner_as_found():
+    learn = make()
+    byol = learn.byol
+    learn.remove_cb(byol)
+    found = {k for k in vars(learn)}, learn.loss_func, len(learn.cbs)
+    learn.add_cb(byol); learn.remove_cb(byol)
+    assert ({k for k in vars(learn)}, learn.loss_func, len(learn.cbs)) == found
+
+def test_law_show_does_not_disturb_training():
+    def losses(look):
+        learn = make(); seed_everything(0, learn.dls)
+        class Show(Callback):
+            def after_batch(self):
+                if look: self.learn.byol.show(2)
+        learn.fit(2, cbs=Show())
+        return torch.stack(learn.recorder.losses)
+    import matplotlib.pyplot as plt
+    a,b = losses(True),losses(False)
+    plt.close('all')
+    assert torch.equal(a, b)
+
+def test_momentum_can_be_read_and_set_while_training():
+    learn = make(m=.9)
+    class Set(Callback):
+        def before_epoch(self):
+            if self.epoch==1: self.learn.byol.m = .25
+    learn.fit(2, cbs=Set())
+    n = len(learn.recorder.losses)
+    assert len(learn.byol.momenta) == n and learn.byol.momenta[0] == pytest.approx(.9) and learn.byol.momenta[-1] == .25
+    assert learn.byol.momenta[:n//2] == sorted(learn.byol.momenta[:n//2])
+
+def test_more_than_two_views_are_all_ordered_pairs():
+    augs = get_byol_aug_pipelines(8, flip_p=0., **GREY)
+    learn = make(augs=[*augs, augs[0]])
+    class Pairs(Callback):
+        order = MixedPrecision.order
+        def after_pred(self): self.n = len(self.pred),len(self.yb)
+    learn.fit(1, cbs=[pairs := Pairs()])
+    assert pairs.n == (6,6)
+
+def test_callback_and_model_pickle():
+    learn = make()
+    aug = pickle.loads(pickle.dumps(learn.byol.augs))
+    torch.manual_seed(0); a = aug[0](torch.ones(4,1,8,8))
+    torch.manual_seed(0); b = learn.byol.augs[0](torch.ones(4,1,8,8))
+    assert torch.equal(a, b)
+    copy.deepcopy(learn.model)
