@@ -56,7 +56,7 @@ def seed_everything(
 ):
     "Seed weights, views and loaders: Python, NumPy, torch (every device) and the generator inside each of `dls`"
     set_seed(seed)  # the workers of a loader take their seeds from torch
-    if dls: _seed(seed, dls)
+    if dls is not None: _seed(seed, dls)
 
 def _seed(seed, dls):
     for dl in dls: dl.rng = random.Random(seed)
@@ -157,7 +157,7 @@ def open_picture(
         im = ImageOps.exif_transpose(_wide(im) if wide else im.convert({1:'L', 3:'RGB'}[n_in]))
         if hw: im = ImageOps.fit(im, hw[::-1], Image.Resampling.BICUBIC)
         x = torch.tensor(np.asarray(im, dtype=np.float32)/(1 if wide else 255)).clamp(0,1)
-    except (OSError, SyntaxError, ValueError) as e: raise ValueError(f"{f}: cannot be read as a picture ({e}); repair or remove it") from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(f"{f}: cannot be read as a picture ({e}); repair or remove it") from e
     x = x[None] if x.ndim==2 else x.permute(2,0,1).contiguous()
     return (TensorImage if n_in==3 else TensorImageBW)(x.expand(n_in,-1,-1))
 

@@ -12,24 +12,30 @@ from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from torch import nn, Tensor
 from fastcore.all import L
-from fastai.data.core import TfmdDL
+from fastai.data.load import DataLoader
 from fastai.torch_core import no_random
 
 # %% ../nbs/20_evaluate.ipynb #c005
 @contextmanager
-def _eval_mode(model):
-    "Put every module of `model` in eval mode, and each back as it was (a frozen batchnorm stays in eval)"
-    was = [(m, m.training) for m in model.modules()]
-    try: yield model.eval()
+def _in_eval(model, device):
+    "Put `model` on `device` in eval mode, and each module back as it was (a frozen batchnorm stays in eval)"
+    home,was = _device(model),[(m, m.training) for m in model.modules()]
+    try: yield model.to(device).eval()
     finally:
+        model.to(home)
         for m,t in was: m.training = t
 
 @contextmanager
 def _whole(dl):
     "The loader to read from: a fastai one in data set order, to the last item, with the transforms of validation"
-    if not isinstance(dl, TfmdDL): yield dl; return
-    # `split_idx` 1: no augmentation, whichever split it is
-    with getattr(dl.dataset, 'set_split_idx', nullcontext)(1): yield dl.new(shuffle=False, drop_last=False)
+    if isinstance(dl, DataLoader):
+        # `split_idx` 1: no augmentation, whichever split it is
+        with getattr(dl.dataset, 'set_split_idx', nullcontext)(1): yield dl.new(shuffle=False, drop_last=False)
+        return
+    g = getattr(dl, 'generator', None)  # a torch loader may draw from one of its own
+    state = g and g.get_state()
+    try: yield dl
+    finally: g and g.set_state(state)
 
 def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
 
@@ -45,7 +51,7 @@ def embed(
     device,feats,labels = device or _device(encoder),[],[]
     if isinstance(dl, Tensor): dl = (dl,)
     if isinstance(dl, tuple): dl = zip(*(o.split(bs) for o in dl))
-    with no_random(reproducible=False), _eval_mode(encoder.to(device)), _whole(dl) as batches:
+    with no_random(reproducible=False), _in_eval(encoder, device), _whole(dl) as batches:
         for b in batches:
             x,*y = b if isinstance(b, (tuple,list)) else (b,)
             feats.append(_features(encoder, _clean(x, device, stats)))
