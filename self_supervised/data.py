@@ -88,6 +88,10 @@ class TensorData:
         if x.dtype==torch.uint8: x = x.float()/255
         return (x,) if self.y is None else (x, self.y[i])
 
+    def new_empty(self):
+        "The same without items: what `Learner.export` keeps of the data"
+        return TensorData(self.x[:0], None if self.y is None else self.y[:0])
+
 class TensorDL(TfmdDL):
     "A `TfmdDL` that indexes its `TensorData` once a batch"
     def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
