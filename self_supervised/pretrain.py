@@ -7,9 +7,11 @@ __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_
            'write_pictures', 'run_record', 'pretrain', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
-import csv, json, platform, sys, time
+import json, platform, sys, time, warnings
 from collections import Counter
 from pathlib import Path
+
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # fastai's import, and nothing the user of a command can do about
 
 import fastai, kornia, timm, torch, torchvision
 from torch import nn
@@ -32,7 +34,7 @@ from .vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 # %% ../nbs/50_pretrain.ipynb #c006
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at
 DIGITS = dict(arch='tiny_resnet', size=8, n_in=1, bs=128, epochs=60, lr=4e-3, wd=.01, m=.95, hidden_size=512, projection_size=64)
-DIGIT_VIEWS = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=20, rotate_p=.5, flip_p=0., jitter=False, bw=False, blur=False, solarize=False, stats=None)
+DIGIT_VIEWS = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=20, rotate_p=.8, flip_p=0., jitter=False, bw=False, blur=False, solarize=False, stats=None)
 # Few photographs on one machine: the published views; AdamW, which needs no large batch, and its recipe's rates for None
 PICTURES = dict(arch='resnet18', size=128, n_in=3, bs=128, epochs=100, lr=None, wd=None, m=None, hidden_size=4096, projection_size=256)
 
