@@ -29,6 +29,7 @@ from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
 from ..layers import create_mlp_module, in_channels, num_features
+from ..optimizer import check_recipe
 from ..plots import show_views
 
 # %% ../../nbs/10_vision.byol.ipynb #c006
@@ -259,7 +260,7 @@ class BYOL(Callback):
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"
         self.momenta,self.looked = [],False
-        check_model(self.byol_model), check_loader(self.dls)
+        check_model(self.byol_model), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
         self.train_only = len(self.dls.loaders)==1
         if self.train_only: self.dls.loaders.append([])     # fastai validates whatever there is
@@ -327,7 +328,6 @@ class BYOL(Callback):
 
     def _draw(self, n, x, views, **kwargs):
         decoded = [getattr(aug, 'decode', lambda o: o)(v[:n]).clamp(0,1).cpu() for aug,v in zip(self.augs, views)]
-        from self_supervised.plots import show_views
         return show_views(x[:n].cpu(), decoded, **kwargs)
 
     def _keep_target_out(self):
