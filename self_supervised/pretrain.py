@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'judge',
-           'write_pictures', 'run_record', 'pretrain', 'byol_pretrain']
+           'write_pictures', 'run_record', 'threads_for', 'pretrain', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
 import json, platform, sys, time, warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # fastai's import, and nothing the user of a command can do about
@@ -17,6 +18,7 @@ import fastai, kornia, timm, torch, torchvision
 from torch import nn
 import torch.nn.functional as F
 from fastcore.script import CliError, call_parse, store_true
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import parent_label
 from fastai.learner import Learner
@@ -99,6 +101,17 @@ def run_record(settings):
     return dict(command=' '.join(sys.argv), settings=settings, versions=versions, device=device, threads=torch.get_num_threads())
 
 # %% ../nbs/50_pretrain.ipynb #c014
+@contextmanager
+def threads_for(
+    size:int, # Side of the pictures, pixels
+):
+    "Compute on one thread where pictures are tiny"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1 if size<=16 else n)
+    try: yield
+    finally: torch.set_num_threads(n)
+
+# %% ../nbs/50_pretrain.ipynb #c015
 def pretrain(
     path=None, # Folder of pictures; None for scikit-learn's digits
     out='runs/byol', # Folder to write to
@@ -118,16 +131,18 @@ def pretrain(
     feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), CSVLogger('history.csv')])
+    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), CSVLogger('history.csv')])
     (out/'settings.json').write_text(json.dumps(run_record(dict(path=path and str(path), seed=seed, views=views, **s)), indent=1, default=str))
     seed_everything(seed, dls)
-    learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
+    start = time.perf_counter()
+    with threads_for(s['size']): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
+    print(f'Trained in {time.perf_counter()-start:.0f} s')
     feats['trained encoder'] = features(encoder, dls, views['stats'])
     save_encoder(encoder, out/'encoder.safetensors', stats=views['stats'], size=s['size'])
     write_pictures(out, learn, feats['trained encoder'][1])
     return learn,feats
 
-# %% ../nbs/50_pretrain.ipynb #c015
+# %% ../nbs/50_pretrain.ipynb #c016
 @call_parse(pos=['path'])
 def byol_pretrain(
     path:str=None, # Folder of pictures, searched to the bottom; without one, scikit-learn's digits
@@ -150,10 +165,9 @@ def byol_pretrain(
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
-    start = time.perf_counter()
     try: learn,feats = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, **settings)
     # The last line: before it fastai says in which callback
     except (ValueError, TypeError, FileNotFoundError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
-    print(f'\nTrained in {time.perf_counter()-start:.0f} s.\n\n{judge(feats)}\n')
+    print(f'\n{judge(feats)}\n')
     print(f'{out} holds encoder.safetensors, views.png, embedding.png, history.csv and settings.json. To use the encoder:\n')
     print(f"    from self_supervised.transfer import load_encoder\n    encoder = load_encoder('{Path(out)/'encoder.safetensors'}')")
