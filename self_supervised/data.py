@@ -7,7 +7,7 @@ __all__ = ['suffixes', 'digits', 'write_mnist_tiny', 'seed_everything', 'no_labe
            'picture_files', 'open_picture', 'OpenPicture', 'image_dls']
 
 # %% ../nbs/40_data.ipynb #c002
-import random
+import os, random
 import numpy as np, torch
 import torch.nn.functional as F
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcore.all import chunked, L
 from fasttransform import Transform
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import Categorize, get_files
+from fastai.data.transforms import Categorize
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device, set_seed
 from fastai.vision.core import TensorImage, TensorImageBW
@@ -135,9 +135,16 @@ def picture_files(
     "List the pictures under `path`, each file once whatever links lead to it"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"path: there is no folder {str(path)!r}; give a folder with pictures in it")
-    files = {f.resolve():f for f in sorted(get_files(path, extensions=suffixes), reverse=True)}
+    files = {f.resolve():f for f in sorted(_walk(path), reverse=True) if f.suffix.lower() in suffixes}
     if not files: raise ValueError(f"path: no picture in {str(path)!r} or below; a picture ends in {' '.join(suffixes)}")
     return L(sorted(files.values()))
+
+def _walk(path):
+    "All files under `path`; a folder is entered once, or links in a circle would multiply"
+    seen = {os.path.realpath(path)}
+    for folder,dirs,names in os.walk(path, followlinks=True):
+        dirs[:] = [d for d in sorted(dirs) if not d.startswith('.') and (real:=os.path.realpath(os.path.join(folder, d))) not in seen and not seen.add(real)]
+        yield from (Path(folder)/n for n in names if not n.startswith('.'))
 
 # %% ../nbs/40_data.ipynb #c024
 def _wide(im):

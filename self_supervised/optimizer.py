@@ -204,7 +204,9 @@ def byol_recipe(
     _check_run(epochs, bs, opt, n_items)
     def far(a, b): return abs(math.log(a/b))
     row = min([r for r in recipes if r.opt==opt], key=lambda r: (far(r.n_items, n_items or _imagenet), far(r.epochs, epochs), far(r.bs, bs)))
-    m = row.m if row.m is None else _at_least_40(row.m**(bs/row.bs), n_items and epochs*n_items/bs)
+    n_steps = n_items and epochs*n_items/bs
+    # Rows measured here are short runs: where steps are known, theirs is a momentum for that many
+    m = row.m if row.m is None else _at_least_40(.996 if row.source==_here and n_steps else row.m**(bs/row.bs), n_steps)
     # 10 epochs at most, and a quarter of the run: the share the shortest published run gives to its warm-up
     return replace(row, epochs=epochs, bs=bs, m=m, warmup=min(row.warmup, epochs/4), lr=None,
                    source=f'{row.data}, {row.epochs} epochs, batch {row.bs} ({row.source})')

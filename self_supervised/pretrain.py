@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'judge',
-           'write_pictures', 'run_record', 'threads_for', 'pretrain', 'byol_pretrain']
+           'free_folder', 'write_pictures', 'run_record', 'check_settings', 'threads_for', 'pretrain', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
 import json, platform, sys, time, warnings
@@ -37,8 +37,8 @@ from .vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at
 DIGITS = dict(arch='tiny_resnet', size=8, n_in=1, bs=128, epochs=60, lr=4e-3, wd=.01, m=.95, hidden_size=512, projection_size=64)
 DIGIT_VIEWS = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=20, rotate_p=.8, flip_p=0., jitter=False, bw=False, blur=False, solarize=False, stats=None)
-# Few photographs on one machine: the published views; AdamW, which needs no large batch, and its recipe's rates for None
-PICTURES = dict(arch='resnet18', size=128, n_in=3, bs=128, epochs=100, lr=None, wd=None, m=None, hidden_size=4096, projection_size=256)
+# Few photographs on one machine: the published views; AdamW, which needs no large batch; m=None takes the recipe's for so many steps
+PICTURES = dict(arch='resnet18', size=128, n_in=3, bs=128, epochs=100, lr=1e-3, wd=.01, m=None, hidden_size=4096, projection_size=256)
 
 # %% ../nbs/50_pretrain.ipynb #c008
 def digit_dls(size, bs, seed, **_):
@@ -64,9 +64,14 @@ class Pixels(nn.Module):
     "The picture itself as features, at most 32 pixels wide"
     def forward(self, x): return F.adaptive_avg_pool2d(x, [min(o,32) for o in x.shape[-2:]]).flatten(1)
 
-def features(encoder, dls, stats):
-    "Features and labels of the training and of the held-out pictures"
-    return [embed(encoder, dl, stats=stats) for dl in (dls.train, dls.valid)]
+def features(
+    encoder:nn.Module, # Left as it is
+    dls, # With a held-out part
+    stats:tuple|None, # (mean,std) the views normalise with, or None
+)->list: # (features, labels) of the training and of the held-out pictures; without labels of the second alone
+    "Compute the features that `judge` looks at"
+    held_out = embed(encoder, dls.valid, stats=stats)
+    return [(None,None) if held_out[1] is None else embed(encoder, dls.train, stats=stats), held_out]
 
 def judge(
     feats:dict, # name → features and labels of the two parts, as `features` gives them
@@ -76,16 +81,29 @@ def judge(
     "Compare features by few-label accuracy, or by their spread where there are no labels"
     (_,train_y),(_,test_y) = next(iter(feats.values()))
     if train_y is None: return _spread_table(feats)
+    n = min(n, train_y.unique(return_counts=True)[1].min().item())
     what = f'Accuracy on {len(test_y)} held-out pictures with {n} labels a class, mean ± std over {draws} draws of the labels\n'
     return what + str(compare_features({k: (a,b) for k,((a,_),(b,_)) in feats.items()}, train_y, test_y, n=n, draws=draws))
 
 def _spread_table(feats):
     "Without labels the only figures are those of collapse"
-    rows = [f'{k:18}{spread(b):12.2f}{effective_rank(b):16.1f} of {min(b.shape)}' for k,(_,(b,_)) in feats.items()]
+    some = {k: b[:1000] for k,(_,(b,_)) in feats.items()}
+    rows = [f'{k:18}{spread(b):12.2f}{effective_rank(b):16.1f} of {min(b.shape)}' for k,b in some.items()]
     return '\n'.join(['No labels (one folder, or few pictures in some): how spread out the features are. Collapsed: near 0, and rank 1',
                       f"{'features':18}{'spread':>12}{'effective rank':>16}", *rows])
 
 # %% ../nbs/50_pretrain.ipynb #c012
+def free_folder(
+    out, # Folder asked for
+)->Path: # `out`, or where that holds a run already `out-2`, `out-3`, …; made
+    "Find a folder to write a run to; none is overwritten"
+    out = Path(out)
+    if out.exists() and not out.is_dir(): raise ValueError(f"out: {str(out)!r} is a file; give a folder")
+    taken = lambda p: (p/'settings.json').exists()
+    free = next(p for i in range(1,10**6) if not taken(p := out if i==1 else out.with_name(f'{out.name}-{i}')))
+    free.mkdir(parents=True, exist_ok=True)
+    return free
+
 def write_pictures(out, learn, feats):
     "Draw the views and a map of the trained features"
     axes = learn.byol.show(6, seed=0)
@@ -101,6 +119,20 @@ def run_record(settings):
     return dict(command=' '.join(sys.argv), settings=settings, versions=versions, device=device, threads=torch.get_num_threads())
 
 # %% ../nbs/50_pretrain.ipynb #c014
+# name: smallest value allowed, the next to try
+_least = dict(size=8, n_in=1, bs=2, epochs=1, hidden_size=1, projection_size=1, workers=0)
+
+def check_settings(
+    **settings # What `pretrain` was given; None is the default
+)->None:
+    "Raise for what cannot work before anything is computed"
+    for k,v in settings.items():
+        if v is None: continue
+        if k in _least and v<_least[k]: raise ValueError(f"{k}={v} must be {_least[k]} or more")
+        if k=='lr' and v<=0: raise ValueError(f"lr={v} must be above 0, e.g. 1e-3")
+        if k=='wd' and v<0: raise ValueError(f"wd={v} must be 0 or more, e.g. 1e-2")
+
+# %% ../nbs/50_pretrain.ipynb #c015
 @contextmanager
 def threads_for(
     size:int, # Side of the pictures, pixels
@@ -111,7 +143,7 @@ def threads_for(
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/50_pretrain.ipynb #c015
+# %% ../nbs/50_pretrain.ipynb #c016
 def pretrain(
     path=None, # Folder of pictures; None for scikit-learn's digits
     out='runs/byol', # Folder to write to
@@ -121,16 +153,17 @@ def pretrain(
     unlabelled:bool=False, # Ignore folder names?
     views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     **settings # Any of `DIGITS` or `PICTURES` that differ from the default
-): # The learner, and the features of raw pixels, untrained and trained encoder
+)->tuple: # The learner, the features of raw pixels, untrained and trained encoder, and the folder
     "Train an encoder with BYOL and write it to a run folder"
     s = (DIGITS if path is None else PICTURES) | {k:v for k,v in settings.items() if v is not None}
+    check_settings(workers=workers, **s)
     views = (DIGIT_VIEWS if path is None else dict(stats=imagenet_stats if s['n_in']==3 else None)) | (views or {})
     seed_everything(seed)
     dls = digit_dls(seed=seed, **s) if path is None else folder_dls(path, s['size'], s['n_in'], s['bs'], seed, workers, unlabelled)
     encoder = create_encoder(s['arch'], pretrained=pretrained, n_in=s['n_in'], size=s['size'])
     feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = free_folder(out)
     learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), CSVLogger('history.csv')])
     (out/'settings.json').write_text(json.dumps(run_record(dict(path=path and str(path), seed=seed, views=views, **s)), indent=1, default=str))
     seed_everything(seed, dls)
@@ -140,9 +173,9 @@ def pretrain(
     feats['trained encoder'] = features(encoder, dls, views['stats'])
     save_encoder(encoder, out/'encoder.safetensors', stats=views['stats'], size=s['size'])
     write_pictures(out, learn, feats['trained encoder'][1])
-    return learn,feats
+    return learn,feats,out
 
-# %% ../nbs/50_pretrain.ipynb #c016
+# %% ../nbs/50_pretrain.ipynb #c017
 @call_parse(pos=['path'])
 def byol_pretrain(
     path:str=None, # Folder of pictures, searched to the bottom; without one, scikit-learn's digits
@@ -165,9 +198,9 @@ def byol_pretrain(
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
-    try: learn,feats = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, **settings)
+    try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, **settings)
     # The last line: before it fastai says in which callback
-    except (ValueError, TypeError, FileNotFoundError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
+    except (ValueError, TypeError, AssertionError, RuntimeError, OSError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
     print(f'\n{judge(feats)}\n')
-    print(f'{out} holds encoder.safetensors, views.png, embedding.png, history.csv and settings.json. To use the encoder:\n')
-    print(f"    from self_supervised.transfer import load_encoder\n    encoder = load_encoder('{Path(out)/'encoder.safetensors'}')")
+    print(f'{folder} holds encoder.safetensors, views.png, embedding.png, history.csv and settings.json. To use the encoder:\n')
+    print(f"    from self_supervised.transfer import load_encoder\n    encoder = load_encoder('{folder/'encoder.safetensors'}')")

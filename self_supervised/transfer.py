@@ -73,9 +73,15 @@ def load_encoder(
     weights,meta = _read(path)
     if encoder is None:
         if not meta.get('spec'): raise ValueError(f"encoder: {str(path)!r} does not say how its network was made; build it and pass it, `load_encoder(path, encoder=net)`")
-        encoder = create_encoder(**meta['spec'], pretrained=False)
+        encoder = create_encoder(**_trusted(meta['spec'], path), pretrained=False)
     _fill(encoder, weights, path)
     return encoder.eval() if device is None else encoder.eval().to(device)
+
+def _trusted(spec, path):
+    "`spec`, unless it would make timm read another file or ask the network"
+    bad = {k:v for k,v in spec.items() if k in ('pretrained','checkpoint_path','pretrained_cfg','pretrained_cfg_overlay','cache_dir') or (k=='arch' and ':' in str(v))}
+    if bad: raise ValueError(f"path: {str(path)!r} asks for {bad}, which reaches beyond the file; build the network and pass it, `load_encoder(path, encoder=net)`")
+    return spec
 
 def _fill(encoder, weights, path):
     "Load `weights` if they are those of `encoder`, to the last name and shape; nothing is loaded otherwise"
