@@ -16,7 +16,7 @@ from self_supervised.augmentations import get_batch_augs
 from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
 from self_supervised.layers import create_encoder, num_features
-from self_supervised.vision.byol import BYOL, BYOLModel, byol_loss, create_byol_model, get_byol_aug_pipelines
+from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
 GREY = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None)
 
@@ -36,7 +36,7 @@ def make(bs=16, n=64, size=8, net=None, augs=None, dls=None, cbs=(), **kwargs):
     torch.manual_seed(1)
     model = create_byol_model(net or conv_net(), hidden_size=16, projection_size=8)
     augs = augs or get_byol_aug_pipelines(size, flip_p=0., **GREY)
-    learn = Learner(dls, model, cbs=[BYOL(augs, **byol_kw), *cbs], **kwargs)
+    learn = byol_learner(dls, model, augs, cbs=cbs, **byol_kw, **kwargs)
     learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
     learn.logger = lambda *_: None
     return learn
@@ -199,6 +199,13 @@ def test_26_one_batch_gives_features_and_predictions_explain_themselves():
     for call in (lambda: learn.show_results(), lambda: learn.get_preds(with_decoded=True)):
         with pytest.raises(TypeError, match='embed'): call()
 
+def test_26_predict_and_tta_explain_themselves():
+    x,_,_ = digits()
+    dls = Datasets(list(range(32)), [[lambda i: TensorImage(x[i])]], splits=[list(range(16)), list(range(16,32))]).dataloaders(bs=16, device='cpu')
+    learn = make(dls=dls)
+    for call in (lambda: learn.predict(3), lambda: learn.tta(n=1)):
+        with pytest.raises(TypeError, match='embed'), learn.no_bar(): call()
+
 # Row 31
 
 def test_31_data_for_training_only():
@@ -216,7 +223,7 @@ def test_31_data_without_labels():
 def test_31_unlabelled_fastai_datasets():
     x,_,_ = digits()
     dls = Datasets(list(range(48)), [[lambda i: TensorImage(x[i])]], splits=[list(range(32)), list(range(32,48))]).dataloaders(bs=16, device='cpu')
-    learn = make(dls=dls, loss_func=byol_loss)
+    learn = make(dls=dls)
     learn.fit(1)
     assert len(learn.recorder.losses) == 2
 
@@ -225,7 +232,7 @@ def test_31_plain_torch_loaders(labelled):
     x,y,_ = digits()
     ds = torch.utils.data.TensorDataset(*((x[:48], y[:48]) if labelled else (x[:48],)))
     dl = torch.utils.data.DataLoader(ds, batch_size=16)
-    learn = make(dls=DataLoaders(dl, dl), loss_func=byol_loss)
+    learn = make(dls=DataLoaders(dl, dl))
     learn.fit(1)
     assert len(learn.recorder.losses) == 3
     learn.validate()
@@ -245,7 +252,7 @@ def test_32_uint8_is_the_same_as_floats():
 def test_32_uint8_batches_of_any_loader():
     x,_,_ = digits()
     dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset((x[:32]*255).byte()), batch_size=16)
-    learn = make(dls=DataLoaders(dl, dl), loss_func=byol_loss)
+    learn = make(dls=DataLoaders(dl, dl))
     learn.fit(1)
     assert torch.stack(learn.recorder.losses).isfinite().all()
 
@@ -257,25 +264,25 @@ def one_line(error, *words):
 def test_32_channels_that_do_not_fit():
     learn = make(net=conv_net(3))
     with pytest.raises(ValueError) as e: learn.fit(1)
-    one_line(e, '1 channel', '(16, 1, 8, 8)', 'takes 3', 'n_in=1')
+    one_line(e, '1 channels', '(16, 1, 8, 8)', 'takes 3', 'n_in=1')
 
 def test_32_wrong_dtype_and_shape():
     x,_,_ = digits()
     for bad,err,words in ((x[:32].long(), TypeError, ['int64','uint8']), (x[:32,0], ValueError, ['(16, 8, 8)','(bs,c,h,w)'])):
         dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(bad), batch_size=16)
-        with pytest.raises(err) as e: make(dls=DataLoaders(dl, dl), loss_func=byol_loss).fit(1)
+        with pytest.raises(err) as e: make(dls=DataLoaders(dl, dl)).fit(1)
         one_line(e, *words)
 
 def test_32_data_that_does_not_fill_a_batch():
     x,_,_ = digits()
     dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:10]), batch_size=16, drop_last=True)
-    with pytest.raises(ValueError) as e: make(dls=DataLoaders(dl, dl), loss_func=byol_loss).fit(1)
+    with pytest.raises(ValueError) as e: make(dls=DataLoaders(dl, dl)).fit(1)
     one_line(e, '10 pictures', 'bs=16', 'bs=10')
 
 def test_16_a_batch_of_one():
     x,_,_ = digits()
     dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:4]), batch_size=1)
-    with pytest.raises(ValueError) as e: make(dls=DataLoaders(dl, dl), loss_func=byol_loss).fit(1)
+    with pytest.raises(ValueError) as e: make(dls=DataLoaders(dl, dl)).fit(1)
     one_line(e, '1 picture', 'bs=2')
 
 def test_32_pipelines_and_model_that_do_not_fit():
@@ -292,7 +299,7 @@ def test_32_pipelines_and_model_that_do_not_fit():
 def test_33_pictures_outside_0_1_are_noticed_once():
     x,_,_ = digits()
     learn = make(dls=tensor_dls((x[:32]-.5)/.3, bs=16))
-    with pytest.warns(UserWarning, match=r'span \[-1.67, 1.67\]') as w: learn.fit(2)
+    with pytest.warns(UserWarning, match=r'span \[-1.67, 1.67\]') as w: learn.fit(2), learn.fit(1), learn.validate(dl=learn.dls.train)
     assert sum('span' in str(o.message) for o in w) == 1
 
 # Row 34
@@ -317,9 +324,10 @@ def test_35_one_seed_repeats_a_run():
     def run(seed):
         set_seed(torch.seed()%2**31)       # whatever came before, the making of the loaders included
         dls = Datasets(list(range(48)), [[lambda i: TensorImage(x[i])]], splits=[list(range(32)), list(range(32,48))]).dataloaders(bs=16, device='cpu')
-        learn = make(dls=dls, loss_func=byol_loss)
-        seed_everything(seed, learn.dls)
-        learn.fit(2)
+        seed_everything(seed, dls)
+        net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        learn = byol_learner(dls, create_byol_model(net, 16, 8), get_byol_aug_pipelines(8, **GREY))
+        with learn.no_bar(), learn.no_logging(): learn.fit(2)
         return torch.stack(learn.recorder.losses), weights(learn.model)
     (a,wa),(b,wb),(c,_) = run(7),run(7),run(8)
     assert torch.equal(a, b) and torch.equal(wa, wb) and not torch.equal(a, c)
@@ -423,6 +431,49 @@ def test_law_show_does_not_disturb_training():
     a,b = losses(True),losses(False)
     plt.close('all')
     assert torch.equal(a, b)
+
+def test_law_show_between_fits_does_not_disturb_training():
+    def losses(look):
+        learn = make(); seed_everything(0, learn.dls)
+        learn.fit(1)
+        if look: learn.byol.show(2); learn.byol.show(2, seed=0)
+        learn.fit(1)
+        return torch.stack(learn.recorder.losses)
+    import matplotlib.pyplot as plt
+    a,b = losses(True),losses(False)
+    plt.close('all')
+    assert torch.equal(a, b)
+
+def test_two_callbacks_are_refused():
+    learn = make()
+    learn.add_cb(BYOL(learn.byol.augs))
+    with pytest.raises(ValueError) as e: learn.fit(1)
+    one_line(e, '2 BYOL callbacks', 'remove_cb')
+
+def test_11_a_loader_of_bare_tensors_loses_no_picture():
+    x,_,_ = digits()
+    seen = []
+    class Look(Callback):
+        order = BYOL.order+1
+        def before_batch(self): seen.append(len(self.xb[0]))
+    dl = torch.utils.data.DataLoader(x[:32], batch_size=16)
+    make(dls=DataLoaders(dl, dl), cbs=[Look()]).fit(1)
+    assert seen == [16]*4
+
+def test_an_interrupted_fit_leaves_a_learner_that_works(tmp_path):
+    class Stop(Callback):
+        def before_validate(self): raise KeyboardInterrupt
+    x,_,_ = digits()
+    learn = make(dls=DataLoaders(tensor_dls(x[:32], bs=16).train), path=tmp_path)
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
+    learn.fit(1); learn.export('a.pkl')
+    assert len(learn.dls.loaders)==1 and learn.byol.set_aside is None
+
+def test_names_do_not_shadow_fastai():
+    import fastai.vision.all as F
+    from self_supervised import augmentations, layers
+    from self_supervised.vision import byol
+    for m in (augmentations, layers, byol): assert not set(m.__all__) & set(vars(F)), m
 
 def test_momentum_can_be_read_and_set_while_training():
     learn = make(m=.9)
