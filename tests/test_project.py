@@ -100,6 +100,10 @@ def test_readme_runs(tmp_path, monkeypatch):
     (tmp_path/'README.py').write_text(script, encoding='utf-8')
     run('README.py', MPLBACKEND='agg', PYTHONPATH=str(root))
 
+def test_readme_links_lead_somewhere():
+    links = re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', (root/'README.md').read_text(encoding='utf-8'))
+    assert links and not [o for o in links if not (root/o).exists()]
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     "The wheel made from the sdist that is made from a copy of the sources"
