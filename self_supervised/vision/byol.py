@@ -29,7 +29,7 @@ from fastai.torch_core import TensorImage, get_random_states, no_random, set_ran
 from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
-from ..layers import create_mlp_module, input_channels, num_features
+from ..layers import create_mlp_module, input_channels, num_features, undisturbed
 from ..optimizer import check_recipe
 from ..plots import show_views
 
@@ -243,16 +243,9 @@ def check_online(
     "Raise when the online network cannot take the views, in words rather than in a matrix product far inside"
     for v in views:
         if len(v)!=len(x): raise ValueError(f"a pipeline made {len(v)} views of {len(x)} pictures: pass pipelines that answer one view a picture")
-        try: _try(model.online, v[:2])
+        try:
+            with undisturbed(model.online): model.online(v[:2])
         except Exception as e: raise ValueError(_misfit(model.encoder, v, e)) from e
-
-def _try(net, x):
-    "Ask `net` in eval mode; nothing in it changes"
-    was = [(m,m.training) for m in net.modules()]
-    try:
-        with torch.no_grad(), no_random(reproducible=False): net.eval()(x)
-    finally:
-        for m,training in was: m.training = training
 
 def _misfit(encoder, v, e):
     "Why `encoder` and its head refuse the view `v`"
