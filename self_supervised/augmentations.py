@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['warn_once', 'plain', 'PerImage', 'check_p', 'adjust_contrast', 'ColorJitter', 'NormalizeViews', 'BicubicCrop',
-           'blur_kernel', 'get_batch_augs', 'get_multi_aug_pipelines', 'one_a_view', 'RandomFrames']
+           'sides', 'blur_kernel', 'get_batch_augs', 'get_multi_aug_pipelines', 'one_a_view', 'RandomFrames']
 
 # %% ../nbs/01_augmentations.ipynb #c003
 import math
@@ -55,6 +55,7 @@ class PerImage(Transform):
 
     def encodes(self, x):
         x = plain(x)
+        if not x.is_floating_point(): raise TypeError(f"the batch is {x.dtype}, and views are made of floating point in [0,1]: pass x/255")
         if x.dim()==4: return self.images(x)
         if x.dim()!=5: raise ValueError(
             f"the batch has shape {tuple(x.shape)}: pass pictures (bs,c,h,w) or clips (bs,c,t,h,w), and rows of a table to vectors.get_vector_augs()")
@@ -84,7 +85,7 @@ def check_p(
     what:str, # What it is for
 )->None:
     "Raise unless `p` is a probability"
-    if not 0<=p<=1: raise ValueError(f"p={p} is not a probability: pass a number in [0,1] for {what}")
+    if not isinstance(p, Number) or not 0<=p<=1: raise ValueError(f"p={p} is not a probability: pass a number in [0,1] for {what}")
 
 def _left_out(x, what):
     warn_once(f"the pictures have {x.shape[1]} channel{'s'*(x.shape[1]!=1)}, and {what} needs 3 (RGB): it is left out")
@@ -164,23 +165,31 @@ def _digits(t): return [round(o, 3) for o in t.tolist()]
 class BicubicCrop(K.RandomResizedCrop):
     "Cut a random part of each image and resize it to `size` bicubically, clipped to [0,1]"
     def __init__(self,
-        size:int, # Side of the square view, pixels
+        size:int|tuple, # Side of the square view, or its (h,w), pixels
         scale:tuple=(.08,1.), # Part of the area to keep
         ratio:tuple=(3/4,4/3), # Width over height, drawn on a logarithmic scale
         same_on_batch:bool=False, # One crop for all images of a batch?
     ):
-        super().__init__((size,size), scale=scale, ratio=ratio, resample='bicubic', align_corners=False, same_on_batch=same_on_batch, p=1.)
+        super().__init__(sides(size), scale=scale, ratio=ratio, resample='bicubic', align_corners=False, same_on_batch=same_on_batch, p=1.)
     def forward(self, *args, **kwargs): return super().forward(*args, **kwargs).clamp(0,1)
 
+def sides(
+    size:int|tuple, # Side of a square, or (h,w), pixels
+)->tuple: # (h,w)
+    "Height and width that `size` means"
+    hw = tuple(size) if is_listy(size) else (size,size)
+    if len(hw)==2 and all(isinstance(o, int) and o>0 for o in hw): return hw
+    raise ValueError(f"size={size!r} is no side of a picture: pass pixels, 1 or more, or (h,w)")
+
 def blur_kernel(
-    size:int, # Side of the view, pixels
+    size:int|tuple, # Side of the view, or its (h,w), pixels
 )->int: # Odd number of taps, at least 3
-    "Give the blur's width: a tenth of the picture, 23 taps at 224 pixels (arXiv:2006.07733, appendix B)"
-    return max(3, size//10//2*2 + 1)
+    "Give the blur's width: a tenth of the shorter side, 23 taps at 224 pixels (arXiv:2006.07733, appendix B)"
+    return max(3, min(sides(size))//10//2*2 + 1)
 
 # %% ../nbs/01_augmentations.ipynb #c020
 def get_batch_augs(
-    size:int, # Side of the square view, pixels
+    size:int|tuple, # Side of the square view, or its (h,w), pixels
     rotate:bool=False, # Rotate? Not part of the published views
     jitter:bool=True, # Change brightness, contrast, saturation and hue?
     bw:bool=True, # Turn some pictures grey?
@@ -204,6 +213,7 @@ def get_batch_augs(
     frames:int|tuple|None=None, # Frames to keep of a clip, from a random one on; (n,stride) keeps `n`, every stride-th; None keeps all
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], answers the same with sides of `size`
     "Make a pipeline that draws a random view of every picture, or every clip, of a batch"
+    _check_pairs(resize_scale=resize_scale, resize_ratio=resize_ratio, stats=stats)
     def op(o, p, **kw): return [PerImage(o, p, same_on_batch, **kw)] if p else []
     tfms = [] if frames is None else [RandomFrames(*(frames if is_listy(frames) else [frames]), same_on_batch=same_on_batch)]
     tfms += [PerImage(BicubicCrop(size, resize_scale, resize_ratio, same_on_batch))]
@@ -213,19 +223,29 @@ def get_batch_augs(
     if bw:       tfms += op(K.RandomGrayscale(p=1.), bw_p, colour=True)
     if blur:     tfms += op(K.RandomGaussianBlur((blur_kernel(size),)*2, _floats(blur_s), same_on_batch=same_on_batch, p=1.), blur_p)
     if solarize: tfms += op(K.RandomSolarize((.5,.5), (0.,0.), p=1.), solarize_p, pixelwise=True)
-    tfms += [PerImage(o) if isinstance(o, nn.Module) else o for o in xtra_tfms or []]
+    tfms += [PerImage(o) if isinstance(o, nn.Module) else o for o in (xtra_tfms if is_listy(xtra_tfms) else [xtra_tfms] if xtra_tfms else [])]
     if stats is not None: tfms += [NormalizeViews(*stats)]
     return Pipeline(tfms, split_idx=0)
 
 # The strengths of SimCLR that BYOL halves, its saturation already halved (arXiv:2006.07733, table 6)
-def _jitter_amounts(s): return tuple(s) if is_listy(s) else tuple(s*o for o in (.8,.8,.4,.2))
+def _jitter_amounts(s):
+    if not is_listy(s): return tuple(s*o for o in (.8,.8,.4,.2))
+    if len(s)!=4: raise ValueError(f"jitter_s={s} has {len(s)} entries: pass one strength, or the four of brightness, contrast, saturation and hue")
+    return tuple(s)
+
+def _check_pairs(**given):
+    "Raise for a number where two are needed"
+    means = dict(resize_scale='(smallest,largest) part of the area, e.g. (.08,1.)', resize_ratio='(smallest,largest) width over height, e.g. (3/4,4/3)', stats='(mean,std) with an entry a channel, or None')
+    for k,v in given.items():
+        if v is not None and (not is_listy(v) or len(v)!=2): raise ValueError(f"{k}={v} must be a pair: pass {means[k]}")
+
 def _floats(s): return (float(s),)*2 if isinstance(s, Number) else tuple(map(float, s))
 
 # %% ../nbs/01_augmentations.ipynb #c027
 @delegates(get_batch_augs)
 def get_multi_aug_pipelines(
     n:int, # Number of pipelines, one a view
-    size:int, # Side of the square view, pixels
+    size:int|tuple, # Side of the square view, or its (h,w), pixels
     **kwargs
 )->list: # `n` pipelines
     "Make `n` pipelines; a probability given as a tuple has an entry for each of them"
@@ -242,7 +262,7 @@ def one_a_view(
         if len(v)!=n: raise ValueError(f"{k}={v} has {len(v)} entries for {n} views: pass one number for all or a tuple of {n}")
     return [make(**kwargs | {k:v[i] for k,v in each.items()}) for i in range(n)]
 
-# %% ../nbs/01_augmentations.ipynb #c041
+# %% ../nbs/01_augmentations.ipynb #c043
 class RandomFrames(Transform):
     "Keep `n` frames of each clip (bs,c,t,h,w), from a random one on"
     split_idx = 0

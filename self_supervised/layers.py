@@ -17,8 +17,9 @@ import timm, torch, torchvision
 from fastai.layers import ConvLayer, LinBnDrop, ResBlock
 from fastai.vision.models import xresnet
 from torch import nn, Tensor
+from torch.nn.utils import parametrize
 
-from .surgery import adapt_input, shrink_stem, to_group_norm
+from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
 
 # %% ../nbs/00_layers.ipynb #c006
 def _one_of(what, value, allowed):
@@ -353,7 +354,7 @@ class ClipEncoder(nn.Module):
 _norms = dict(
     batch = lambda nf,affine: nn.BatchNorm1d(nf, affine=affine),
     sync  = lambda nf,affine: nn.SyncBatchNorm(nf, affine=affine),
-    group = lambda nf,affine: nn.GroupNorm(math.gcd(nf, 32), nf, affine=affine),
+    group = lambda nf,affine: nn.GroupNorm(group_count(nf), nf, affine=affine),
     layer = lambda nf,affine: nn.LayerNorm(nf, elementwise_affine=affine))
 
 def _norm(norm, nf, affine=True):
@@ -370,8 +371,14 @@ def create_mlp_encoder(
 )->nn.Sequential: # (bs,n_in) → (bs,n_out)
     "An encoder of vectors, as Edifice builds it"
     widths = [n_in] + [hidden_size]*(_at_least_one(nlayers)-1)
-    hidden = [l for a,b in zip(widths, widths[1:]) for l in (nn.Linear(a, b), nn.ReLU(), *_norm(norm, b))]
-    return nn.Sequential(*hidden, nn.Linear(widths[-1], n_out), nn.ReLU())
+    hidden = [l for a,b in zip(widths, widths[1:]) for l in (_linear(norm, a, b), nn.ReLU(), *_norm(norm, b))]
+    return nn.Sequential(*hidden, _linear(norm, widths[-1], n_out), nn.ReLU())
+
+def _linear(norm, a, b, bias=True):
+    "With group norm its weight is standardised: behind a ReLU all numbers are positive, and a weight of mean 0 does not see what its inputs share"
+    lin = nn.Linear(a, b, bias)
+    if norm=='group': parametrize.register_parametrization(lin, 'weight', StandardizedWeight())
+    return lin
 
 def _at_least_one(nlayers):
     if isinstance(nlayers, int) and nlayers > 0: return nlayers
@@ -384,7 +391,7 @@ def create_mlp_module(
     projection_size:int, # Width of the output
     bn:bool=False, # Short for `norm='batch'`
     nlayers:int=2, # Linear layers, 1 or more; a list of widths counts for itself
-    norm:str|None=None, # Between linear layer and ReLU: 'batch', 'sync', 'group', 'layer' or None; 'sync' differs from 'batch' among several CUDA processes only
+    norm:str|None=None, # Between linear layer and ReLU: 'batch', 'sync', 'group' (with standardised weights), 'layer' or None; 'sync' differs from 'batch' among several CUDA processes only
     norm_out:bool=False, # End with that norm, without scale and shift, as SimSiam's projector
     bias_out:bool=False, # Give the last linear layer a bias
     pool:bool|str=False, # Pool a feature map first: True averages, or one of `PoolingType`
@@ -394,8 +401,8 @@ def create_mlp_module(
     hidden = list(hidden_size) if isinstance(hidden_size, (list,tuple)) else [hidden_size]*(_at_least_one(nlayers)-1)
     widths = [dim, *hidden]
     first = [PoolFlat('avg' if pool is True else pool)] if pool else []
-    body = [l for a,b in zip(widths, hidden) for l in (nn.Linear(a, b), *_norm(norm, b), nn.ReLU(inplace=True))]
-    out = [nn.Linear(widths[-1], projection_size, bias=bias_out), *(_norm(norm or 'batch', projection_size, affine=False) if norm_out else [])]
+    body = [l for a,b in zip(widths, hidden) for l in (_linear(norm, a, b), *_norm(norm, b), nn.ReLU(inplace=True))]
+    out = [_linear(norm, widths[-1], projection_size, bias_out), *(_norm(norm or 'batch', projection_size, affine=False) if norm_out else [])]
     return nn.Sequential(*first, *body, *out)
 
 # %% ../nbs/00_layers.ipynb #c062

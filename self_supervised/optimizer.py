@@ -266,7 +266,7 @@ def fit_byol(self:Learner,
     recipe:str|Recipe|None=None, # 'lars', 'sgd', 'adamw', 'simsiam', or your own; None: 'lars', or 'simsiam' for a model without a target
     lr=None, # Peak learning rate, or one for each group; None takes the recipe's
     wd:float|None=None, # Weight decay; None takes the recipe's
-    m=None, # Momentum of the target: a number rises to 1 along a cosine, or a function of the part of the run done; None takes the recipe's
+    m=None, # Momentum of the target: a number rises to 1 along a cosine, or a function of the part of the run done; None takes what `BYOL` was given, or else the recipe's
     warmup_epochs:float|None=None, # Epochs of linear warm-up, less than `epochs`; None takes the recipe's
     opt_func:Callable|None=None, # Optimizer to use instead of the recipe's
     cbs=None, # Callbacks for this fit
@@ -275,9 +275,10 @@ def fit_byol(self:Learner,
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
     cb,r = _byol_callback(self, cbs),_choose(self, epochs, recipe, cbs)
+    if m is None: m = cb.given
     r = replace(r, **{k:v for k,v in dict(lr=lr, wd=wd, m=m, warmup=warmup_epochs).items() if v is not None})
     if not 0<=r.warmup<epochs: raise ValueError(f"warmup_epochs={r.warmup} must be in [0,{epochs}), the epochs of this run: pass e.g. warmup_epochs={epochs/4:g}")
-    if r.m is not None: cb.m = r.m if callable(r.m) else cosine_momentum(r.m)
+    if r.m is not None: cb.sched = r.m if callable(r.m) else cosine_momentum(r.m)
     constant = r.opt=='simsiam' and hasattr(self.model, 'predictor')
     _set_opt(self, opt_func or _own_lars(self, r) or r.opt_func, constant, reset_opt)
     self.opt.set_hyper('lr', r.lr)

@@ -120,6 +120,15 @@ def test_07_accumulated_batches_move_the_target_once_a_step():
     learn.fit(2, lr=.1)
     assert count.n == count.moved == 6    # 48 pictures twice, 16 a step
 
+def test_07_accumulated_batches_read_the_schedule_where_the_step_begins():
+    "The k-th of K steps is at k/K, however many batches it is made of (arXiv:2006.07733, section 3.3)"
+    used = []
+    class Look(Callback):
+        order = BYOL.order-1
+        def before_step(self): used.append(self.learn.byol.m)
+    make(m=lambda pct: pct, bs=8, cbs=[GradientAccumulation(16), Look()]).fit(2, lr=.1)
+    assert used == pytest.approx([k/6 for k in range(6)])
+
 # Row 14
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -432,6 +441,17 @@ def test_law_show_does_not_disturb_training():
     plt.close('all')
     assert torch.equal(a, b)
 
+def test_law_a_fit_leaves_no_gradients():
+    "fastai's optimizers decay what has a gradient, be it zero and its layer frozen since"
+    learn = make(opt_func=partial(Adam, wd=.1))
+    learn.fit(1)
+    assert all(p.grad is None for p in learn.model.parameters())
+    encoder = learn.model.encoder.requires_grad_(False)
+    was = weights(encoder)
+    x,y,_ = digits()
+    Learner(tensor_dls(x[:64], y[:64], bs=16), nn.Sequential(encoder, nn.Linear(8,10)), nn.CrossEntropyLoss(), opt_func=partial(Adam, wd=.1)).fit(1)
+    assert torch.equal(weights(encoder), was)
+
 def test_law_show_between_fits_does_not_disturb_training():
     def losses(look):
         learn = make(); seed_everything(0, learn.dls)
@@ -501,3 +521,17 @@ def test_callback_and_model_pickle():
     torch.manual_seed(0); b = learn.byol.augs[0](torch.ones(4,1,8,8))
     assert torch.equal(a, b)
     copy.deepcopy(learn.model)
+
+def test_a_second_input_is_noticed():
+    x = digits()[0][:32]
+    dls = DataLoaders.from_dsets([(a,b,0) for a,b in zip(x,x)], bs=16, device='cpu')
+    dls.n_inp = 2
+    with pytest.warns(UserWarning, match='2 inputs and the views are made of the first'): make(dls=dls).fit(1)
+
+def test_views_of_vectors_are_drawn_as_they_are():
+    "Rows of a table have any range, and are not clipped to that of pictures"
+    x = torch.randn(32,6)*5
+    model = create_byol_model(nn.Linear(6,8), 16, 8)
+    learn = byol_learner(tensor_dls(x, bs=16), model, [lambda o: o, lambda o: o])
+    axes = learn.byol.show(2)
+    assert min(abs(ax.lines[0].get_ydata()).max() for ax in axes[:,1:].flat) > 2

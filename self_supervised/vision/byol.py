@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'Predictions', 'nothing_to_show', 'BYOLModel', 'cross', 'without_hooks', 'create_byol_model',
            'create_simsiam_model', 'embeddings', 'get_byol_aug_pipelines', 'check_pipelines', 'check_model',
-           'check_alone', 'check_loader', 'prepare', 'first_batch', 'check_batch', 'check_online', 'check_range',
-           'BYOL', 'byol_learner']
+           'check_alone', 'check_loader', 'prepare', 'first_batch', 'check_inputs', 'check_batch', 'check_online',
+           'check_range', 'BYOL', 'byol_learner']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
 from collections import OrderedDict
@@ -172,7 +172,7 @@ def embeddings(
 # %% ../../nbs/10_vision.byol.ipynb #c020
 @delegates(get_batch_augs)
 def get_byol_aug_pipelines(
-    size:int, # Side of the square views, pixels
+    size:int|tuple, # Side of the square views, or their (h,w), pixels
     blur_p:float|tuple=(1.,.1), # Probability to blur: a number for both views, or one for each
     solarize_p:float|tuple=(0.,.2), # Probability to solarize: a number for both views, or one for each
     **kwargs
@@ -213,7 +213,7 @@ def prepare(
 )->Tensor: # Plain float32 tensor in [0,1]
     "Convert a batch of pictures, clips or vectors to what the views expect"
     if x.dtype==torch.uint8: x = x.float()/255
-    if not x.is_floating_point(): raise TypeError(f"the pictures are {x.dtype}: pass uint8 in 0..255 or floating point in [0,1]")
+    if not x.is_floating_point(): raise TypeError(f"the batch is {x.dtype}: pass uint8 in 0..255 or floating point in [0,1], and columns of a table by data.table_dls(to)")
     if x.dim() not in (2,4,5): raise ValueError(f"the batch has shape {tuple(x.shape)}: pass pictures (bs,c,h,w), clips (bs,c,t,h,w) or vectors (bs,c)")
     return plain(x).float()
 
@@ -226,6 +226,13 @@ def first_batch(
     b = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
     if rng: dl.rng.setstate(rng)
     return (b[0] if is_listy(b) else b).to(next(model.parameters()).device)
+
+def check_inputs(
+    xb:tuple|Tensor, # Inputs of a batch, as fastai splits it from its labels
+)->None:
+    "Warn when a batch has inputs beside the first: there is nothing that would look at them"
+    if isinstance(xb, Tensor) or len(xb)==1: return
+    warn(f"a batch has {len(xb)} inputs and the views are made of the first, shape {tuple(xb[0].shape)}, alone: set dls.n_inp=1 if the others are labels, or leave them out")
 
 def check_batch(
     x:Tensor, # Pictures
@@ -270,13 +277,13 @@ class BYOL(Callback):
     order = CastToTensor.order-1
     def __init__(self,
         aug_pipelines, # Two or more callables of a batch (bs,c,h,w) in [0,1], one a view
-        m=.996, # Momentum of the target: a number rises to 1 along the published cosine; or a function of the part of the run done
+        m=None, # Momentum of the target: a number rises to 1 along the published cosine; or a function of the part of the run done. None: .996, or what `fit_byol` chooses
         print_augs:bool=False, # Print the pipelines?
         seed:int=42, # Validation draws its views from this, so that it can be repeated
     ):
         self.augs = check_pipelines(aug_pipelines)
-        self.sched = m if callable(m) else cosine_momentum(m)
-        self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only = seed,None,(),False,False,None,False
+        self.given,self.sched = m,m if callable(m) else cosine_momentum(.996 if m is None else m)
+        self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only,self.begun = seed,None,(),False,False,None,False,None
         if print_augs: print(*self.augs, sep='\n')
 
     # fastai announces a callback's coming and going by setting its `learn`, and in no other way: the loss comes and goes with it
@@ -292,14 +299,17 @@ class BYOL(Callback):
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"
         self._tidy()
-        self.momenta,self.pictures = [],None
+        self.momenta,self.pictures,self.begun = [],None,None
         check_alone(self.learn)
         check_model(self.byol_model), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
         self.train_only = len(self.dls.loaders)==1
         if self.train_only: self.dls.loaders.append([])     # fastai validates whatever there is
 
-    def after_fit(self): self._tidy()
+    def after_fit(self):
+        "Leave no gradients: fastai's optimizers decay what has one, also in an encoder that is frozen later"
+        self._tidy()
+        self.model.zero_grad()
     def _tidy(self):
         "Take away what was lent, also by a fit that was interrupted"
         if self.train_only: self.dls.loaders.pop()
@@ -310,9 +320,10 @@ class BYOL(Callback):
         "Look at every picture twice"
         # fastai slices a batch that is a bare tensor into (x,y)
         x,self.labels = (torch.cat([self.xb, self.yb]),()) if isinstance(self.xb, Tensor) else (self.xb[0],self.yb)
+        if not self.looked: check_inputs(self.xb)
         self.pictures = prepare(x)
         check_batch(self.pictures, self.model)
-        if self.training: self.momenta.append(self.m)
+        if self.training: self._note_momentum()
         self.learn.xb = self.views(self.pictures)
         if not self.looked: self._look()
 
@@ -326,7 +337,12 @@ class BYOL(Callback):
     def after_step(self):
         "Let the target follow"
         if self.stepped and self.byol_model.target is not None: ema_update(self.byol_model.target, self.byol_model.online, self.m)
-        self.stepped = False
+        self.stepped,self.begun = False,None
+
+    def _note_momentum(self):
+        "A step over accumulated gradients is where its first batch is: the k-th of K is at k/K, as the published schedule counts"
+        if self.begun is None: self.begun = self.pct_train
+        self.momenta.append(self.m)
 
     def after_batch(self): self.pictures,self.labels = None,()
 
@@ -341,9 +357,9 @@ class BYOL(Callback):
     @property
     def m(self):
         "Momentum of the next target update; set a number to hold it, or a function of the part of the run done"
-        return self.sched(getattr(self.learn, 'pct_train', 0.))
+        return self.sched(getattr(self.learn, 'pct_train', 0.) if self.begun is None else self.begun)
     @m.setter
-    def m(self, m): self.sched = m if callable(m) else constant_momentum(m)
+    def m(self, m): self.given = self.sched = m if callable(m) else constant_momentum(m)
 
     @property
     def byol_model(self): return getattr(self.model, 'module', self.model)
@@ -373,7 +389,8 @@ class BYOL(Callback):
         self.looked = True
 
     def _draw(self, n, x, views, **kwargs):
-        decoded = [getattr(aug, 'decode', lambda o: o)(v[:n]).clamp(0,1).cpu() for aug,v in zip(self.augs, views)]
+        if not 1<=n: raise ValueError(f"n={n} pictures cannot be drawn: pass 1 or more")
+        decoded = [getattr(aug, 'decode', lambda o: o)(v[:n]).cpu() for aug,v in zip(self.augs, views)]
         return show_views(x[:n].cpu(), decoded, **kwargs)
 
     def _keep_target_out(self):
@@ -389,7 +406,7 @@ def byol_learner(
     dls, # fastai or torch loaders, labelled or not, with a validation part or without
     model:BYOLModel, # To be trained
     aug_pipelines, # Two or more callables, one a view
-    m=.996, # Momentum of the target, see `BYOL`
+    m=None, # Momentum of the target, see `BYOL`
     loss_func=None, # None: `byol_loss`
     cbs=None, # Callbacks besides `BYOL`
     **kwargs
