@@ -1,6 +1,7 @@
 "Render notebooks: `python tools/docs.py readme` writes README.md, `python tools/docs.py site` a site of all of them"
 import logging, re
 from base64 import b64decode
+from html import unescape
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -86,9 +87,20 @@ def site(dest:Path):
     pages = dest/'_proc'
     rmtree(pages, ignore_errors=True)
     copytree(root/'nbs', pages, ignore=ignore_patterns('*.ipynb', '.*'))
-    fns = nbglob(root/'nbs', as_path=True).sorted(key=lambda o: (o.stem!='index', o.name))
+    fns = nbglob(root/'nbs', as_path=True).sorted(key=lambda o: o.name)
     for fn in fns: Page(fn, Filters(links=True), site_link).save(pages/page_name(fn), pages)
-    build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=[page_name(o) for o in fns], strict=True))
+    build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=nav(fns), strict=True))
+    for o in (dest/'_docs').glob('*.html'): o.write_text(re.sub(r'(?<=class="arithmatex">)\\([(\[])(.+?)\\[)\]]', formula, o.read_text(encoding='utf-8'), flags=re.S), encoding='utf-8')
+
+def nav(fns):
+    "The rooms in their order, and before them what tells a story"
+    rooms,stories = ([page_name(o) for o in fns if o.stem!='index' and o.name[0].isdigit()==room] for room in (True,False))
+    return ['index.md', dict(Stories=stories), dict(Rooms=rooms)]
+
+def formula(m):
+    "TeX as MathML, which browsers draw themselves: no script to fetch"
+    from latex2mathml.converter import convert
+    return convert(unescape(m[2]), display='block' if m[1]=='[' else 'inline')
 
 @call_parse
 def main(
