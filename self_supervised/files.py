@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from fastai.data.core import Datasets, TfmdLists
 from fastai.imports import noop
 from fastai.torch_core import defaults, rank_distrib
+from fastai.vision.core import TensorImage, TensorImageBW
 from fasttransform import Pipeline
 
 from .pictures import BadPicture, OpenPicture, open_picture, picture_items
@@ -100,7 +101,10 @@ class PictureData(Datasets):
         yield i
         for _ in range(100): yield draw.randrange(len(self))
 
-    def subset(self, i):
+    def subset(self,
+        i:int, # 0 for training, 1 for validation
+    ):
+        "One of the parts; what is skipped in it is noted in the same list"
         res = super().subset(i)
         res.skipped = self.skipped
         return res
@@ -115,7 +119,7 @@ def picture_data(
 )->PictureData: # Items (x,), or (x,y)
     "Make a data set that opens pictures when asked"
     # fastai looks at the first item to learn its types: it is told, since that one may be bad
-    x = TfmdLists(items, Pipeline([OpenPicture(n_in, size)]), splits=splits, types=[type(items[0])])
+    x = TfmdLists(items, Pipeline([OpenPicture(n_in, size)]), splits=splits, types=[type(items[0]), TensorImage if n_in==3 else TensorImageBW])
     res = PictureData(tls=[x, *([TfmdLists(items, y_tfms, splits=splits)] if y_tfms else [])], n_inp=1)
     res.skipped = skipped
     return res

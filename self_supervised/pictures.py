@@ -37,9 +37,9 @@ def _walk(path):
     for folder,dirs,names in os.walk(path, followlinks=True, onerror=_left_out):
         here = os.path.realpath(folder)
         dirs[:] = [d for d in sorted(dirs) if not d.startswith('.') and (real:=os.path.realpath(os.path.join(folder, d))) not in seen and not seen.add(real)]
-        for f in (os.path.join(folder, n) for n in names if not n.startswith('.')):
-            # To ask the system for the real path of a file takes ten times as long as to ask if it is a link
-            yield f, os.path.realpath(f) if os.path.islink(f) else os.path.join(here, os.path.basename(f))
+        for n in names:
+            # The real path is asked for where it can differ; two links to nowhere are two bad files
+            if not n.startswith('.'): yield (f:=os.path.join(folder, n)), os.path.realpath(f) if os.path.islink(f) and os.path.exists(f) else os.path.join(here, n)
 
 def _left_out(e): warnings.warn(f"{e.filename}: this folder cannot be read ({e.strerror}), what is in it is left out")
 
