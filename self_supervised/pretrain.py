@@ -25,10 +25,12 @@ from fastai.learner import Learner
 from fastai.vision.core import imagenet_stats
 
 from . import __version__
-from .data import digits, image_dls, picture_files, seed_everything, tensor_dls
+from .data import digits, image_dls, seed_everything, tensor_dls
 from .evaluate import compare_features, effective_rank, embed, spread
+from .files import write_list
 from .layers import create_encoder
 from . import optimizer   # brings `Learner.fit_byol`
+from .pictures import picture_files
 from .plots import plot_embedding
 from .transfer import save_encoder
 from .vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
@@ -171,6 +173,7 @@ def pretrain(
     with threads_for(s['size']): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
     print(f'Trained in {time.perf_counter()-start:.0f} s')
     feats['trained encoder'] = features(encoder, dls, views['stats'])
+    if getattr(dls, 'skipped', None): write_list(dls.skipped, out/'skipped.csv')
     save_encoder(encoder, out/'encoder.safetensors', stats=views['stats'], size=s['size'])
     write_pictures(out, learn, feats['trained encoder'][1])
     return learn,feats,out

@@ -45,6 +45,16 @@ def test_own_pictures_with_labels(tmp_path):
     check_run(tmp_path/'runs'/'byol', 1, (3,32,32))
     assert 'held-out pictures with 5 labels a class' in res.stdout
 
+def test_a_bad_file_does_not_end_the_run(tmp_path):
+    write_mnist_tiny(tmp_path/'pics')
+    (tmp_path/'pics'/'train'/'3'/'broken.png').write_bytes(b'no picture')
+    res = run('pics', '--arch', 'tiny_resnet', '--size', 16, '--n-in', 1, '--bs', 32, '--epochs', 1, '--workers', 0, '--hidden-size', 32, '--projection-size', 16, cwd=tmp_path)
+    assert res.returncode==0, res.stderr
+    out = tmp_path/'runs'/'byol'
+    assert res.stdout.count('1 of 363 pictures cannot be read')==1 and [r[0] for r in csv.reader(open(out/'skipped.csv'))]==['pics/train/3/broken.png']
+    (out/'skipped.csv').unlink()
+    check_run(out, 1, (1,16,16))
+
 def test_help(tmp_path):
     res = run('--help', cwd=tmp_path)
     assert res.returncode==0
@@ -62,13 +72,14 @@ def test_one_line_and_an_exit_code_for_what_is_wrong(tmp_path):
     (dict(path='pics', n_in=2), ['2', 'grey']),
     (dict(m=1.5), ['1.5', '[0,1]']),
     (dict(epochs=0), ['epochs=0']),
-    (dict(path='broken', arch='tiny_resnet', size=16, n_in=1, bs=32, epochs=1), ['broken.png']),
+    (dict(path='broken', arch='tiny_resnet', size=16, n_in=1, bs=32, epochs=1), ['broken', 'max_bad', '.png']),
 ])
 def test_one_line_for_what_is_wrong(tmp_path, monkeypatch, kwargs, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'empty').mkdir()
     for path in {'pics','broken'} & set(kwargs.values()): write_mnist_tiny(path)
-    if kwargs.get('path')=='broken': Path('broken/train/3/broken.png').write_bytes(b'no picture')
+    if kwargs.get('path')=='broken':
+        for i in range(50): Path(f'broken/train/3/broken{i}.png').write_bytes(b'no picture')
     with pytest.raises(CliError) as e: byol_pretrain(**kwargs, workers=0)
     message = str(e.value)
     assert message.startswith('byol_pretrain: ') and '\n' not in message and all(w in message for w in words), message
