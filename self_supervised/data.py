@@ -95,6 +95,7 @@ class TensorData:
 class TensorDL(TfmdDL):
     "A `TfmdDL` that indexes its `TensorData` once a batch"
     def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
+        if isinstance(dataset, (list,tuple)): dataset = TensorData(torch.stack([torch.as_tensor(o) for o in dataset]))  # `learn.predict(x)` asks for a loader of [x]
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def get_idxs(self):
