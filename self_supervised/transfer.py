@@ -10,10 +10,10 @@ __all__ = ['write_atomic', 'save_encoder', 'encoder_info', 'load_encoder', 'save
 # %% ../nbs/31_transfer.ipynb #c002
 import json, os, pickle, re, tempfile
 from collections import OrderedDict
-from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
+from warnings import warn
 
 import numpy as np, timm, torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from fastai.vision.models.unet import DynamicUnet
 from . import __version__
 from .layers import FlatEncoder, LayerEncoder, create_cls_module, create_encoder, input_channels, num_features, undisturbed
 from .surgery import bake_weights
-from .vision.byol import check_range, first_batch, prepare, without_hooks
+from .vision.byol import first_batch, prepare, without_hooks
 
 # %% ../nbs/31_transfer.ipynb #c005
 def write_atomic(
@@ -58,6 +58,11 @@ def _as_json(meta):
     try: return json.dumps(meta)
     except TypeError as e: raise TypeError(f"meta: {e}; pass plain values (numbers, text, lists, None), e.g. `stats=[[.5],[.2]]`") from None
 
+def _is_encoder(net):
+    "Raise for a whole `BYOLModel`"
+    if hasattr(net, 'online'): raise TypeError(f"encoder: a {type(net).__name__}, which is more than an encoder; pass its .encoder")
+    return net
+
 def save_encoder(
     encoder:nn.Module, # The trained network, e.g. `learn.model.encoder`
     path, # File to write, by habit named .safetensors
@@ -65,7 +70,7 @@ def save_encoder(
 )->Path: # `path`
     "Write the weights of `encoder`, how it was made, and `meta` into a safetensors file"
     if own := {'spec','version'} & meta.keys(): raise ValueError(f"meta: {', '.join(sorted(own))} is written by save_encoder itself; choose another name")
-    text = _as_json(dict(spec=getattr(encoder, 'spec', None), version=__version__, **getattr(encoder, 'meta', {}) | meta))
+    text = _as_json(dict(spec=getattr(encoder, 'spec', None), version=__version__, **getattr(_is_encoder(encoder), 'meta', {}) | meta))
     # Copies on the CPU: safetensors refuses tensors that share memory, as tied weights do
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}
     return write_atomic(path, save(weights, {'self_supervised': text}))
@@ -135,7 +140,7 @@ def _recorded(encoder, stats):
 
 def _per_channel(stats, n_in):
     "`stats`, or what changes nothing, as two lists with an entry a channel"
-    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in (stats or (0.,1.)))
+    mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten() for o in (stats or (0.,1.)))
     for name,o in dict(mean=mean, std=std).items():
         if len(o) not in (1,n_in): raise ValueError(f"stats: the {name} has {len(o)} entries and the encoder takes {n_in} channels; pass one number, or one a channel")
     return mean.expand(n_in).tolist(),std.expand(n_in).tolist()
@@ -155,14 +160,15 @@ def save_hub_folder(
     size:int|None=None, # Side of the pictures, pixels; None: as recorded, else timm's for the architecture
 )->Path: # `folder`, to upload with `huggingface_hub.upload_folder`
     "Write `encoder` as timm writes a network for the hub, once timm has read it back and answered the same"
-    who,cfg = _who(encoder),getattr(encoder, 'pretrained_cfg', None)
+    who,cfg = _who(_is_encoder(encoder)),getattr(encoder, 'pretrained_cfg', None)
     if not cfg: raise ValueError(f"encoder: {who} is no network of timm's, and timm reads no other; use save_encoder(encoder, path)")
     n_in = input_channels(encoder)
     size = size or getattr(encoder, 'meta', {}).get('size') or (getattr(encoder, 'spec', None) or {}).get('size') or cfg['input_size'][-1]
     hw = [size,size] if isinstance(size, int) else list(size)
     mean,std = _per_channel(_recorded(encoder, stats), n_in)
     with tempfile.TemporaryDirectory() as tmp:
-        timm.models.save_for_hf(deepcopy(encoder).cpu(), tmp, safe_serialization=True, data_config=dict(input_size=(n_in,*hw), mean=mean, std=std))
+        timm.models.save_for_hf(deepcopy(encoder).cpu(), tmp, dict(pretrained_cfg=dict(tag='self_supervised')), safe_serialization=True,
+                                 data_config=dict(input_size=(n_in,*hw), mean=mean, std=std))
         _check_folder(encoder, tmp, (2,n_in,*hw), who)
         for f in sorted(Path(tmp).iterdir()): write_atomic(Path(folder)/f.name, f.read_bytes())
     write_atomic(Path(folder)/'README.md', _card.format(arch=cfg['architecture'], version=__version__).encode())
@@ -174,7 +180,7 @@ def _check_folder(encoder, folder, shape, who):
         with torch.random.fork_rng(devices=[]): again,x = timm.create_model(f'local-dir:{folder}', pretrained=True).eval(),torch.rand(shape)
         with undisturbed(encoder): want = encoder(x.to(next(encoder.parameters()).device)).cpu()
         with torch.no_grad(): same = torch.allclose(again(x), want, rtol=1e-4, atol=1e-5)
-    except RuntimeError: same = False  # missing weights, or those of other layers
+    except (RuntimeError, TypeError, ValueError): same = False  # weights of other layers, or arguments it does not know
     if not same: raise ValueError(f"encoder: timm cannot build {who} as it is (small_stem, norm='group' and other changes to a network are unknown to it); use save_encoder(encoder, path)")
 
 # %% ../nbs/31_transfer.ipynb #c022
@@ -195,7 +201,7 @@ class NormalizeInput(nn.Module):
 
 def _copy(encoder):
     "A copy to fine-tune: the encoder stays, for the next classifier"
-    return without_hooks(deepcopy(encoder)).requires_grad_(True)
+    return without_hooks(deepcopy(_is_encoder(encoder))).requires_grad_(True)
 
 def classifier(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf); copied
@@ -228,7 +234,8 @@ def _check_data(dls, model, normalizes):
         "dls: normalises its batches, and the model does so, too; leave Normalize out of the data, or pass stats=None for a model that does not")
     x,c = prepare(first_batch(dls.train, model)),input_channels(model)
     if x.shape[1]!=c: raise ValueError(f"dls: the pictures have {x.shape[1]} channels, shape {tuple(x.shape)}, and the encoder takes {c}; read them with n_in={c}")
-    if normalizes: check_range(x)
+    lo,hi = (o.item() for o in x.aminmax())
+    if normalizes and (lo<-.01 or hi>1.01): warn(f"dls: the pictures span [{lo:.2f}, {hi:.2f}] and the model, which normalises them itself, expects [0, 1]")
     return x.shape[-2:]
 
 def _n_out(dls, n_out):
@@ -375,7 +382,8 @@ def retrieval_index(
 
 # %% ../nbs/31_transfer.ipynb #c045
 # What fastai's `learn.save` puts beside tensors: its list, and NumPy's numbers, under the names of NumPy 1 and 2
-_plain = [L, np._core.multiarray.scalar, (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np.dtype, *(getattr(np.dtypes, n) for n in np.dtypes.__all__)]
+_number = np.float64(0).__reduce__()[0]
+_plain = [L, _number, (_number, 'numpy.core.multiarray.scalar'), np.dtype, *(getattr(np.dtypes, n) for n in np.dtypes.__all__)]
 
 def _old_weights(path):
     "The weights in a file of `torch.save` or `learn.save`"
@@ -403,6 +411,8 @@ def _renamed(k, encoder):
     names = [n for n,_ in encoder.named_children()]
     return f'{names[int(head)]}.{rest}' if head.isdigit() and head not in names and int(head)<len(names) else f'{head}.{rest}' if rest else head
 
+def _counts_layers(weights): return any(re.match(r'encoder\.\d+\.', k) for k in weights)
+
 def load_old(
     path, # File of the older library's: of `learn.save`, with the optimizer's state or without, or of a state dict of the model or its encoder
     model:nn.Module, # `BYOLModel` or encoder to fill; made with the arguments it was made with then, and `create_byol_model(…, bias_out=True)`
@@ -417,6 +427,9 @@ def load_old(
         _fill(encoder, inside, path)
         return model
     heads = {k.replace('or.net.', 'or.'): v for k,v in weights.items() if k.startswith(('projector.','predictor.'))}
+    # fastai's concat pooling puts the maximum first, timm's and ours the average: the projector's weights change places
+    if _counts_layers(weights) and any(getattr(m, 'pool_type', None)=='catavgmax' for m in encoder.modules()) and (w := heads.get('projector.0.weight')) is not None:
+        heads['projector.0.weight'] = w.roll(w.shape[1]//2, 1)
     parts = nn.ModuleDict(dict(encoder=model.encoder, projector=model.projector, predictor=model.predictor))
     _fill(parts, {f'encoder.{k}': v for k,v in inside.items()} | heads, path,
           fix='its heads want create_byol_model(..., bias_out=True) and the widths of then; for the encoder alone pass model.encoder')
