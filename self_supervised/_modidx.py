@@ -348,6 +348,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'self_supervised.surgery._blocks': ('surgery.html#_blocks', 'self_supervised/surgery.py'),
                                          'self_supervised.surgery._group_norm': ('surgery.html#_group_norm', 'self_supervised/surgery.py'),
                                          'self_supervised.surgery._like': ('surgery.html#_like', 'self_supervised/surgery.py'),
+                                         'self_supervised.surgery._own_class': ('surgery.html#_own_class', 'self_supervised/surgery.py'),
                                          'self_supervised.surgery._statistics_stand_still': ( 'surgery.html#_statistics_stand_still',
                                                                                               'self_supervised/surgery.py'),
                                          'self_supervised.surgery.adapt_input': ('surgery.html#adapt_input', 'self_supervised/surgery.py'),
