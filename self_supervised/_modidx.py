@@ -368,7 +368,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'self_supervised.transfer.NormalizeInput.forward': ( 'transfer.html#normalizeinput.forward',
                                                                                                'self_supervised/transfer.py'),
                                           'self_supervised.transfer._as_json': ('transfer.html#_as_json', 'self_supervised/transfer.py'),
-                                          'self_supervised.transfer._asks_for': ('transfer.html#_asks_for', 'self_supervised/transfer.py'),
                                           'self_supervised.transfer._check_data': ( 'transfer.html#_check_data',
                                                                                     'self_supervised/transfer.py'),
                                           'self_supervised.transfer._check_folder': ( 'transfer.html#_check_folder',

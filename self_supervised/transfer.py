@@ -112,7 +112,7 @@ def _trusted(spec, path):
     if bad: raise ValueError(f"path: {str(path)!r} asks for {bad}, which reaches beyond the file; build the network and pass it, `load_encoder(path, encoder=net)`")
     return spec
 
-def _fill(net, weights, path, arch=None, fix='pass the network it was made of'):
+def _fill(net, weights, path, arch=None, who=None, fix='pass the network it was made of'):
     "Load `weights` if they are those of `net`, to the last name and shape; nothing is loaded otherwise"
     own = net.state_dict()
     shapes = {k for k in own.keys() & weights.keys() if own[k].shape!=weights[k].shape}
@@ -120,7 +120,7 @@ def _fill(net, weights, path, arch=None, fix='pass the network it was made of'):
     if wrong:
         k = wrong[0]
         has = lambda d: f"of shape {tuple(d[k].shape)}" if k in d else "missing"
-        raise ValueError(f"path: {str(path)!r} holds {f'the architecture {arch!r}' if arch else 'another architecture'}, and the network is a {_who(net)}: {len(wrong)} of "
+        raise ValueError(f"path: {str(path)!r} holds {f'the architecture {arch!r}' if arch else 'another architecture'}, and the network is a {who or _who(net)}: {len(wrong)} of "
                          f"{len(own.keys()|weights.keys())} weights differ, e.g. {k!r}, {has(weights)} in the file and {has(own)} in the network; {fix}")
     net.load_state_dict(weights)
 
@@ -392,18 +392,13 @@ def _old_weights(path):
     try:
         with torch.serialization.safe_globals(_plain): state = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as e:
-        raise ValueError(f"path: {str(path)!r} holds no plain weights ({_asks_for(path) or (str(e).splitlines() or [''])[0]}); "
-                         "where it was written, use torch.save(model.state_dict(), path)") from None
+        code = re.search(r'GLOBAL (\S+)', str(e))
+        raise ValueError(f"path: {str(path)!r} holds no plain weights ({f'reading it would run {code[1]}' if code else 'it is broken or of another kind'}); "
+                         "use torch.save(model.state_dict(), path) where it was written") from None
     if isinstance(state, dict) and {'model','opt'}==state.keys(): state = state['model']
     if not (isinstance(state, dict) and state and all(isinstance(v, Tensor) for v in state.values())): raise ValueError(
         f"path: {str(path)!r} holds a {type(state).__name__} that is no dict of weights; use torch.save(model.state_dict(), path) where it was written")
     return {k.removeprefix('module.'): v for k,v in state.items()}
-
-def _asks_for(path):
-    "The code a file would run, in words"
-    try: names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception: return ''
-    return 'it would run ' + ', '.join(sorted(names)[:3]) if names else ''
 
 def _renamed(k, encoder):
     "The name in `encoder` of what the older library called `k`: numbers where the network has names, and parts of its own around them"
@@ -431,7 +426,7 @@ def load_old(
     if _counts_layers(weights) and any(getattr(m, 'pool_type', None)=='catavgmax' for m in encoder.modules()) and (w := heads.get('projector.0.weight')) is not None:
         heads['projector.0.weight'] = w.roll(w.shape[1]//2, 1)
     parts = nn.ModuleDict(dict(encoder=model.encoder, projector=model.projector, predictor=model.predictor))
-    _fill(parts, {f'encoder.{k}': v for k,v in inside.items()} | heads, path,
+    _fill(parts, {f'encoder.{k}': v for k,v in inside.items()} | heads, path, who=type(model).__name__,
           fix='its heads want create_byol_model(..., bias_out=True) and the widths of then; for the encoder alone pass model.encoder')
     if model.target is not None: model.reset_target()
     return model
