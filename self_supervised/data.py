@@ -97,12 +97,13 @@ class TensorData:
 class TensorDL(TfmdDL):
     "A `TfmdDL` that indexes its `TensorData` once a batch"
     def __init__(self,
-        dataset:TensorData, # Gives a batch for several indices
+        dataset, # `TensorData`, which gives a batch for several indices; or a list of items
         bs:int=64, # Batch size
         shuffle:bool=False, # In an order drawn from the loader's own generator
         num_workers:int=0, # Ignored: to hand a tensor to another process takes longer than to index it
         **kwargs
     ):
+        if isinstance(dataset, (list,tuple)): dataset = TensorData(torch.stack([torch.as_tensor(o) for o in dataset]))  # `learn.predict(x)` asks for a loader of [x]
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def get_idxs(self):

@@ -107,8 +107,14 @@ def bake_weights(
 )->nn.Module: # `model`, which answers as before
     "Make the standardised weights of `model` its plain weights"
     for m in model.modules():
-        if parametrize.is_parametrized(m, 'weight'): parametrize.remove_parametrizations(m, 'weight')
+        if parametrize.is_parametrized(m, 'weight'): parametrize.remove_parametrizations(_own_class(m), 'weight')
     return model
+
+def _own_class(m):
+    "Give `m` a class of its own: torch takes the computed weight off the class, which copies (such as a target network) share"
+    cls = type(m)
+    m.__class__ = type(cls.__name__, cls.__bases__, {k:v for k,v in vars(cls).items() if k not in ('__dict__','__weakref__')})
+    return m
 
 # %% ../nbs/04_surgery.ipynb #c021
 @contextmanager
