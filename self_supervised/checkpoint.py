@@ -91,7 +91,7 @@ def set_state(
     "Put back what `get_state` gave"
     if _has_state(o): return o.load_state_dict(unpack(state))
     if isinstance(o, io.TextIOWrapper): o.seek(0); o.truncate(); o.write(state['text']); return o.flush()
-    for k,v in state.items(): set_attr(o, k, v)
+    for k in state.keys()-_settings(type(o))-_not_state: set_attr(o, k, state[k])  # a file changes no settings: a path is one
 
 def set_attr(
     o, # Changed in place
@@ -352,7 +352,7 @@ class Checkpoint(Callback):
         model = get_model(self.model)
         model.load_state_dict(unpack(state['model'])), self.opt.load_state_dict(unpack(state['opt']))
         for p,g in zip(model.parameters(), state['grads']): p.grad = _unpack_grad(p, g)
-        for k,v in state['learner'].items(): set_attr(self.learn, k, v)
+        for k in _learner_attrs & state['learner'].keys(): set_attr(self.learn, k, state['learner'][k])
         for m,s in zip(self.learn.metrics, state['metrics']): set_state(m, s)
         cbs,self.best = dict(self._others()),state['best']
         for k in state['callbacks'].keys()-cbs.keys(): warnings.warn(f"the checkpoint has the state of a callback {k!r} that this fit does not have: it is left out")
@@ -435,8 +435,11 @@ class Checkpoint(Callback):
         return self.recorder.values[-1][names.index(self.monitor)]
 
     def _not_written(self, file, e):
+        "Say that a file could not be written, and what there is"
+        if not isinstance(e, OSError): e = e.__context__    # torch says what it was doing, and hides what the disk said
+        if not isinstance(e, OSError): raise
         have = checkpoint_files(self.folder)
-        warnings.warn(f"{file.name} was not written ({str(e).splitlines()[0]}); training goes on, and " +
+        warnings.warn(f"{file.name} was not written ({e.strerror}); training goes on, and " +
                       (f"{have[-1].name} is the newest checkpoint in {str(self.folder)!r}" if have else f"there is no checkpoint in {str(self.folder)!r} yet"))
 
     # Signals
@@ -482,7 +485,7 @@ class Checkpoint(Callback):
         self.hooked = None
 
 # %% ../nbs/30_checkpoint.ipynb #c018
-_learner_attrs = ('train_iter','pct_train','smooth_loss','final_record','scaler','loss_func')
+_learner_attrs = {'train_iter','pct_train','smooth_loss','final_record','scaler','loss_func'}
 
 def _pack_some(o, names):
     "Those of the attributes that can be packed"
