@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastcore.basics import GetAttr
 from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
@@ -245,8 +246,8 @@ class Checkpoint(Callback):
     order,_only_train_loop = 1000,True  # last; and not in `learn.summary`
     def __init__(self,
         path, # Folder of this run's checkpoints, made when missing
-        every:int|None=None, # Save every so many batches, besides after each epoch
-        minutes:float|None=None, # Save when so many minutes have passed since the last time, besides after each epoch; 0 is after each batch
+        every:int|None=None, # Save every so many batches
+        minutes:float|None=None, # Save when so many minutes have passed since the last time; 0 is after each batch. Neither: after each epoch
         keep:int=2, # Checkpoints to keep, the newest; 1 or more
         monitor:str|None=None, # Name of a metric: the best epoch by it is kept as `best.pt`. A probe, not a loss: collapsed runs have the lowest
         comp=None, # Is the first better than the second? None: less for a name with 'loss' or 'error' in it, else more
@@ -298,20 +299,20 @@ class Checkpoint(Callback):
         if self.training and done<=self.passing: return self._pass(done)
         if self.training and done==self.n_iter: self.trained = self.state(done)   # tensors by reference: nothing is copied
         due = self.training and self.every and self.train_iter%self.every==0
-        late = self.training and self.minutes is not None and time.monotonic()-self.clock >= 60*self.minutes
-        wish = agreed(self.signum or late, self.model)
+        wish = agreed(self.signum or (self.training and self._late()), self.model)
         state = self.trained or (self.state(done) if self.training and (due or wish) else None)
         if state and (due or wish): self.save(state), self._end(wish)
 
     def after_epoch(self):
-        "Save the epoch, twice by name when it is the best"
+        "Save what is due, the best and the last epoch"
         self.complete = self.epoch==self.n_epoch-1
         if self.epoch<self.first: return self._mute(self.epoch<self.first-1)
         value = self._monitored()
         best = value is not None and (self.best is None or bool(self.comp(value, self.best)))
         if best: self.best = value
-        self.save(self.state(), best)
-        self._end(agreed(self.signum or 0, self.model))
+        wish = agreed(self.signum or self._late(), self.model)
+        if best or wish or self.complete or (self.every is None and self.minutes is None): self.save(self.state(), best)
+        self._end(wish)
 
     def after_fit(self):
         "Note that the fit is finished, if it was ended early"
@@ -387,6 +388,8 @@ class Checkpoint(Callback):
         where = 'finished' if self.first>=self.n_epoch else f"going on with epoch {epoch}" + f", {batch} batches of it behind"*(batch>0)
         if not rank_distrib(): print(f"{self.folder}: {where}, after {step} steps")
 
+    def _late(self): return self.minutes is not None and time.monotonic()-self.clock >= 60*self.minutes
+
     def _pass(self, done):
         "One more batch is behind"
         if done==self.passing: self.passing = 0; self._mute(False)
@@ -404,8 +407,8 @@ class Checkpoint(Callback):
     def _set_rng(self, when): set_rng_state(self._rng()[when], self.dls)
 
     def _mute(self, on):
-        "Switch the other callbacks off, or those on again that were"
-        if on and not self.muted: self.muted = [cb for cb in self.learn.cbs if cb is not self and cb.run]
+        "Switch the other callbacks off, or those on again that were; the progress bar counts what is behind, too"
+        if on and not self.muted: self.muted = [cb for cb in self.learn.cbs if cb.run and not isinstance(cb, (Checkpoint,ProgressCallback))]
         for cb in self.muted: cb.run = not on
         if not on: self.muted = []
 
