@@ -520,9 +520,10 @@ def gather(
 )->list: # Of all processes
     "Collect what each process has"
     if not _distributed(): return [o]
-    all_ = [None]*torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(all_, o)
-    return all_
+    mine,all_ = io.BytesIO(),[None]*torch.distributed.get_world_size()
+    torch.save(o, mine)     # tensors that plain pickle has carried cannot be saved again (torch 2.15)
+    torch.distributed.all_gather_object(all_, mine.getvalue())
+    return [torch.load(io.BytesIO(b), weights_only=True) for b in all_]
 
 def agreed(
     value:int, # What this process wants; 0 is nothing

@@ -162,6 +162,58 @@ def test_callbacks_of_ones_own(tmp_path):
     assert in_child(fit, tmp_path/'killed', cbs=[Kill('after_batch', STEPS+3)], **kw)==-9
     assert_same(get(fit(tmp_path/'killed', **kw)), want)
 
+class Scaler:
+    "What a gradient scaler is to a checkpoint"
+    def __init__(self): self.scale = 1.
+    def state_dict(self): return dict(scale=self.scale)
+    def load_state_dict(self, state): self.scale = state['scale']
+
+class Scaled(Callback):
+    def before_fit(self): self.learn.scaler = Scaler()
+    def after_step(self): self.learn.scaler.scale *= .5
+
+def test_scaler(tmp_path):
+    assert in_child(fit, tmp_path, cbs=[Kill('after_batch', STEPS+3)], learner_cbs=[Scaled])==-9
+    assert fit(tmp_path, learner_cbs=[Scaled]).scaler.scale==.5**(3*STEPS)
+
+# Several processes
+
+class Ranks(Callback):
+    "Data of its own for each process, and the mean of their gradients"
+    order = -20
+    def before_fit(self): seed_everything(5+int(os.environ['RANK']), self.dls)
+    def before_step(self):
+        for p in self.model.parameters():
+            if p.grad is not None: torch.distributed.all_reduce(p.grad)
+
+def rank(path, r, port, cbs):
+    os.environ.update(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2')
+    torch.distributed.init_process_group('gloo', init_method=f'file://{port}', rank=r, world_size=2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    learn = make(path/str(r), cbs=[Ranks()])
+    with redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck', every=2), *cbs.get(r, [])])
+    torch.save(checkpoint.pack([list(learn.model.parameters()), learn.recorder.losses, random.random(), torch.rand(1)]), path/f'{r}.pt')
+
+def ranks(path, name, **cbs):
+    "Exit statuses of two processes that train together"
+    path.mkdir(exist_ok=True)
+    pids = []
+    for r in (0,1):
+        pids.append(os.fork())
+        if not pids[-1]:
+            try: rank(path, r, path/name, {int(k[1:]): v for k,v in cbs.items()})
+            except BaseException as e: print(repr(e)[-300:], file=sys.stderr); os._exit(99)
+            os._exit(0)
+    return [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]
+
+def test_two_processes_save_and_stop_together(tmp_path):
+    assert ranks(tmp_path/'whole', 'a')==[0,0]
+    assert ranks(tmp_path/'killed', 'a', r1=[Kill('after_batch', 5)])[1]==-signal.SIGKILL
+    assert ranks(tmp_path/'killed', 'b', r1=[Signal(signal.SIGTERM, STEPS+2)])==[-signal.SIGTERM]*2     # only one of them was told
+    assert newest(tmp_path/'killed'/'ck')['position']['step']==STEPS+3
+    assert ranks(tmp_path/'killed', 'c')==[0,0]
+    for r in '01': assert_same(*(flat(checkpoint.unpack(torch.load(tmp_path/o/f'{r}.pt', weights_only=True))) for o in ('killed','whole')))
+
 # Nothing else is changed
 
 def test_saving_changes_nothing(tmp_path):
