@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'judge',
-           'free_folder', 'write_pictures', 'run_record', 'check_settings', 'threads_for', 'pretrain', 'byol_pretrain']
+           'free_folder', 'recorded', 'write_pictures', 'run_record', 'check_settings', 'threads_for', 'pretrain',
+           'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
 import json, platform, sys, time, warnings
@@ -25,6 +26,7 @@ from fastai.learner import Learner
 from fastai.vision.core import imagenet_stats
 
 from . import __version__
+from .checkpoint import Checkpoint
 from .data import digits, image_dls, seed_everything, tensor_dls
 from .evaluate import compare_features, effective_rank, embed, spread
 from .files import write_list
@@ -106,6 +108,21 @@ def free_folder(
     free.mkdir(parents=True, exist_ok=True)
     return free
 
+def recorded(
+    out, # Folder of a run
+    views:dict, # Settings of the views that are asked for
+    **asked # All others; None and False ask for nothing
+)->dict: # All settings of the run
+    "Read the settings of a run that is to go on, unless others are asked for"
+    file = Path(out)/'settings.json'
+    if not file.is_file(): raise ValueError(f"resume: {str(out)!r} holds no run; give the folder of one, or leave resume out")
+    was = json.loads(file.read_text())['settings']
+    was['views'] = {k: tuple(v) if isinstance(v, list) else v for k,v in was['views'].items()}
+    for k,v in (asked | views).items():
+        has = (was | was['views']).get(k)
+        if v is not None and v is not False and v!=has: raise ValueError(f"{k}={v}, and the run in {str(out)!r} has {k}={has}: leave {k} out, or give another folder")
+    return was
+
 def write_pictures(out, learn, feats):
     "Draw the views and a map of the trained features"
     axes = learn.byol.show(6, seed=0)
@@ -149,14 +166,20 @@ def threads_for(
 def pretrain(
     path=None, # Folder of pictures; None for scikit-learn's digits
     out='runs/byol', # Folder to write to
-    seed:int=42, # Of loaders, views and weights
+    seed:int|None=None, # Of loaders, views and weights; None is 42
     workers:int|None=None, # Processes that read pictures
     pretrained:bool=False, # Start from published weights?
     unlabelled:bool=False, # Ignore folder names?
     views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
+    resume:bool=False, # Go on with the run in `out`, with its settings?
     **settings # Any of `DIGITS` or `PICTURES` that differ from the default
 )->tuple: # The learner, the features of raw pixels, untrained and trained encoder, and the folder
     "Train an encoder with BYOL and write it to a run folder"
+    if resume:
+        was = recorded(out, views or {}, path=path and str(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled, **settings)
+        path,seed,workers,pretrained,unlabelled,views = (was.pop(k) for k in ('path','seed','workers','pretrained','unlabelled','views'))
+        settings = was
+    seed = 42 if seed is None else seed
     s = (DIGITS if path is None else PICTURES) | {k:v for k,v in settings.items() if v is not None}
     check_settings(workers=workers, **s)
     views = (DIGIT_VIEWS if path is None else dict(stats=imagenet_stats if s['n_in']==3 else None)) | (views or {})
@@ -165,9 +188,11 @@ def pretrain(
     encoder = create_encoder(s['arch'], pretrained=pretrained, n_in=s['n_in'], size=s['size'])
     feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
-    out = free_folder(out)
-    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), CSVLogger('history.csv')])
-    (out/'settings.json').write_text(json.dumps(run_record(dict(path=path and str(path), seed=seed, views=views, **s)), indent=1, default=str))
+    out = Path(out) if resume else free_folder(out)
+    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), CSVLogger('history.csv'),
+                                               Checkpoint(out/'checkpoints', minutes=5, keep=1)])
+    record = dict(path=path and str(path), seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, views=views, **s)
+    if not resume: (out/'settings.json').write_text(json.dumps(run_record(record), indent=1, default=str))
     seed_everything(seed, dls)
     start = time.perf_counter()
     with threads_for(s['size']): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
@@ -193,15 +218,16 @@ def byol_pretrain(
     hidden_size:int=None, # Width of the heads (digits: 512, pictures: 4096)
     projection_size:int=None, # Width of the projections (digits: 64, pictures: 256)
     workers:int=None, # Processes that read pictures; as many as there are cores
-    seed:int=42, # Of loaders, views and weights: the same seed gives the same run
+    seed:int=None, # Of loaders, views and weights (42): the same seed gives the same run
     out:str='runs/byol', # Folder to write to
     no_flip:store_true=False, # Never mirror: for text, digits, and whatever has a left and a right
     pretrained:store_true=False, # Start from published weights
     unlabelled:store_true=False, # Do not take folder names for labels
+    resume:store_true=False, # Go on with the run in `out`, with the settings it has: after a crash, or Ctrl-C
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
-    try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, **settings)
+    try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, resume, **settings)
     # The last line: before it fastai says in which callback
     except (ValueError, TypeError, AssertionError, RuntimeError, OSError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
     print(f'\n{judge(feats)}\n')

@@ -34,14 +34,14 @@ from .vision.byol import first_batch, prepare, without_hooks
 # %% ../nbs/31_transfer.ipynb #c005
 def write_atomic(
     path, # File to write or replace
-    data:bytes, # All that is to be in it
+    data, # All that is to be in it: bytes, or a function that writes it to the open file
 )->Path: # `path`
     "Write a file so that at `path` there is at any time either the whole old one or the whole new one"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')  # the same folder: replacing is atomic within a file system only
     try:
-        with os.fdopen(fd, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
+        with os.fdopen(fd, 'wb') as f: data(f) if callable(data) else f.write(data); f.flush(); os.fsync(f.fileno())
         os.chmod(tmp, 0o666 & ~_umask())  # a temporary file is private
         os.replace(tmp, path)
     except BaseException: os.unlink(tmp); raise

@@ -1,11 +1,13 @@
 "The command as a user types it, in a process of its own"
-import csv, json, os, subprocess, sys
+import csv, json, os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
+from fastai.callback.channelslast import ChannelsLast
 from fastcore.script import CliError
 from PIL import Image
 
+from self_supervised import pretrain
 from self_supervised.data import write_mnist_tiny
 from self_supervised.pretrain import byol_pretrain
 from self_supervised.transfer import load_encoder
@@ -15,7 +17,7 @@ COMMAND = Path(sys.executable).with_name('byol_pretrain')       # as pip install
 def run(*args, cwd):
     return subprocess.run([COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, env=os.environ|dict(MPLBACKEND='Agg'))
 
-FILES = 'embedding.png encoder.safetensors history.csv settings.json views.png'.split()
+FILES = 'checkpoints embedding.png encoder.safetensors history.csv settings.json views.png'.split()
 
 def check_run(folder, epochs, shape):
     assert sorted(f.name for f in folder.iterdir()) == FILES
@@ -54,6 +56,30 @@ def test_a_bad_file_does_not_end_the_run(tmp_path):
     assert res.stdout.count('1 of 363 pictures cannot be read')==1 and [r[0] for r in csv.reader(open(out/'skipped.csv'))]==['pics/train/3/broken.png']
     (out/'skipped.csv').unlink()
     check_run(out, 1, (1,16,16))
+
+def losses(folder): return [r['train_loss'] for r in csv.DictReader(open(folder/'history.csv'))]
+
+def test_goes_on_with_the_settings_it_has(tmp_path, monkeypatch):
+    "Stopped by SIGTERM in a process of its own, at a step, and resumed: the log and the encoder are those of a run that was not"
+    monkeypatch.chdir(tmp_path)
+    kw = dict(epochs=2, hidden_size=64, seed=3, views=dict(rotate_deg=10))
+    pretrain.pretrain(out='whole', **kw)
+    class Stop(ChannelsLast):
+        def after_batch(self):
+            if self.training and self.train_iter==12: signal.raise_signal(signal.SIGTERM)
+    pid = os.fork()
+    if not pid:
+        pretrain.ChannelsLast = Stop
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        pretrain.pretrain(out='stopped', **kw)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==-signal.SIGTERM and not Path('stopped/encoder.safetensors').exists()
+    for wrong,word in [(dict(epochs=3), 'epochs=2'), (dict(seed=1), 'seed=3'), (dict(no_flip=True, out='nowhere'), 'holds no run')]:
+        with pytest.raises(CliError, match=word): byol_pretrain(**dict(out='stopped', resume=True) | wrong)
+    pretrain.pretrain(out='stopped', resume=True)
+    assert losses(tmp_path/'stopped')==losses(tmp_path/'whole')
+    a,b = (load_encoder(f'{o}/encoder.safetensors').state_dict() for o in ('whole','stopped'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_help(tmp_path):
     res = run('--help', cwd=tmp_path)

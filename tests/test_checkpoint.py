@@ -1,0 +1,384 @@
+"""A run that is killed and goes on ends with the bits of the one that nobody touched. Every kill is a real SIGKILL of a process of its own;
+the moment is exact (this step, half of this file), so that nothing here depends on time. `benchmarks/kill_and_resume.py` has random ones."""
+import errno, io, os, pickle, random, resource, signal, subprocess, sys, warnings
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from torch import nn
+from torch.utils.data import DataLoader as TorchDL
+from fastai.callback.training import GradientAccumulation
+from fastai.vision.all import (Adam, AvgMetric, Callback, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, L, Learner, ProgressCallback,
+                               ReduceLROnPlateau, SaveModelCallback, SkipItemException, TerminateOnNaNCallback, ValueMetric)
+
+import self_supervised.checkpoint as checkpoint
+from self_supervised.checkpoint import Checkpoint, checkpoint_files, newest, read_checkpoint
+from self_supervised.data import digits, seed_everything, tensor_dls
+from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+
+pytestmark = [pytest.mark.filterwarnings('ignore:batchnorm sees'), pytest.mark.filterwarnings('ignore:.*fork'), pytest.mark.filterwarnings('ignore:lr=')]
+X,Y,_ = digits()
+STEPS = 6   # a training epoch
+
+class Noisy:
+    "Items that draw from all three generators, and some that are left out of their batch"
+    def __init__(self, skip=0.): self.skip = skip
+    def __len__(self): return 96
+    def __getitem__(self, i):
+        if torch.rand(())<self.skip: raise SkipItemException()
+        return (X[i]*random.uniform(.9,1) + float(np.random.rand())*.01 + torch.rand(1,8,8)*.01,)
+
+def loaders(kind, bs=16):
+    if kind=='tensor': return tensor_dls(X[:112], None, (range(96), range(96,112)), bs=bs, seed=0)
+    if kind.startswith('torch'): return DataLoaders(*[TorchDL(Noisy(), bs, shuffle=s, num_workers=int(kind[-1])) for s in (True,False)])
+    return DataLoaders(*[DataLoader(Noisy(.1 if kind=='skip' else 0.), bs=bs, shuffle=s, num_workers=2 if kind=='2' else 0) for s in (True,False)])
+
+def make(path, kind='tensor', cbs=(), **kwargs):
+    "A learner on real digits; the random state is set as a script would set it"
+    seed_everything(0)
+    Path(path).mkdir(parents=True, exist_ok=True)
+    dls = loaders(kind)
+    seed_everything(1, dls if not kind.startswith('torch') else None)
+    net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    augs = get_byol_aug_pipelines(8, jitter=False, bw=False, blur=False, solarize=False, stats=None)
+    learn = byol_learner(dls, create_byol_model(net, hidden_size=16, projection_size=8), augs, cbs=[CSVLogger(), *cbs], path=path, **kwargs)
+    learn.remove_cb(ProgressCallback)
+    return learn
+
+class Kill(Callback):
+    "SIGKILL at an event after so many steps"
+    order = 2000
+    def __init__(self, event, step): setattr(self, event, partial(self._at, step))
+    def _at(self, step):
+        if self.train_iter==step: os.kill(os.getpid(), signal.SIGKILL)
+
+class KillInSave(Callback):
+    "SIGKILL when half of the file of a step is written"
+    order = 999
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.train_iter==self.step: checkpoint.torch = HalfWritten()
+
+class HalfWritten:
+    def __getattr__(self, k): return getattr(torch, k)
+    def save(self, state, f):
+        whole = io.BytesIO()
+        torch.save(state, whole)
+        f.write(whole.getvalue()[:whole.tell()//2]); f.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def fit(path, method='fit_byol', kind='tensor', epochs=3, cbs=(), every=1, learner_cbs=(), **kwargs):
+    learn = make(path, kind, cbs=[c() for c in learner_cbs], **kwargs)
+    with redirect_stdout(io.StringIO()): getattr(learn, method)(epochs, cbs=[Checkpoint(Path(path)/'ck', every=every), *cbs])
+    return learn
+
+def in_child(f, *args, **kwargs):
+    "Exit status of a process that runs `f`"
+    pid = os.fork()
+    if not pid:
+        try: f(*args, **kwargs)
+        except BaseException as e: print(repr(e), file=sys.stderr); os._exit(99)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def outcome(learn):
+    "All that a run leaves: weights and target, optimizer, gradients, losses, rows, schedules, momenta, the log"
+    r = learn.recorder
+    log = [','.join(row.split(',')[:-1]) for row in (Path(learn.path)/'history.csv').read_text().splitlines()]    # without the clock
+    return flat([learn.model.state_dict(), learn.opt.state_dict(), [p.grad for p in learn.model.parameters()], r.losses, r.values, r.iters, r.lrs,
+                 getattr(r, 'hps', None), learn.byol.momenta, learn.train_iter, learn.pct_train, log, random.random(), np.random.rand(), torch.rand(1)])
+
+def flat(o):
+    if isinstance(o, dict): return [v for k in o for v in [k,*flat(o[k])]]
+    return [v for k in o for v in flat(k)] if isinstance(o, (list,tuple,L)) else [o]
+
+def assert_same(a, b):
+    assert len(a)==len(b)
+    for i,(x,y) in enumerate(zip(a, b)): assert torch.equal(x,y) if isinstance(x, torch.Tensor) else x==y, f'value {i}: {x} is not {y}'
+
+def assert_survives(tmp_path, kills, **kwargs):
+    want = outcome(fit(tmp_path/'whole', **kwargs))
+    for cb in kills: assert in_child(fit, tmp_path/'killed', cbs=[cb], **kwargs)==-signal.SIGKILL
+    assert_same(outcome(fit(tmp_path/'killed', **kwargs)), want)
+
+# Killed
+
+kills = [Kill('after_batch', 3), KillInSave(STEPS+2), Kill('after_batch', STEPS+2), Kill('before_validate', 2*STEPS), Kill('after_epoch', 2*STEPS)]
+
+@pytest.mark.parametrize('method,kind', [('fit_byol','tensor'), ('fit_byol','0'), ('fit_byol','2'), ('fit','0'), ('fit_one_cycle','2'), ('fit_flat_cos','tensor')])
+def test_killed_in_epochs_saves_and_validation(tmp_path, method, kind): assert_survives(tmp_path, kills, method=method, kind=kind)
+
+@pytest.mark.parametrize('kind', ['skip', 'torch0', 'torch2'])
+def test_killed_with_other_loaders(tmp_path, kind): assert_survives(tmp_path, [Kill('after_batch', STEPS+3)], kind=kind, epochs=2)
+
+def test_killed_between_saves(tmp_path): assert_survives(tmp_path, [Kill('after_batch', 4), Kill('after_batch', STEPS+3), Kill('after_batch', 2*STEPS+5)], every=4)
+
+def test_epochs_alone(tmp_path): assert_survives(tmp_path, [Kill('after_batch', STEPS+3)], every=None)
+
+def test_order_is_entered_without_reading(tmp_path):
+    "Without workers what is behind is not read again"
+    in_child(fit, tmp_path, kind='0', cbs=[Kill('after_batch', 4)])
+    read,get = [],Noisy.__getitem__
+    Noisy.__getitem__ = lambda self, i: (read.append(i), get(self, i))[1]
+    try: fit(tmp_path, kind='0', epochs=3)
+    finally: Noisy.__getitem__ = get
+    assert len(read)==3*96 - 4*16 + 3*96
+
+# What callbacks hold
+
+def test_gradients_in_the_middle_of_an_accumulation(tmp_path):
+    assert_survives(tmp_path, [Kill('after_batch', 2), Kill('after_batch', STEPS+1)], learner_cbs=[partial(GradientAccumulation, 48)])
+
+@pytest.mark.parametrize('opt_func', [Adam, None])
+def test_gradients_of_either_kind_of_optimizer(tmp_path, opt_func):
+    kw = dict(opt_func=opt_func) if opt_func else {}
+    assert_survives(tmp_path, [Kill('after_batch', 4)], method='fit', epochs=2, learner_cbs=[partial(GradientAccumulation, 32)], **kw)
+
+def test_trackers_remember(tmp_path):
+    trackers = [partial(SaveModelCallback, 'valid_loss'), partial(ReduceLROnPlateau, 'valid_loss', patience=1), partial(EarlyStoppingCallback, 'valid_loss', min_delta=9., patience=3)]
+    kw = dict(method='fit', epochs=8, learner_cbs=trackers)
+    assert_survives(tmp_path, [Kill('after_epoch', 2*STEPS), Kill('after_batch', 2*STEPS+3)], **kw)
+    learn = fit(tmp_path/'killed', **kw)        # stopped early, and finished it is
+    assert len(learn.recorder.values)<8 and learn.train_iter==len(learn.recorder.losses)
+
+class Average(Callback):
+    "One with a state of its own kind, said by the two methods"
+    def before_fit(self): self.total = {}
+    def after_batch(self): self.total[None] = self.total.get(None, 0)+self.loss.item()
+    def state_dict(self): return dict(total=self.total[None])
+    def load_state_dict(self, state): self.total = {None: state['total']}
+
+class Slow(Callback):
+    "A network in an attribute"
+    def before_fit(self): self.net = nn.Linear(2,2, bias=False); nn.init.zeros_(self.net.weight)
+    def after_batch(self):
+        if self.training: self.net.weight.data += self.loss.detach()
+
+def test_callbacks_of_ones_own(tmp_path):
+    def get(learn): return [learn.average.total[None], learn.slow.net.weight]
+    kw = dict(learner_cbs=[Average, Slow])
+    want = get(fit(tmp_path/'whole', **kw))
+    assert in_child(fit, tmp_path/'killed', cbs=[Kill('after_batch', STEPS+3)], **kw)==-9
+    assert_same(get(fit(tmp_path/'killed', **kw)), want)
+
+class Scaler:
+    "What a gradient scaler is to a checkpoint"
+    def __init__(self): self.scale = 1.
+    def state_dict(self): return dict(scale=self.scale)
+    def load_state_dict(self, state): self.scale = state['scale']
+
+class Scaled(Callback):
+    def before_fit(self): self.learn.scaler = Scaler()
+    def after_step(self): self.learn.scaler.scale *= .5
+
+def test_scaler(tmp_path):
+    assert in_child(fit, tmp_path, cbs=[Kill('after_batch', STEPS+3)], learner_cbs=[Scaled])==-9
+    assert fit(tmp_path, learner_cbs=[Scaled]).scaler.scale==.5**(3*STEPS)
+
+# Several processes
+
+class Ranks(Callback):
+    "Data of its own for each process, and the mean of their gradients"
+    order = -20
+    def before_fit(self): seed_everything(5+int(os.environ['RANK']), self.dls)
+    def before_step(self):
+        for p in self.model.parameters():
+            if p.grad is not None: torch.distributed.all_reduce(p.grad)
+
+def rank(path, r, port, cbs):
+    os.environ.update(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2')
+    torch.distributed.init_process_group('gloo', init_method=f'file://{port}', rank=r, world_size=2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    learn = make(path/str(r), cbs=[Ranks()])
+    with redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck', every=2), *cbs.get(r, [])])
+    torch.save(checkpoint.pack([list(learn.model.parameters()), learn.recorder.losses, random.random(), torch.rand(1)]), path/f'{r}.pt')
+
+def ranks(path, name, **cbs):
+    "Exit statuses of two processes that train together"
+    path.mkdir(exist_ok=True)
+    pids = []
+    for r in (0,1):
+        pids.append(os.fork())
+        if not pids[-1]:
+            try: rank(path, r, path/name, {int(k[1:]): v for k,v in cbs.items()})
+            except BaseException as e: print(repr(e)[-300:], file=sys.stderr); os._exit(99)
+            os._exit(0)
+    return [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]
+
+def test_two_processes_save_and_stop_together(tmp_path):
+    assert ranks(tmp_path/'whole', 'a')==[0,0]
+    assert ranks(tmp_path/'killed', 'a', r1=[Kill('after_batch', 5)])[1]==-signal.SIGKILL
+    assert ranks(tmp_path/'killed', 'b', r1=[Signal(signal.SIGTERM, STEPS+2)])==[-signal.SIGTERM]*2     # only one of them was told
+    assert newest(tmp_path/'killed'/'ck')['position']['step']==STEPS+3
+    assert ranks(tmp_path/'killed', 'c')==[0,0]
+    for r in '01': assert_same(*(flat(checkpoint.unpack(torch.load(tmp_path/o/f'{r}.pt', weights_only=True))) for o in ('killed','whole')))
+
+# Nothing else is changed
+
+def test_saving_changes_nothing(tmp_path):
+    bare = make(tmp_path/'bare')
+    with redirect_stdout(io.StringIO()): bare.fit_byol(3)
+    want = outcome(bare)    # draws at the end: a number that a save had taken would be missed
+    assert_same(outcome(fit(tmp_path/'saved')), want)
+
+def test_the_learner_is_left_as_found(tmp_path):
+    learn = make(tmp_path)
+    learn.dls.train.one_batch()     # which leaves an attribute
+    was = set(vars(learn)),set(vars(learn.dls.train)),[signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    class Fail(Callback):
+        def after_batch(self): raise RuntimeError('on purpose')
+    with pytest.raises(RuntimeError), redirect_stdout(io.StringIO()): learn.fit(1, cbs=[Checkpoint(tmp_path/'ck'), Fail()])
+    now = set(vars(learn)),set(vars(learn.dls.train)),[signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert now[1:]==was[1:] and all(cb.run for cb in learn.cbs)
+
+def test_progress_bars_count_what_is_behind(tmp_path):
+    in_child(fit, tmp_path, every=1, cbs=[Kill('after_batch', STEPS+2)])
+    learn = make(tmp_path)
+    learn.add_cb(ProgressCallback())
+    with redirect_stdout(io.StringIO()) as out: learn.fit_byol(3, cbs=Checkpoint(tmp_path/'ck', every=1))
+    assert 'Epoch 3/3' in out.getvalue() and '100.00% [6/6' in out.getvalue()
+
+def test_only_fits_are_saved(tmp_path):
+    learn = make(tmp_path, cbs=[Checkpoint(tmp_path/'ck')])
+    with redirect_stdout(io.StringIO()): learn.validate(); learn.get_preds(); learn.lr_find(num_it=3, show_plot=False, stop_div=False); learn.summary()
+    assert not checkpoint_files(tmp_path/'ck')
+
+def test_fits_in_a_row(tmp_path):
+    def two(path, cbs=()):
+        learn = make(path, cbs=[Checkpoint(path/'ck', every=2), *cbs])
+        with redirect_stdout(io.StringIO()): learn.fit(1); learn.fit_one_cycle(2)
+        return learn
+    class KillSecond(Kill):
+        def _at(self, step):
+            if self.n_epoch==2: super()._at(step)
+    want = outcome(two(tmp_path/'whole'))
+    assert in_child(two, tmp_path/'killed', cbs=[Kill('after_batch', 3)])==-9
+    assert in_child(two, tmp_path/'killed', cbs=[KillSecond('after_batch', STEPS+1)])==-9
+    assert_same(outcome(two(tmp_path/'killed')), want)
+
+def test_finished(tmp_path):
+    want = outcome(fit(tmp_path))
+    assert_same(outcome(fit(tmp_path)), want)
+
+# The disk
+
+def test_disk_full(tmp_path):
+    "A limit on the size of files is a full disk that a test may have"
+    def limited():
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        class Full(Callback):
+            def after_batch(self):
+                if self.training and self.train_iter==STEPS+2: limit()
+        with warnings.catch_warnings(record=True) as ws:
+            warnings.simplefilter('always')
+            fit(tmp_path/'full', cbs=[Full()])
+        said = [str(w.message) for w in ws if 'not written' in str(w.message)]
+        assert said[0]=="fit000-step000000008.pt was not written (File too large); training goes on, and fit000-step000000007.pt is the newest checkpoint in " + repr(str(tmp_path/'full'/'ck')), said[0]
+        assert len(said)==2*STEPS-1+1   # each save said so, that of the end too
+    assert in_child(limited)==0
+    assert [f.name for f in sorted((tmp_path/'full'/'ck').iterdir())] == ['fit000-step000000006.pt', 'fit000-step000000007.pt']  # and no halves
+    assert_same(outcome(fit(tmp_path/'full')), outcome(fit(tmp_path/'whole')))
+
+def test_a_damaged_file_is_passed_over(tmp_path):
+    in_child(fit, tmp_path/'a', cbs=[Kill('after_batch', 4)])
+    last = checkpoint_files(tmp_path/'a'/'ck')[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match='is no whole checkpoint'): got = outcome(fit(tmp_path/'a'))
+    assert_same(got, outcome(fit(tmp_path/'b')))
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    values = iter([.1, .9, .3, .2])
+    learn = make(tmp_path, metrics=ValueMetric(lambda: next(values), 'probe'))
+    with redirect_stdout(io.StringIO()): learn.fit(4, cbs=Checkpoint(tmp_path/'ck', keep=3, monitor='probe'))
+    assert [f.name for f in sorted((tmp_path/'ck').iterdir())] == ['best.pt', *(f'fit000-step{i*STEPS:09}.pt' for i in (2,3,4))]
+    assert read_checkpoint(tmp_path/'ck'/'best.pt')['position']['epoch']==2
+
+# Signals
+
+class Signal(Callback):
+    def __init__(self, signum, step, during=True): self.signum,self.step,self.during = signum,step,during
+    def before_batch(self):
+        if self.train_iter==self.step and self.training==self.during: signal.raise_signal(self.signum)
+
+@pytest.mark.parametrize('signum,training,step', [(signal.SIGTERM,True,STEPS+2), (signal.SIGINT,True,STEPS+2), (signal.SIGTERM,False,2*STEPS), (signal.SIGINT,False,STEPS)])
+def test_signals_save_first(tmp_path, signum, training, step):
+    def run():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
+        try: fit(tmp_path/'a', every=None, cbs=[Signal(signum, step, training)])
+        except KeyboardInterrupt: os._exit(7 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 8)
+    assert in_child(run)==(7 if signum==signal.SIGINT else -signal.SIGTERM)
+    at = newest(tmp_path/'a'/'ck')['position']
+    assert at['step']==step+training and at['batch']==(step%STEPS+1 if training else STEPS)
+    assert_same(outcome(fit(tmp_path/'a', every=None)), outcome(fit(tmp_path/'b', every=None)))
+
+def test_a_signal_after_a_fit_that_failed_is_not_swallowed(tmp_path):
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        learn = make(tmp_path, cbs=[Checkpoint(tmp_path/'ck')])
+        class Fail(Callback):
+            def after_batch(self): raise RuntimeError('on purpose')
+        try: learn.fit(1, cbs=Fail())
+        except RuntimeError: pass
+        try: signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt: os._exit(7)
+    with redirect_stdout(io.StringIO()): assert in_child(run)==7
+
+# What is refused
+
+class Evil:
+    def __reduce__(self): return os.mkdir, (self.path,)
+
+def test_code_is_not_run(tmp_path):
+    evil = Evil(); evil.path = str(tmp_path/'it ran')
+    (tmp_path/'ck').mkdir()
+    file = tmp_path/'ck'/'fit000-step000000001.pt'
+    torch.save(dict(format=checkpoint.FORMAT, evil=evil), file)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='more than tensors and plain values') as e: fit(tmp_path)
+    assert '\n' not in str(e.value.args[0]).split('\n\t')[-1] and not (tmp_path/'it ran').exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path/'it ran').exists()     # it would have
+
+def test_files_of_other_programs(tmp_path):
+    torch.save(dict(model={}), tmp_path/'other.pt')
+    with pytest.raises(ValueError, match='another program'): read_checkpoint(tmp_path/'other.pt')
+    (tmp_path/'other.pt').write_bytes(b'no checkpoint')
+    with pytest.raises(ValueError, match='no whole checkpoint'): read_checkpoint(tmp_path/'other.pt')
+
+def test_a_file_changes_no_settings(tmp_path):
+    "Paths above all: what is written goes where this process says"
+    in_child(fit, tmp_path, cbs=[Kill('after_batch', 4)])
+    file = checkpoint_files(tmp_path/'ck')[-1]
+    state = read_checkpoint(file)
+    state['callbacks']['csv_logger']['fname'] = '../../elsewhere.csv'
+    state['learner']['path'] = '../..'
+    torch.save(state, file)
+    learn = fit(tmp_path)
+    assert learn.csv_logger.fname==Path('history.csv') and learn.path==tmp_path
+
+@pytest.mark.parametrize('kwargs,words', [
+    (dict(epochs=4), ['epochs 3', 'epochs 4']),
+    (dict(method='fit_one_cycle'), ['optimizer', 'TorchLARS']),
+    (dict(kind='2'), ['workers 0', 'workers 2']),
+])
+def test_another_fit_is_refused(tmp_path, kwargs, words):
+    in_child(fit, tmp_path, cbs=[Kill('after_batch', 2)])
+    with pytest.raises(ValueError) as e: fit(tmp_path, **kwargs)
+    message = str(e.value.args[0]).split('\n\t')[-1]
+    assert '\n' not in message and all(w in message for w in words) and 'another folder' in message, message
+
+def test_another_model_is_refused(tmp_path):
+    in_child(fit, tmp_path, cbs=[Kill('after_batch', 2)])
+    file = checkpoint_files(tmp_path/'ck')[-1]
+    state = read_checkpoint(file)
+    state['model']['online.encoder.0.weight'] = torch.zeros(9,1,3,3)
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"1 weights differ, e.g. 'online.encoder.0.weight', of shape \(9, 1, 3, 3\) there and of shape \(8, 1, 3, 3\) here"): fit(tmp_path)
+
+def test_a_used_folder_is_refused_without_resume(tmp_path):
+    fit(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match='resume=False'): make(tmp_path).fit(1, cbs=Checkpoint(tmp_path/'ck', resume=False))
+
+@pytest.mark.parametrize('kwargs', [dict(every=0), dict(minutes=-1), dict(keep=0)])
+def test_settings(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))+'=.* must be'): Checkpoint('x', **kwargs)
