@@ -29,6 +29,7 @@ from fastai.torch_core import TensorImage, get_random_states, no_random, set_ran
 from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
+from ..guard import Guard
 from ..layers import create_mlp_module, input_channels, num_features, undisturbed
 from ..optimizer import check_recipe
 from ..plots import show_views
@@ -284,23 +285,31 @@ class BYOL(Callback):
         self.augs = check_pipelines(aug_pipelines)
         self.given,self.sched = m,m if callable(m) else cosine_momentum(.996 if m is None else m)
         self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only,self.begun = seed,None,(),False,False,None,False,None
+        self.guard = Guard()
         if print_augs: print(*self.augs, sep='\n')
 
-    # fastai announces a callback's coming and going by setting its `learn`, and in no other way: the loss comes and goes with it
+    # fastai announces a callback's coming and going by setting its `learn`, and in no other way: loss and guard come and go with it
     _learn = None
     @property
     def learn(self): return self._learn
     @learn.setter
     def learn(self, learn):
-        if self._learn is not None: self._learn.loss_func = self.former_loss
+        if self._learn is not None: self._leave(self._learn)
         self._learn = learn
-        if learn is not None: self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        if learn is None: return
+        self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        learn.add_cb(self.guard)
+
+    def _leave(self, learn):
+        learn.loss_func = self.former_loss
+        if self.guard in learn.cbs: learn.remove_cb(self.guard)
 
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"
         self._tidy()
         self.momenta,self.pictures,self.begun = [],None,None
         check_alone(self.learn)
+        self.guard.run = not any(isinstance(cb, Guard) and cb is not self.guard for cb in self.learn.cbs)   # another was added: that one is meant
         check_model(self.byol_model), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
         self.train_only = len(self.dls.loaders)==1
@@ -323,13 +332,18 @@ class BYOL(Callback):
         if not self.looked: check_inputs(self.xb)
         self.pictures = prepare(x)
         check_batch(self.pictures, self.model)
-        if self.training: self._note_momentum()
         self.learn.xb = self.views(self.pictures)
         if not self.looked: self._look()
 
     def after_pred(self):
         "Set each prediction beside the target's projection of another view"
         self.learn.pred,*self.learn.yb = cross(self.pred, self.byol_model.project(*self.xb))
+
+    # Not in `before_batch`: the guard may skip the batch, and it is then not in the recorder's losses either
+    def after_backward(self):
+        "A step over accumulated gradients is where its first batch is: the k-th of K is at k/K, as the published schedule counts"
+        if self.begun is None: self.begun = self.pct_train
+        self.momenta.append(self.m)
 
     # `after_step` also follows a step that mixed precision cancelled, so note whether one was taken
     def before_step(self):       self.stepped = True
@@ -338,11 +352,6 @@ class BYOL(Callback):
         "Let the target follow"
         if self.stepped and self.byol_model.target is not None: ema_update(self.byol_model.target, self.byol_model.online, self.m)
         self.stepped,self.begun = False,None
-
-    def _note_momentum(self):
-        "A step over accumulated gradients is where its first batch is: the k-th of K is at k/K, as the published schedule counts"
-        if self.begun is None: self.begun = self.pct_train
-        self.momenta.append(self.m)
 
     def after_batch(self): self.pictures,self.labels = None,()
 
