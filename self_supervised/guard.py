@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import LRFinder
 from fastai.learner import CastToTensor
 from fastai.torch_core import rank_distrib
@@ -146,5 +147,4 @@ def _places(os): return _few([f"epoch {e} batch {b}" for e,b in os])
 
 def _scaler(learn):
     "fastai's MixedPrecision, if it scales the loss"
-    amp = getattr(learn, 'mixed_precision', None)
-    return amp if amp and getattr(learn, 'scaler', None) and learn.scaler.is_enabled() else None
+    return next((cb for cb in learn.cbs if isinstance(cb, MixedPrecision) and learn.scaler.is_enabled()), None)

@@ -5,7 +5,7 @@ after `CastToTensor` and moves the target in every `after_step`."""
 import copy, pickle, warnings
 from functools import partial
 
-import pytest, torch
+import numpy as np, pytest, torch
 from torch import nn
 from fastai.vision.all import (Adam, Callback, CancelStepException, DataLoaders, Datasets, GradientAccumulation, Interpretation, Learner,
                                OptimWrapper, SaveModelCallback, TensorImage, load_learner, params, set_seed)
@@ -15,6 +15,7 @@ from fasttransform import Pipeline, Transform
 from self_supervised.augmentations import get_batch_augs
 from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
+from self_supervised.guard import Guard, any_rank
 from self_supervised.layers import create_encoder, num_features
 from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
@@ -93,7 +94,98 @@ def test_03_rollback_takes_the_target_along(tmp_path):
     best = min(range(3), key=lambda i: learn.recorder.values[i][1])
     assert same(kept[best], state(learn.model)) and any(k.startswith('target.') for k in kept[best])
 
-# Row 7
+# Row 6
+
+NAN,INF = float('nan'),float('inf')
+
+class Bad(Callback):
+    "Spoil training batches, by their place in the fit, where `how` says: in 'inputs', 'loss' or 'gradients'"
+    order,run_valid = -5,False
+    def __init__(self, places, how='inputs', value=NAN): self.places,self.how,self.value = places,how,value
+    def hit(self, how): return how==self.how and self.train_iter in self.places
+    def before_batch(self):
+        if self.hit('inputs'): self.xb[0][3,0,2,2] = self.value
+    def before_backward(self):
+        if self.hit('loss'): self.learn.loss_grad = self.loss_grad*self.value
+    def after_backward(self):
+        if self.hit('gradients'): next(self.model.online.parameters()).grad[0] = self.value
+
+class Watch(Callback):
+    "Which training batches changed anything at all in the model?"
+    order,run_valid = -20,False
+    def before_fit(self): self.changed = []
+    def before_batch(self): self.was = state(self.model)
+    def after_batch(self): self.changed.append(not same(self.was, state(self.model)))
+
+def batches_dls(batches):
+    "Loaders of exactly these batches"
+    return DataLoaders(torch.utils.data.DataLoader([(b,) for b in batches], batch_size=None), device='cpu')
+
+def quiet(f, *args, **kwargs):
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); return f(*args, **kwargs)
+
+@pytest.mark.parametrize('value', [NAN, INF, -INF])
+@pytest.mark.parametrize('how', ['inputs', 'loss', 'gradients'])
+def test_06_a_bad_batch_leaves_no_trace(how, value, capsys):
+    "Online network, target, and batchnorm's statistics of both are what they were, and the others train"
+    learn = make(cbs=[Bad([0,4], how, value), watch := Watch()], m=.9)
+    quiet(learn.fit, 2)                                            # 3 batches an epoch
+    assert watch.changed == [False,True,True,True,False,True]
+    assert learn.guard.skipped == [(0,0,how),(1,1,how)]
+    assert f'Guard skipped 2 of 6 batches: {how} 2 (epoch 0 batch 0, epoch 1 batch 1)' in capsys.readouterr().out
+    assert torch.stack(learn.recorder.losses).isfinite().all() and np.isfinite(learn.recorder.values).all()
+    assert len(learn.recorder.losses) == len(learn.byol.momenta) == (6 if how=='gradients' else 4)   # it has a loss and only the step is left out
+
+def test_06_views_that_are_not_finite():
+    "A pipeline that divides by 0: batchnorm has seen them already, and forgets"
+    calls = []
+    def aug(x): return x + (NAN if len(calls)==4 else 0)*(calls.append(1) or 1)
+    learn = make(augs=[aug, lambda x: x], cbs=[watch := Watch()])
+    quiet(learn.fit, 2)
+    assert watch.changed.count(False)==1 and [w for *_,w in learn.guard.skipped]==['views']
+
+def test_06_the_others_train_as_if_it_had_not_been_there():
+    "A run with a bad batch between two good ones equals the run without"
+    x,_,_ = digits()
+    def run(n):
+        batches = [x[:16],x[16:32],x[32:48]]
+        if n==4: batches.insert(1, x[48:64].clone()); batches[1][5] = NAN
+        learn = make(dls=batches_dls(batches), m=lambda pct: .5, augs=[lambda o: o, lambda o: o+.1])
+        quiet(learn.fit, 1, .1)
+        return state(learn.model),torch.stack(learn.recorder.losses)
+    (a,la),(b,lb) = run(3),run(4)
+    assert same(a, b) and torch.equal(la, lb)
+
+def test_06_it_stops_after_n_in_a_row():
+    for how in ('inputs','loss','gradients'):
+        learn = make(cbs=[Bad(range(1,99), how), Guard(n=3)])
+        with pytest.raises(ValueError) as e: quiet(learn.fit, 5)
+        one_line(e, 'epoch 1, batch 0', '3 in a row', how, {'inputs':'isfinite', 'loss':'lower lr', 'gradients':'GradientClip'}[how])
+        assert all(p.isfinite().all() for p in learn.model.state_dict().values())
+    learn = make(cbs=[Bad([0,1,3,4,6,7,9,10]), Guard(n=3)])          # never three in a row
+    quiet(learn.fit, 5)
+    assert len(learn.guard.skipped)==8
+
+def test_06_the_guard_comes_with_the_callback_and_one_of_your_own_replaces_it():
+    for cbs,n in (([],10), ([Guard(2)],2)):
+        learn = make(cbs=[Bad(range(99)), *cbs])
+        with pytest.raises(ValueError, match=f'{n} in a row'): quiet(learn.fit, 99)
+    learn = make()
+    learn.remove_cb(BYOL)
+    assert not any(isinstance(cb, Guard) for cb in learn.cbs)
+    learn = make()
+    learn.add_cb(BYOL(learn.byol.augs)); learn.remove_cb(learn.byol)
+    with pytest.raises(ValueError, match='1 or more'): Guard(0)
+
+def test_06_bad_validation_batches_are_reported_and_keep_their_places(capsys):
+    x,y,_ = digits()
+    x = x[:64].clone(); x[60] = NAN
+    learn = make(dls=tensor_dls(x, splits=(torch.arange(48), torch.arange(48,64)), bs=16))
+    learn.fit(1)
+    assert '1 batches held out' in capsys.readouterr().out and np.isnan(learn.recorder.values[0][1]) and not learn.guard.skipped
+    assert len(learn.get_preds()[0][0]) == 16
+
+# Rows 7 and 18
 
 class Cancel(Callback):
     "Cancel every step but the first, as mixed precision does when gradients overflow"
@@ -128,6 +220,44 @@ def test_07_accumulated_batches_read_the_schedule_where_the_step_begins():
         def before_step(self): used.append(self.learn.byol.m)
     make(m=lambda pct: pct, bs=8, cbs=[GradientAccumulation(16), Look()]).fit(2, lr=.1)
     assert used == pytest.approx([k/6 for k in range(6)])
+
+@pytest.mark.parametrize('how', ['inputs', 'loss'])
+def test_07_a_bad_batch_among_accumulated_ones(how):
+    "The gradients of the good ones stay, and the next one fills the step"
+    x,_,_ = digits()
+    def run(spoil):
+        batches = list(x[:32].split(8)); batches.insert(1, x[32:40])
+        if not spoil: batches.pop(1)
+        learn = make(dls=batches_dls(batches), m=lambda pct: .5, augs=[lambda o: o, lambda o: o+.1], cbs=[GradientAccumulation(16), Bad([1] if spoil else [], how)])
+        quiet(learn.fit, 1, .1)
+        return state(learn.model),len(learn.guard.skipped)
+    (a,na),(b,nb) = run(False),run(True)
+    assert same(a, b) and (na,nb)==(0,1)
+
+class ScaledCPU(MixedPrecision):
+    "fastai's MixedPrecision with autocast and a loss scaler that work on the CPU"
+    def before_fit(self):
+        self.autocast,self.scales,self.dtypes,self.steps = torch.autocast('cpu', dtype=torch.bfloat16),[],[],0
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=16.)
+    def after_pred(self): self.dtypes.append(self.pred[0].dtype); super().after_pred()
+    def step(self): super().step(); self.steps += 1
+    def after_step(self): super().after_step(); self.last = self.learn.scaler.get_scale()
+
+@pytest.mark.parametrize('how', ['inputs', 'loss', 'gradients'])
+def test_18_no_batch_is_cancelled_inside_autocast(how):
+    learn = make(cbs=[Bad([0,4], how), amp := ScaledCPU(), watch := Watch()], m=.5)
+    target = weights(learn.model.target)
+    quiet(learn.fit, 2, .01)
+    assert not torch.is_autocast_enabled('cpu') and set(amp.dtypes)=={torch.bfloat16}
+    why = 'overflow' if how=='gradients' else how                  # that is the scaler's business, and goes on record
+    assert learn.guard.skipped == [(0,0,why),(1,1,why)]
+    assert amp.last == (4. if how=='gradients' else 16.)
+    assert amp.steps==4 and not torch.equal(target, weights(learn.model.target))
+
+def test_18_a_loss_scale_below_1_ends_the_run():
+    learn = make(cbs=[Bad(range(99), 'gradients'), ScaledCPU()])
+    with pytest.raises(ValueError) as e: quiet(learn.fit, 9)
+    one_line(e, 'overflow', 'to_bf16', 'lower lr')
 
 # Row 14
 
