@@ -7,16 +7,18 @@ from functools import partial
 
 import numpy as np, pytest, torch
 from torch import nn
-from fastai.vision.all import (Adam, Callback, CancelStepException, DataLoaders, Datasets, GradientAccumulation, Interpretation, Learner,
-                               OptimWrapper, SaveModelCallback, TensorImage, load_learner, params, set_seed)
+from fastai.vision.all import (Adam, Callback, CancelStepException, CutMix, DataLoaders, Datasets, Dice, F1Score, GradientAccumulation, Interpretation, L,
+                               Learner, MixUp, OptimWrapper, SaveModelCallback, TensorImage, ValueMetric, accuracy, error_rate, get_random_states,
+                               load_learner, params, set_seed)
 from fastai.callback.fp16 import MixedPrecision
 from fasttransform import Pipeline, Transform
 
-from self_supervised.augmentations import get_batch_augs
+from self_supervised.augmentations import get_batch_augs, warn_once
 from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
 from self_supervised.guard import Guard, any_rank
 from self_supervised.layers import create_encoder, num_features
+from self_supervised.optimizer import LARS
 from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
 GREY = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None)
@@ -259,6 +261,44 @@ def test_18_a_loss_scale_below_1_ends_the_run():
     with pytest.raises(ValueError) as e: quiet(learn.fit, 9)
     one_line(e, 'overflow', 'to_bf16', 'lower lr')
 
+# Row 9
+
+@pytest.mark.parametrize('opt_func', [Adam, partial(OptimWrapper, opt=torch.optim.AdamW), LARS])
+@pytest.mark.parametrize('fitted', [False, True])
+def test_09_lr_find_leaves_no_trace(opt_func, fitted, tmp_path):
+    "Weights, target, optimizer, random numbers, order of the loader, momenta: with it and without it a run is the same"
+    def run(find):
+        learn = make(opt_func=opt_func, path=tmp_path, m=.9); seed_everything(0, learn.dls)
+        if fitted: learn.fit(1, 1e-2)
+        was = everything(learn)
+        if find: learn.lr_find(end_lr=1e-1, num_it=8, show_plot=False)
+        assert differing(everything(learn), was) == []
+        learn.fit_one_cycle(2, 1e-2)
+        return everything(learn) | plain_values(dict(losses=learn.recorder.losses, opt=learn.opt.state_dict()))
+    assert differing(run(True), run(False)) == []
+
+def everything(learn):
+    "All that a fit could go on from"
+    rng = get_random_states()
+    return plain_values(dict(model=state(learn.model), momenta=list(learn.byol.momenta), m=[learn.byol.sched(o) for o in (0,.5,1)], order=[dl.rng.getstate() for dl in learn.dls.loaders],
+                rng=[rng['random_state'],list(rng['numpy_state'][1]),rng['torch_state']],
+                opt=learn.opt.state_dict()['state'] if learn.opt and learn.byol.momenta else None))
+
+def plain_values(o):
+    "`o` as numbers: an optimizer changes its tensors in place"
+    if isinstance(o, torch.Tensor): return o.tolist()
+    if isinstance(o, dict): return {k:plain_values(v) for k,v in o.items()}
+    return [plain_values(v) for v in o] if isinstance(o, (list,tuple,L)) else o
+
+def differing(a, b): return sorted(k for k in a|b if a.get(k)!=b.get(k))
+
+def test_09_lr_find_ends_where_training_diverges_and_passes_over_bad_inputs(tmp_path):
+    for how,places in (('loss',range(20,99)), ('gradients',range(20,99)), ('inputs',[0,7])):
+        learn = make(cbs=[Bad(places, how)], path=tmp_path)
+        was = state(learn.model)
+        found = quiet(learn.lr_find, num_it=40, show_plot=False)
+        assert found.valley>0 and same(was, state(learn.model)) and len(learn.recorder.losses) in (20,21,38)
+
 # Row 14
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -294,6 +334,18 @@ def test_17_target_runs_inside_autocast_and_the_loss_in_float32():
     q = [torch.randn(4,8).bfloat16() for _ in range(2)]
     assert byol_loss(q, *q).dtype == torch.float32
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32}
+
+# Row 19
+
+@pytest.mark.parametrize('to', ['to_fp16', 'to_bf16'])
+def test_19_mixed_precision_on_the_cpu_is_said_once(to):
+    warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        for _ in range(2):
+            learn = make(); getattr(learn, to)(); learn.fit(1)
+    said = [str(o.message) for o in w if 'to_fp16() and to_bf16() have no effect' in str(o.message)]
+    assert len(said)==1 and 'cpu' in said[0] and 'float32' in said[0]
 
 # Row 24
 
@@ -344,6 +396,31 @@ def test_26_predict_and_tta_explain_themselves():
     learn = make(dls=dls)
     for call in (lambda: learn.predict(3), lambda: learn.tta(n=1)):
         with pytest.raises(TypeError, match='embed'), learn.no_bar(): call()
+
+# Row 30
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_30_mixed_labels_are_refused_before_the_first_batch(mix):
+    for where in ('learner','fit'):
+        learn = make(cbs=[mix()] if where=='learner' else [])
+        was = state(learn.model)
+        with pytest.raises(TypeError) as e: learn.fit(1, cbs=[mix()] if where=='fit' else [])
+        one_line(e, mix.__name__, 'labels', 'out')
+        assert same(was, state(learn.model))
+
+@pytest.mark.parametrize('metric,name', [(accuracy,'accuracy'), (partial(accuracy, axis=1),'accuracy'), (error_rate,'error_rate'), (F1Score(),'f1_score'), (Dice(),'dice')])
+def test_30_metrics_of_labels_are_refused_before_the_first_batch(metric, name):
+    learn = make(metrics=metric)
+    was = state(learn.model)
+    with pytest.raises(TypeError) as e: learn.fit(1)
+    one_line(e, f'metrics holds {name}', 'knn_accuracy', 'metrics=[]')
+    assert same(was, state(learn.model))
+
+def test_30_metrics_of_two_views_are_welcome():
+    def alignment(preds, *targs): return torch.cosine_similarity(preds[0], targs[0]).mean()
+    learn = make(metrics=[alignment, ValueMetric(lambda: 1., 'one')])
+    learn.fit(1)
+    assert len(learn.recorder.values[0]) == 4
 
 # Row 31
 
@@ -618,6 +695,21 @@ def test_an_interrupted_fit_leaves_a_learner_that_works(tmp_path):
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
     learn.fit(1); learn.export('a.pkl')
     assert len(learn.dls.loaders)==1 and learn.byol.set_aside is None
+
+def test_a_seed_after_an_interruption_counts(tmp_path):
+    "The random numbers that an interrupted validation had set aside do not come back over it"
+    class Stop(Callback):
+        def after_batch(self):
+            if not self.training: raise KeyboardInterrupt
+    def losses(stop):
+        learn = make()
+        if stop:
+            with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
+        torch.manual_seed(1); learn.model.load_state_dict(create_byol_model(conv_net(), hidden_size=16, projection_size=8).state_dict())
+        seed_everything(0, learn.dls)
+        learn.fit(1, reset_opt=True)
+        return torch.stack(learn.recorder.losses)
+    assert torch.equal(losses(True), losses(False))
 
 def test_names_do_not_shadow_fastai():
     import fastai.vision.all as F
