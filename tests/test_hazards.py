@@ -5,17 +5,20 @@ after `CastToTensor` and moves the target in every `after_step`."""
 import copy, pickle, warnings
 from functools import partial
 
-import pytest, torch
+import numpy as np, pytest, torch
 from torch import nn
-from fastai.vision.all import (Adam, Callback, CancelStepException, DataLoaders, Datasets, GradientAccumulation, Interpretation, Learner,
-                               OptimWrapper, SaveModelCallback, TensorImage, load_learner, params, set_seed)
+from fastai.vision.all import (Adam, Callback, CancelStepException, CutMix, DataLoaders, Datasets, Dice, F1Score, GradientAccumulation, Interpretation, L,
+                               Learner, MixUp, OptimWrapper, SaveModelCallback, TensorImage, ValueMetric, accuracy, error_rate, get_random_states,
+                               load_learner, params, set_seed)
 from fastai.callback.fp16 import MixedPrecision
 from fasttransform import Pipeline, Transform
 
-from self_supervised.augmentations import get_batch_augs
+from self_supervised.augmentations import get_batch_augs, warn_once
 from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
+from self_supervised.guard import Guard, any_rank
 from self_supervised.layers import create_encoder, num_features
+from self_supervised.optimizer import LARS
 from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
 GREY = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None)
@@ -93,7 +96,98 @@ def test_03_rollback_takes_the_target_along(tmp_path):
     best = min(range(3), key=lambda i: learn.recorder.values[i][1])
     assert same(kept[best], state(learn.model)) and any(k.startswith('target.') for k in kept[best])
 
-# Row 7
+# Row 6
+
+NAN,INF = float('nan'),float('inf')
+
+class Bad(Callback):
+    "Spoil training batches, by their place in the fit, where `how` says: in 'inputs', 'loss' or 'gradients'"
+    order,run_valid = -5,False
+    def __init__(self, places, how='inputs', value=NAN): self.places,self.how,self.value = places,how,value
+    def hit(self, how): return how==self.how and self.train_iter in self.places
+    def before_batch(self):
+        if self.hit('inputs'): self.xb[0][3,0,2,2] = self.value
+    def before_backward(self):
+        if self.hit('loss'): self.learn.loss_grad = self.loss_grad*self.value
+    def after_backward(self):
+        if self.hit('gradients'): next(self.model.online.parameters()).grad[0] = self.value
+
+class Watch(Callback):
+    "Which training batches changed anything at all in the model?"
+    order,run_valid = -20,False
+    def before_fit(self): self.changed = []
+    def before_batch(self): self.was = state(self.model)
+    def after_batch(self): self.changed.append(not same(self.was, state(self.model)))
+
+def batches_dls(batches):
+    "Loaders of exactly these batches"
+    return DataLoaders(torch.utils.data.DataLoader([(b,) for b in batches], batch_size=None), device='cpu')
+
+def quiet(f, *args, **kwargs):
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); return f(*args, **kwargs)
+
+@pytest.mark.parametrize('value', [NAN, INF, -INF])
+@pytest.mark.parametrize('how', ['inputs', 'loss', 'gradients'])
+def test_06_a_bad_batch_leaves_no_trace(how, value, capsys):
+    "Online network, target, and batchnorm's statistics of both are what they were, and the others train"
+    learn = make(cbs=[Bad([0,4], how, value), watch := Watch()], m=.9)
+    quiet(learn.fit, 2)                                            # 3 batches an epoch
+    assert watch.changed == [False,True,True,True,False,True]
+    assert learn.guard.skipped == [(0,0,how),(1,1,how)]
+    assert f'Guard skipped 2 of 6 batches: {how} 2 (epoch 0 batch 0, epoch 1 batch 1)' in capsys.readouterr().out
+    assert torch.stack(learn.recorder.losses).isfinite().all() and np.isfinite(learn.recorder.values).all()
+    assert len(learn.recorder.losses) == len(learn.byol.momenta) == (6 if how=='gradients' else 4)   # it has a loss and only the step is left out
+
+def test_06_views_that_are_not_finite():
+    "A pipeline that divides by 0: batchnorm has seen them already, and forgets"
+    calls = []
+    def aug(x): return x + (NAN if len(calls)==4 else 0)*(calls.append(1) or 1)
+    learn = make(augs=[aug, lambda x: x], cbs=[watch := Watch()])
+    quiet(learn.fit, 2)
+    assert watch.changed.count(False)==1 and [w for *_,w in learn.guard.skipped]==['views']
+
+def test_06_the_others_train_as_if_it_had_not_been_there():
+    "A run with a bad batch between two good ones equals the run without"
+    x,_,_ = digits()
+    def run(n):
+        batches = [x[:16],x[16:32],x[32:48]]
+        if n==4: batches.insert(1, x[48:64].clone()); batches[1][5] = NAN
+        learn = make(dls=batches_dls(batches), m=lambda pct: .5, augs=[lambda o: o, lambda o: o+.1])
+        quiet(learn.fit, 1, .1)
+        return state(learn.model),torch.stack(learn.recorder.losses)
+    (a,la),(b,lb) = run(3),run(4)
+    assert same(a, b) and torch.equal(la, lb)
+
+def test_06_it_stops_after_n_in_a_row():
+    for how in ('inputs','loss','gradients'):
+        learn = make(cbs=[Bad(range(1,99), how), Guard(n=3)])
+        with pytest.raises(ValueError) as e: quiet(learn.fit, 5)
+        one_line(e, 'epoch 1, batch 0', '3 in a row', how, {'inputs':'isfinite', 'loss':'lower lr', 'gradients':'GradientClip'}[how])
+        assert all(p.isfinite().all() for p in learn.model.state_dict().values())
+    learn = make(cbs=[Bad([0,1,3,4,6,7,9,10]), Guard(n=3)])          # never three in a row
+    quiet(learn.fit, 5)
+    assert len(learn.guard.skipped)==8
+
+def test_06_the_guard_comes_with_the_callback_and_one_of_your_own_replaces_it():
+    for cbs,n in (([],10), ([Guard(2)],2)):
+        learn = make(cbs=[Bad(range(99)), *cbs])
+        with pytest.raises(ValueError, match=f'{n} in a row'): quiet(learn.fit, 99)
+    learn = make()
+    learn.remove_cb(BYOL)
+    assert not any(isinstance(cb, Guard) for cb in learn.cbs)
+    learn = make()
+    learn.add_cb(BYOL(learn.byol.augs)); learn.remove_cb(learn.byol)
+    with pytest.raises(ValueError, match='1 or more'): Guard(0)
+
+def test_06_bad_validation_batches_are_reported_and_keep_their_places(capsys):
+    x,y,_ = digits()
+    x = x[:64].clone(); x[60] = NAN
+    learn = make(dls=tensor_dls(x, splits=(torch.arange(48), torch.arange(48,64)), bs=16))
+    learn.fit(1)
+    assert '1 batches held out' in capsys.readouterr().out and np.isnan(learn.recorder.values[0][1]) and not learn.guard.skipped
+    assert len(learn.get_preds()[0][0]) == 16
+
+# Rows 7 and 18
 
 class Cancel(Callback):
     "Cancel every step but the first, as mixed precision does when gradients overflow"
@@ -128,6 +222,82 @@ def test_07_accumulated_batches_read_the_schedule_where_the_step_begins():
         def before_step(self): used.append(self.learn.byol.m)
     make(m=lambda pct: pct, bs=8, cbs=[GradientAccumulation(16), Look()]).fit(2, lr=.1)
     assert used == pytest.approx([k/6 for k in range(6)])
+
+@pytest.mark.parametrize('how', ['inputs', 'loss'])
+def test_07_a_bad_batch_among_accumulated_ones(how):
+    "The gradients of the good ones stay, and the next one fills the step"
+    x,_,_ = digits()
+    def run(spoil):
+        batches = list(x[:32].split(8)); batches.insert(1, x[32:40])
+        if not spoil: batches.pop(1)
+        learn = make(dls=batches_dls(batches), m=lambda pct: .5, augs=[lambda o: o, lambda o: o+.1], cbs=[GradientAccumulation(16), Bad([1] if spoil else [], how)])
+        quiet(learn.fit, 1, .1)
+        return state(learn.model),len(learn.guard.skipped)
+    (a,na),(b,nb) = run(False),run(True)
+    assert same(a, b) and (na,nb)==(0,1)
+
+class ScaledCPU(MixedPrecision):
+    "fastai's MixedPrecision with autocast and a loss scaler that work on the CPU"
+    def before_fit(self):
+        self.autocast,self.scales,self.dtypes,self.steps = torch.autocast('cpu', dtype=torch.bfloat16),[],[],0
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=16.)
+    def after_pred(self): self.dtypes.append(self.pred[0].dtype); super().after_pred()
+    def step(self): super().step(); self.steps += 1
+    def after_step(self): super().after_step(); self.last = self.learn.scaler.get_scale()
+
+@pytest.mark.parametrize('how', ['inputs', 'loss', 'gradients'])
+def test_18_no_batch_is_cancelled_inside_autocast(how):
+    learn = make(cbs=[Bad([0,4], how), amp := ScaledCPU(), watch := Watch()], m=.5)
+    target = weights(learn.model.target)
+    quiet(learn.fit, 2, .01)
+    assert not torch.is_autocast_enabled('cpu') and set(amp.dtypes)=={torch.bfloat16}
+    why = 'overflow' if how=='gradients' else how                  # that is the scaler's business, and goes on record
+    assert learn.guard.skipped == [(0,0,why),(1,1,why)]
+    assert amp.last == (4. if how=='gradients' else 16.)
+    assert amp.steps==4 and not torch.equal(target, weights(learn.model.target))
+
+def test_18_a_loss_scale_below_1_ends_the_run():
+    learn = make(cbs=[Bad(range(99), 'gradients'), ScaledCPU()])
+    with pytest.raises(ValueError) as e: quiet(learn.fit, 9)
+    one_line(e, 'overflow', 'to_bf16', 'lower lr')
+
+# Row 9
+
+@pytest.mark.parametrize('opt_func', [Adam, partial(OptimWrapper, opt=torch.optim.AdamW), LARS])
+@pytest.mark.parametrize('fitted', [False, True])
+def test_09_lr_find_leaves_no_trace(opt_func, fitted, tmp_path):
+    "Weights, target, optimizer, random numbers, order of the loader, momenta: with it and without it a run is the same"
+    def run(find):
+        learn = make(opt_func=opt_func, path=tmp_path, m=.9); seed_everything(0, learn.dls)
+        if fitted: learn.fit(1, 1e-2)
+        was = everything(learn)
+        if find: learn.lr_find(end_lr=1e-1, num_it=8, show_plot=False)
+        assert differing(everything(learn), was) == []
+        learn.fit_one_cycle(2, 1e-2)
+        return everything(learn) | plain_values(dict(losses=learn.recorder.losses, opt=learn.opt.state_dict()))
+    assert differing(run(True), run(False)) == []
+
+def everything(learn):
+    "All that a fit could go on from"
+    rng = get_random_states()
+    return plain_values(dict(model=state(learn.model), momenta=list(learn.byol.momenta), m=[learn.byol.sched(o) for o in (0,.5,1)], order=[dl.rng.getstate() for dl in learn.dls.loaders],
+                rng=[rng['random_state'],list(rng['numpy_state'][1]),rng['torch_state']],
+                opt=learn.opt.state_dict()['state'] if learn.opt and learn.byol.momenta else None))
+
+def plain_values(o):
+    "`o` as numbers: an optimizer changes its tensors in place"
+    if isinstance(o, torch.Tensor): return o.tolist()
+    if isinstance(o, dict): return {k:plain_values(v) for k,v in o.items()}
+    return [plain_values(v) for v in o] if isinstance(o, (list,tuple,L)) else o
+
+def differing(a, b): return sorted(k for k in a|b if a.get(k)!=b.get(k))
+
+def test_09_lr_find_ends_where_training_diverges_and_passes_over_bad_inputs(tmp_path):
+    for how,places in (('loss',range(20,99)), ('gradients',range(20,99)), ('inputs',[0,7])):
+        learn = make(cbs=[Bad(places, how)], path=tmp_path)
+        was = state(learn.model)
+        found = quiet(learn.lr_find, num_it=40, show_plot=False)
+        assert found.valley>0 and same(was, state(learn.model)) and len(learn.recorder.losses) in (20,21,38)
 
 # Row 14
 
@@ -164,6 +334,18 @@ def test_17_target_runs_inside_autocast_and_the_loss_in_float32():
     q = [torch.randn(4,8).bfloat16() for _ in range(2)]
     assert byol_loss(q, *q).dtype == torch.float32
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32}
+
+# Row 19
+
+@pytest.mark.parametrize('to', ['to_fp16', 'to_bf16'])
+def test_19_mixed_precision_on_the_cpu_is_said_once(to):
+    warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        for _ in range(2):
+            learn = make(); getattr(learn, to)(); learn.fit(1)
+    said = [str(o.message) for o in w if 'to_fp16() and to_bf16() have no effect' in str(o.message)]
+    assert len(said)==1 and 'cpu' in said[0] and 'float32' in said[0]
 
 # Row 24
 
@@ -214,6 +396,31 @@ def test_26_predict_and_tta_explain_themselves():
     learn = make(dls=dls)
     for call in (lambda: learn.predict(3), lambda: learn.tta(n=1)):
         with pytest.raises(TypeError, match='embed'), learn.no_bar(): call()
+
+# Row 30
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_30_mixed_labels_are_refused_before_the_first_batch(mix):
+    for where in ('learner','fit'):
+        learn = make(cbs=[mix()] if where=='learner' else [])
+        was = state(learn.model)
+        with pytest.raises(TypeError) as e: learn.fit(1, cbs=[mix()] if where=='fit' else [])
+        one_line(e, mix.__name__, 'labels', 'out')
+        assert same(was, state(learn.model))
+
+@pytest.mark.parametrize('metric,name', [(accuracy,'accuracy'), (partial(accuracy, axis=1),'accuracy'), (error_rate,'error_rate'), (F1Score(),'f1_score'), (Dice(),'dice')])
+def test_30_metrics_of_labels_are_refused_before_the_first_batch(metric, name):
+    learn = make(metrics=metric)
+    was = state(learn.model)
+    with pytest.raises(TypeError) as e: learn.fit(1)
+    one_line(e, f'metrics holds {name}', 'knn_accuracy', 'metrics=[]')
+    assert same(was, state(learn.model))
+
+def test_30_metrics_of_two_views_are_welcome():
+    def alignment(preds, *targs): return torch.cosine_similarity(preds[0], targs[0]).mean()
+    learn = make(metrics=[alignment, ValueMetric(lambda: 1., 'one')])
+    learn.fit(1)
+    assert len(learn.recorder.values[0]) == 4
 
 # Row 31
 
@@ -488,6 +695,21 @@ def test_an_interrupted_fit_leaves_a_learner_that_works(tmp_path):
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
     learn.fit(1); learn.export('a.pkl')
     assert len(learn.dls.loaders)==1 and learn.byol.set_aside is None
+
+def test_a_seed_after_an_interruption_counts(tmp_path):
+    "The random numbers that an interrupted validation had set aside do not come back over it"
+    class Stop(Callback):
+        def after_batch(self):
+            if not self.training: raise KeyboardInterrupt
+    def losses(stop):
+        learn = make()
+        if stop:
+            with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
+        torch.manual_seed(1); learn.model.load_state_dict(create_byol_model(conv_net(), hidden_size=16, projection_size=8).state_dict())
+        seed_everything(0, learn.dls)
+        learn.fit(1, reset_opt=True)
+        return torch.stack(learn.recorder.losses)
+    assert torch.equal(losses(True), losses(False))
 
 def test_names_do_not_shadow_fastai():
     import fastai.vision.all as F

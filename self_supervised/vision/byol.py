@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'Predictions', 'nothing_to_show', 'BYOLModel', 'cross', 'without_hooks', 'create_byol_model',
            'create_simsiam_model', 'embeddings', 'get_byol_aug_pipelines', 'check_pipelines', 'check_model',
-           'check_alone', 'check_loader', 'prepare', 'first_batch', 'check_inputs', 'check_batch', 'check_online',
-           'check_range', 'BYOL', 'byol_learner']
+           'check_alone', 'check_companions', 'check_loader', 'prepare', 'first_batch', 'check_inputs', 'check_batch',
+           'check_online', 'check_range', 'BYOL', 'byol_learner']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
 from collections import OrderedDict
@@ -23,12 +23,17 @@ from fastcore.meta import delegates
 from fastcore.xtras import is_listy
 from fasttransform import Pipeline
 from fastai.callback.core import Callback
-from fastai.learner import CastToTensor, Learner
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixHandler
+from fastai.callback.schedule import LRFinder
+from fastai.learner import AvgMetric, CastToTensor, Learner
+from fastai.metrics import AccumMetric
 from fastai.torch_core import TensorImage, get_random_states, no_random, set_random_states, set_seed
 
-from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
+from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain, warn_once
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
+from ..guard import Guard
 from ..layers import create_mlp_module, input_channels, num_features, undisturbed
 from ..optimizer import check_recipe
 from ..plots import show_views
@@ -200,6 +205,27 @@ def check_alone(learn):
     n = sum(isinstance(cb, BYOL) for cb in learn.cbs)
     if n>1: raise ValueError(f"cbs holds {n} BYOL callbacks, and one is allowed: learn.remove_cb(BYOL), then add the one to keep")
 
+def check_companions(learn):
+    "Raise for callbacks and metrics that look for labels, and say when mixed precision has no effect"
+    for cb in learn.cbs:
+        if isinstance(cb, MixHandler): raise TypeError(f"cbs holds {cb}, which blends pictures together with their labels, and BYOL has no labels: leave {cb} out, the views are the augmentation")
+    for name in (m.name for m in learn.metrics if _wants_labels(m)): raise TypeError(
+        f"metrics holds {name}, which compares predictions with labels, and BYOL has projections of two views instead: set learn.metrics=[], "
+        "and measure the features with evaluate.knn_accuracy or evaluate.linear_accuracy")
+    device = next(learn.model.parameters()).device.type
+    if device!='cuda' and any(isinstance(cb, MixedPrecision) for cb in learn.cbs):
+        warn_once(f"fastai's mixed precision is for CUDA, and the model is on the {device}: to_fp16() and to_bf16() have no effect here, training is in float32")
+
+def _wants_labels(metric):
+    "Does `metric` fail on what BYOL has to offer?"
+    if isinstance(metric, AccumMetric): return True   # it joins the labels of all batches
+    if not isinstance(metric, AvgMetric): return type(metric).__module__=='fastai.metrics'
+    if not hasattr(metric, 'func'): return False
+    q = torch.linspace(-1, 1, 32).view(8, 4)          # projections of 8 pictures
+    try: metric.func(*cross((q,q), (q.flip(0),q)))
+    except Exception: return True
+    return False
+
 def check_loader(dls):
     "Raise when the training data does not fill one batch"
     try: n_batches = len(dls.train)
@@ -284,24 +310,34 @@ class BYOL(Callback):
         self.augs = check_pipelines(aug_pipelines)
         self.given,self.sched = m,m if callable(m) else cosine_momentum(.996 if m is None else m)
         self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only,self.begun = seed,None,(),False,False,None,False,None
+        self.guard,self.trial,self.momenta = Guard(),None,[]
         if print_augs: print(*self.augs, sep='\n')
 
-    # fastai announces a callback's coming and going by setting its `learn`, and in no other way: the loss comes and goes with it
+    # fastai announces a callback's coming and going by setting its `learn`, and in no other way: loss and guard come and go with it
     _learn = None
     @property
     def learn(self): return self._learn
     @learn.setter
     def learn(self, learn):
-        if self._learn is not None: self._learn.loss_func = self.former_loss
+        if self._learn is not None: self._leave(self._learn)
         self._learn = learn
-        if learn is not None: self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        if learn is None: return
+        self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        learn.add_cb(self.guard)
+
+    def _leave(self, learn):
+        learn.loss_func = self.former_loss
+        if self.guard in learn.cbs: learn.remove_cb(self.guard)
 
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"
+        self.set_aside = self.trial = None   # of a fit that was interrupted: whoever has seeded since then means it
         self._tidy()
+        if any(isinstance(cb, LRFinder) for cb in self.learn.cbs): self._set_trial_aside()
         self.momenta,self.pictures,self.begun = [],None,None
         check_alone(self.learn)
-        check_model(self.byol_model), check_loader(self.dls), check_recipe(self.learn)
+        self.guard.run = not any(isinstance(cb, Guard) and cb is not self.guard for cb in self.learn.cbs)   # another was added: that one is meant
+        check_model(self.byol_model), check_companions(self.learn), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
         self.train_only = len(self.dls.loaders)==1
         if self.train_only: self.dls.loaders.append([])     # fastai validates whatever there is
@@ -315,6 +351,17 @@ class BYOL(Callback):
         if self.train_only: self.dls.loaders.pop()
         self.train_only = False
         self.after_validate()
+        if self.trial: self._put_trial_back(*self.trial)
+        self.trial = None
+
+    # `lr_find` puts weights and optimizer back; do the same for random numbers and for what is on record
+    def _set_trial_aside(self):
+        self.trial = get_random_states(),[dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in self.dls.loaders],self.momenta
+    def _put_trial_back(self, states, rngs, momenta):
+        self.momenta = momenta
+        set_random_states(**states)
+        for dl,rng in zip(self.dls.loaders, rngs):
+            if rng: dl.rng.setstate(rng)
 
     def before_batch(self):
         "Look at every picture twice"
@@ -323,13 +370,18 @@ class BYOL(Callback):
         if not self.looked: check_inputs(self.xb)
         self.pictures = prepare(x)
         check_batch(self.pictures, self.model)
-        if self.training: self._note_momentum()
         self.learn.xb = self.views(self.pictures)
         if not self.looked: self._look()
 
     def after_pred(self):
         "Set each prediction beside the target's projection of another view"
         self.learn.pred,*self.learn.yb = cross(self.pred, self.byol_model.project(*self.xb))
+
+    # Not in `before_batch`: the guard may skip the batch, and it is then not in the recorder's losses either
+    def after_backward(self):
+        "A step over accumulated gradients is where its first batch is: the k-th of K is at k/K, as the published schedule counts"
+        if self.begun is None: self.begun = self.pct_train
+        self.momenta.append(self.m)
 
     # `after_step` also follows a step that mixed precision cancelled, so note whether one was taken
     def before_step(self):       self.stepped = True
@@ -338,11 +390,6 @@ class BYOL(Callback):
         "Let the target follow"
         if self.stepped and self.byol_model.target is not None: ema_update(self.byol_model.target, self.byol_model.online, self.m)
         self.stepped,self.begun = False,None
-
-    def _note_momentum(self):
-        "A step over accumulated gradients is where its first batch is: the k-th of K is at k/K, as the published schedule counts"
-        if self.begun is None: self.begun = self.pct_train
-        self.momenta.append(self.m)
 
     def after_batch(self): self.pictures,self.labels = None,()
 

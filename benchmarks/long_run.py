@@ -1,0 +1,91 @@
+"""A long run on one process: does anything grow, does any step get slower?
+
+    OMP_NUM_THREADS=1 python benchmarks/long_run.py --out benchmarks/long_run.json
+
+Trains a tiny network with `BYOL` on digits, with everything that is on by default (views, guard, recorder, validation at the end of each
+epoch, momentum on record) and a csv log, and notes at even distances the resident memory, the objects that Python tracks, and the time of
+a step. fastai's recorder keeps a tensor for each batch, so some growth is meant: the same tensors are made and weighed beside it.
+"""
+import argparse, csv, gc, json, os, platform, statistics, sys, tempfile, time, warnings
+
+import torch
+from torch import nn
+from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger, ProgressCallback
+from self_supervised import __version__
+from self_supervised.data import digits, seed_everything, tensor_dls
+from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+
+def rss():
+    "Resident memory of this process, MB"
+    with open('/proc/self/statm') as f: return int(f.read().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+
+class Watch(Callback):
+    "Note memory, objects and the median time of a step, every `every` steps"
+    order,run_valid = 1000,False
+    def __init__(self, every): self.every,self.rows,self.times = every,[],[]
+    def before_batch(self): self.cpu,self.wall = time.process_time(),time.perf_counter()
+    def after_batch(self):
+        self.times.append((time.process_time()-self.cpu, time.perf_counter()-self.wall))
+        n = self.train_iter
+        if n%self.every: return
+        cpu,wall = (round(1000*statistics.median(o), 3) for o in zip(*self.times))
+        self.times = []
+        gc.collect()
+        self.rows.append(dict(step=n, rss_mb=round(rss(), 2), objects=len(gc.get_objects()), cpu_ms=cpu, wall_ms=wall))
+        print(self.rows[-1], flush=True)
+
+def make(bs, every, path):
+    "The learner to watch"
+    x,_,_ = digits()
+    dls = tensor_dls(x, splits=(torch.arange(1600), torch.arange(1600,1797)), bs=bs)
+    seed_everything(0, dls)
+    net = nn.Sequential(nn.Conv2d(1,16,3,2,1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16,32,3,2,1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    views = dict(flip_p=0., rotate=True, jitter=False, bw=False, blur=False, solarize=False, resize_scale=(.6,1.), stats=None)
+    learn = byol_learner(dls, create_byol_model(net, hidden_size=64, projection_size=32), get_byol_aug_pipelines(8, **views), path=path, cbs=[CSVLogger(), watch := Watch(every)])
+    learn.remove_cb(ProgressCallback)
+    return learn,watch
+
+def recorded_mb(n):
+    "What `n` entries of fastai's recorder weigh: a tensor for the loss, numbers for rate and momentum"
+    gc.collect(); before = rss()
+    kept = [(torch.lerp(torch.tensor(float(i)), torch.tensor(0.), .5), float(i), float(i)+.5) for i in range(n)]
+    return rss()-before + 0*len(kept)
+
+def slope(rows, key):
+    "Least-squares growth of `key` per 1000 steps"
+    return round(1000*statistics.linear_regression([r['step'] for r in rows], [r[key] for r in rows]).slope, 4)
+
+def machine():
+    "What the figures depend on"
+    def cpu():
+        try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+        except (OSError, StopIteration): return platform.processor()
+    return dict(device=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), load=[round(o, 2) for o in os.getloadavg()], system=platform.system(),
+                python=platform.python_version(), torch=torch.__version__, self_supervised=__version__)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--steps', type=int, default=20_000)
+    p.add_argument('--every', type=int, default=1000, help='steps between two notes')
+    p.add_argument('--bs', type=int, default=32)
+    p.add_argument('--out', help='JSON file to write')
+    args = p.parse_args()
+    if args.steps < 6*args.every: p.error(f'--steps {args.steps}: a slope wants 6 notes or more')
+    warnings.simplefilter('ignore')
+    with tempfile.TemporaryDirectory() as path:
+        learn,watch = make(args.bs, args.every, path)
+        epochs = -(-args.steps//len(learn.dls.train))
+        with learn.no_logging(): learn.fit(epochs, 1e-3)
+        n_log = len(list(csv.reader(open(learn.path/'history.csv'))))
+    # The first notes are of allocators that still warm up
+    rows,late = watch.rows,watch.rows[2:]
+    res = dict(machine=machine(), command='python benchmarks/long_run.py '+' '.join(sys.argv[1:]), steps=args.steps, epochs=epochs, rows=rows,
+               rss_mb_per_1000=slope(late,'rss_mb'), recorder_mb_per_1000=round(recorded_mb(20_000)/20, 4), objects_per_1000=slope(late,'objects'),
+               cpu_ms_per_1000=slope(late,'cpu_ms'), loss=[round(float(o), 4) for o in learn.recorder.losses[::args.every]],
+               momenta=len(learn.byol.momenta), losses=len(learn.recorder.losses), skipped=len(learn.guard.skipped), log_rows=n_log)
+    print({k:v for k,v in res.items() if k!='rows'})
+    if args.out:
+        with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
+
+if __name__ == '__main__': main()
