@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'Predictions', 'nothing_to_show', 'BYOLModel', 'cross', 'without_hooks', 'create_byol_model',
            'create_simsiam_model', 'embeddings', 'get_byol_aug_pipelines', 'check_pipelines', 'check_model',
-           'check_alone', 'check_loader', 'prepare', 'first_batch', 'check_inputs', 'check_batch', 'check_online',
-           'check_range', 'BYOL', 'byol_learner']
+           'check_alone', 'check_ranks', 'check_loader', 'prepare', 'first_batch', 'check_inputs', 'check_batch',
+           'check_online', 'check_range', 'BYOL', 'byol_learner']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
 from collections import OrderedDict
@@ -24,7 +24,7 @@ from fastcore.xtras import is_listy
 from fasttransform import Pipeline
 from fastai.callback.core import Callback
 from fastai.learner import CastToTensor, Learner
-from fastai.torch_core import TensorImage, get_random_states, no_random, set_random_states, set_seed
+from fastai.torch_core import TensorImage, get_random_states, no_random, num_distrib, set_random_states, set_seed
 
 from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
 from ..ema import constant_momentum, cosine_momentum, ema_update
@@ -200,6 +200,11 @@ def check_alone(learn):
     n = sum(isinstance(cb, BYOL) for cb in learn.cbs)
     if n>1: raise ValueError(f"cbs holds {n} BYOL callbacks, and one is allowed: learn.remove_cb(BYOL), then add the one to keep")
 
+def check_ranks(learn):
+    "Raise when processes that were started together would train apart"
+    if num_distrib()>1 and not hasattr(learn, 'distributed_trainer'): raise RuntimeError(
+        f"{num_distrib()} processes were started, and each would train a network of its own: write `with learn.distrib_ctx(): learn.fit(...)`")
+
 def check_loader(dls):
     "Raise when the training data does not fill one batch"
     try: n_batches = len(dls.train)
@@ -295,6 +300,8 @@ class BYOL(Callback):
         if self._learn is not None: self._learn.loss_func = self.former_loss
         self._learn = learn
         if learn is not None: self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        if num_distrib()>1:
+            from self_supervised import distributed   # makes fastai's `distrib_ctx` right; needs accelerate
 
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"
@@ -315,6 +322,8 @@ class BYOL(Callback):
         if self.train_only: self.dls.loaders.pop()
         self.train_only = False
         self.after_validate()
+
+    def before_train(self): check_ranks(self.learn)
 
     def before_batch(self):
         "Look at every picture twice"
