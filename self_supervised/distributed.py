@@ -6,6 +6,7 @@
 __all__ = ['join_ranks', 'RankDL', 'Stream', 'rank_part', 'check_batches', 'RankTrainer']
 
 # %% ../nbs/33_distributed.ipynb #c002
+from datetime import timedelta
 from importlib.util import find_spec
 
 if not find_spec('accelerate'): raise ImportError("several processes need accelerate, which fastai builds upon: pip install accelerate")
@@ -13,13 +14,14 @@ if not find_spec('accelerate'): raise ImportError("several processes need accele
 import torch
 import torch.distributed as dist
 from accelerate import DistributedDataParallelKwargs, PartialState
+from accelerate.utils import parse_flag_from_env
 from fastcore.basics import patch
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import LRFinder
 from fastai.data.load import DataLoader
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, rank_distrib, set_seed
+from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -29,8 +31,12 @@ from .ranks import in_step, mean_over_ranks, once
 def join_ranks()->tuple: # Rank of this process, and how many there are; (0,1) in a script that was started once
     "Meet the other processes and, where there are GPUs, take this one's own; `distrib_ctx` does it too"
     if num_distrib()<2: return 0,1
-    PartialState()
+    # nccl's own ten minutes are too few where one rank judges a large data set and the others wait
+    PartialState(cpu=_on_cpu(), timeout=timedelta(hours=1))
     return dist.get_rank(),dist.get_world_size()
+
+# Unless it is told so, accelerate takes processes without a GPU for unrelated ones, and each trains alone (1.15)
+def _on_cpu(): return default_device().type=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU')
 
 # %% ../nbs/33_distributed.ipynb #c004
 def _fastai_loader(dl):
@@ -97,13 +103,14 @@ class RankTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with one target, views of each rank's own, and steps that all take together, on CPU as on CUDA"
     name = 'distributed_trainer'
     def __init__(self,
+        cpu:bool|None=None, # Stay on the CPU? None: where fastai's `default_device()` is the CPU, or `accelerate launch --cpu` says so
         kwargs_handlers:list|None=None, # Of accelerate; a `DistributedDataParallelKwargs` replaces the one here
         **kwargs # Of accelerate's `Accelerator`
     ):
         # Static graph: parameters that take no part (those behind a `LayerEncoder`'s layer) are found once and not at each step
         handlers,ddp = list(kwargs_handlers or []),DistributedDataParallelKwargs
         if not any(isinstance(h, ddp) for h in handlers): handlers.append(ddp(static_graph=True))
-        super().__init__(sync_bn=False, kwargs_handlers=handlers, **kwargs)   # `to_distributed` has converted them
+        super().__init__(sync_bn=False, cpu=_on_cpu() if cpu is None else cpu, kwargs_handlers=handlers, **kwargs)   # `to_distributed` has converted them
         self.wrapped = False
 
     def before_fit(self):
@@ -139,7 +146,7 @@ class RankTrainer(DistributedTrainer):
 @patch
 def to_distributed(self:Learner,
     sync_bn:bool=True, # Batchnorm over the batches of all ranks, where that exists: on CUDA
-    **kwargs # Of accelerate's `Accelerator`; `cpu=True` stays on the CPU
+    **kwargs # Of accelerate's `Accelerator`, see `RankTrainer`
 )->Learner:
     "Train in as many processes as were started; alone, stay as it is"
     if num_distrib()<2: return self

@@ -22,11 +22,11 @@ def _meeting_place():
     return 'cuda' if dist.get_backend()=='nccl' else 'cpu'
 
 def any_rank(
-    flag:bool, # What this rank saw, e.g. a batch it cannot use
+    flag:bool|Tensor, # What this rank saw, e.g. a batch it cannot use
 )->bool: # True on every rank if it was on one
     "Ask all ranks: every one must ask, and all get the same answer"
     if not several(): return bool(flag)
-    flag = torch.tensor(int(flag), device=_meeting_place())
+    flag = torch.as_tensor(flag, device=_meeting_place()).int()
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag.item())
 

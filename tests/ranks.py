@@ -9,7 +9,7 @@ from fastai.callback.core import CancelBatchException, Callback
 from fastai.callback.progress import CSVLogger
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import default_device, num_distrib, rank_distrib
 
 from self_supervised.data import TensorDL, digits, seed_everything, tensor_dls
 from self_supervised.layers import LayerEncoder, create_encoder
@@ -77,7 +77,7 @@ def train(model, augs, epochs=5, lr=.05, where=None, **kwargs):
 
 def fit(learn, epochs, lr):
     if num_distrib()<2: return learn.fit(epochs, lr)
-    with learn.distrib_ctx(cpu=True): learn.fit(epochs, lr)
+    with learn.distrib_ctx(): learn.fit(epochs, lr)
 
 def split(): return torch.arange(N-100),torch.arange(N-100, N)
 
@@ -87,7 +87,7 @@ def as_it_comes(out):
     model = tiny()
     learn = train(model, small_augs(), splits=split(), epochs=6, bs=32)   # 8 steps an epoch
     res = result(learn, pictures=learn.seen.pictures, pct=learn.pct_train)
-    with learn.distrib_ctx(cpu=True), learn.no_bar(): valid = [learn.validate()[0] for _ in range(2)]
+    with learn.distrib_ctx(), learn.no_bar(): valid = [learn.validate()[0] for _ in range(2)]
     return res | dict(valid=valid, untouched=all(torch.equal(v, res['model'][k]) for k,v in model.state_dict().items()), wrapped=type(learn.model).__name__,
                       n_loaders=len(learn.dls.loaders), cbs=[cb.name for cb in learn.cbs])
 
@@ -123,7 +123,7 @@ def files(out):
 
 def main(out, *names):
     warnings.filterwarnings('ignore')
-    torch.set_num_threads(1)
+    torch.set_num_threads(1), default_device(False)
     out = Path(out)
     for name in names: torch.save(globals()[name](out), out/f'{name}-{rank_distrib()}.pt')
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
