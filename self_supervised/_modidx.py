@@ -391,6 +391,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'self_supervised.ranks': { 'self_supervised.ranks._meeting_place': ('ranks.html#_meeting_place', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.any_rank': ('ranks.html#any_rank', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.in_step': ('ranks.html#in_step', 'self_supervised/ranks.py'),
+                                       'self_supervised.ranks.least': ('ranks.html#least', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.mean_over_ranks': ('ranks.html#mean_over_ranks', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.once': ('ranks.html#once', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.several': ('ranks.html#several', 'self_supervised/ranks.py')},

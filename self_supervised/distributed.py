@@ -25,7 +25,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib, set_see
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from .ranks import in_step, mean_over_ranks, once
+from .ranks import in_step, least, mean_over_ranks, once
 
 # %% ../nbs/33_distributed.ipynb #c003
 def join_ranks()->tuple: # Rank of this process, and how many there are; (0,1) in a script that was started once
@@ -70,11 +70,15 @@ class RankDL(DistributedDL):
 
 class Stream:
     "A loader without an index, of which each rank has its own: it ends where the first rank's ends"
-    def __init__(self, dl): self.dl = dl
+    def __init__(self,
+        dl, # With a length: schedules need it. The batches of this rank
+    ):
+        # Agreed upon once: ranks that differ in it would differ in their learning rates
+        self.dl,self.n = dl,least(len(dl))
     def __getattr__(self, k):
         if k=='dl': raise AttributeError(k)   # while it is unpickled there is none
         return getattr(self.dl, k)
-    def __len__(self): return len(self.dl)
+    def __len__(self): return self.n
     def __iter__(self): return in_step(self.dl)
 
 def rank_part(

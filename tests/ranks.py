@@ -8,14 +8,16 @@ from torch import nn
 from fastai.callback.core import CancelBatchException, Callback
 from fastai.callback.progress import CSVLogger
 from fastai.callback.training import GradientAccumulation
+from fastai.callback import schedule   # brings `fit_one_cycle`
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 
 from self_supervised.data import TensorDL, digits, seed_everything, tensor_dls
-from self_supervised.layers import LayerEncoder, create_encoder
+from self_supervised.layers import LayerEncoder
 from self_supervised.optimizer import LARS
-from self_supervised.ranks import any_rank, once
-from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
+from self_supervised.ranks import any_rank
+from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
 N,BS = 640,32       # pictures, and what one of two processes sees of them a step: 10 steps an epoch
 X = digits()[0][:N]
@@ -79,19 +81,19 @@ def fit(learn, epochs, lr):
     if num_distrib()<2: return learn.fit(epochs, lr)
     with learn.distrib_ctx(): learn.fit(epochs, lr)
 
+
 def split(): return torch.arange(N-100),torch.arange(N-100, N)
 
-# One process each would see different ones
 def as_it_comes(out):
     torch.manual_seed(100+rank_distrib())      # a network of its own on each rank, and the same dice
     model = tiny()
     learn = train(model, small_augs(), splits=split(), epochs=6, bs=32)   # 8 steps an epoch
-    res = result(learn, pictures=learn.seen.pictures, pct=learn.pct_train)
+    res = result(learn, pictures=learn.seen.pictures, pct=learn.pct_train, view_of_one=small_augs()[0](X[:1]))   # drawn with the dice that the training left
     with learn.distrib_ctx(), learn.no_bar(): valid = [learn.validate()[0] for _ in range(2)]
     return res | dict(valid=valid, untouched=all(torch.equal(v, res['model'][k]) for k,v in model.state_dict().items()), wrapped=type(learn.model).__name__,
                       n_loaders=len(learn.dls.loaders), cbs=[cb.name for cb in learn.cbs])
 
-def joint(out, parts=2, **kwargs):
+def joint(out, **kwargs):
     torch.manual_seed(0)
     return result(train(tiny('none'), fixed_augs(), **kwargs))
 
@@ -120,6 +122,21 @@ def files(out):
     learn = train(tiny(), small_augs(), epochs=1, where=own, cbs=[CSVLogger()])
     learn.save('after')
     return dict(files=sorted(str(f.relative_to(own)) for f in own.rglob('*') if f.is_file()))
+
+class Shards(torch.utils.data.IterableDataset):
+    "What this rank has on its disk: the last has less than the others"
+    def __init__(self): self.x = X[rank_distrib()::num_distrib()][:160-40*(rank_distrib()==num_distrib()-1)]
+    def __len__(self): return len(self.x)
+    def __iter__(self): return iter(self.x)
+
+def stream(out):
+    torch.manual_seed(0)
+    dls = DataLoaders(torch.utils.data.DataLoader(Shards(), batch_size=BS, drop_last=True))
+    learn = byol_learner(dls, tiny(), small_augs(), cbs=Seen(), opt_func=LARS)
+    with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(): learn.fit_one_cycle(2, .05)
+    return result(learn, pictures=learn.seen.pictures)
+
+def joint4(out): return joint(out, bs=BS//2, epochs=1)
 
 def main(out, *names):
     warnings.filterwarnings('ignore')
