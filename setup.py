@@ -18,5 +18,5 @@ setup(
     license_expression=cfg['license'],
     classifiers=[f"Development Status :: {cfg['status']}"],
     install_requires=cfg['requirements'].split(),
-    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev','docs','onnx')},
+    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev','docs','onnx','distributed')},
 )

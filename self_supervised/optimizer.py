@@ -297,7 +297,8 @@ def _choose(learn, epochs, recipe, cbs):
     if isinstance(recipe, Recipe): return replace(recipe, epochs=epochs)
     if recipe is None: recipe = 'lars' if getattr(learn.model, 'target', None) is not None else 'simsiam'
     bs = batch_size(learn, cbs)
-    try: n_items = len(learn.dls.train)*_dl_bs(learn.dls.train)*(num_distrib() or 1)
+    # `distrib_ctx` splits the loader when the fit begins: here it still holds all
+    try: n_items = len(learn.dls.train)*_dl_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length
     return byol_recipe(epochs, bs, recipe, n_items or None)
 

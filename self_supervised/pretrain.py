@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'judge',
-           'free_folder', 'recorded', 'write_pictures', 'run_record', 'check_settings', 'threads_for', 'pretrain',
-           'byol_pretrain']
+           'free_folder', 'recorded', 'write_pictures', 'run_record', 'check_settings', 'share', 'threads_for',
+           'pretrain', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
 import json, platform, sys, time, warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # fastai's import, and nothing the user of a command can do about
@@ -23,6 +23,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import parent_label
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib, rank_distrib
 from fastai.vision.core import imagenet_stats
 
 from . import __version__
@@ -34,6 +35,7 @@ from .layers import create_encoder
 from . import optimizer   # brings `Learner.fit_byol`
 from .pictures import picture_files
 from .plots import plot_embedding
+from .ranks import once
 from .transfer import save_encoder
 from .vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 
@@ -135,7 +137,7 @@ def run_record(settings):
     "What it takes to repeat a run"
     versions = {m.__name__:m.__version__ for m in (torch, torchvision, fastai, timm, kornia)} | dict(self_supervised=__version__, python=platform.python_version())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return dict(command=' '.join(sys.argv), settings=settings, versions=versions, device=device, threads=torch.get_num_threads())
+    return dict(command=' '.join(sys.argv), settings=settings, versions=versions, device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1)
 
 # %% ../nbs/50_pretrain.ipynb #c014
 # name: smallest value allowed, the next to try
@@ -152,6 +154,17 @@ def check_settings(
         if k=='wd' and v<0: raise ValueError(f"wd={v} must be 0 or more, e.g. 1e-2")
 
 # %% ../nbs/50_pretrain.ipynb #c015
+def share(
+    bs:int, # Pictures a step
+)->int: # Pictures a step of each process
+    "Meet the processes that were started together, if there are several, and share a batch among them"
+    n = num_distrib() or 1
+    if bs%n or bs<2*n: raise ValueError(f"bs={bs} must be a multiple of the {n} processes that share it, e.g. bs={max(bs//n,2)*n}")
+    if n==1: return bs
+    from self_supervised.distributed import join_ranks
+    join_ranks()
+    return bs//n
+
 @contextmanager
 def threads_for(
     size:int, # Side of the pictures, pixels
@@ -182,20 +195,24 @@ def pretrain(
     seed = 42 if seed is None else seed
     s = (DIGITS if path is None else PICTURES) | {k:v for k,v in settings.items() if v is not None}
     check_settings(workers=workers, **s)
+    bs = share(s['bs'])
     views = (DIGIT_VIEWS if path is None else dict(stats=imagenet_stats if s['n_in']==3 else None)) | (views or {})
     seed_everything(seed)
-    dls = digit_dls(seed=seed, **s) if path is None else folder_dls(path, s['size'], s['n_in'], s['bs'], seed, workers, unlabelled)
+    dls = digit_dls(s['size'], bs, seed) if path is None else folder_dls(path, s['size'], s['n_in'], bs, seed, workers, unlabelled)
     encoder = create_encoder(s['arch'], pretrained=pretrained, n_in=s['n_in'], size=s['size'])
-    feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])}
+    # What is judged, printed and written is so by the first process alone
+    first = not rank_distrib()
+    feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])} if first else {}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
-    out = Path(out) if resume else free_folder(out)
+    out = Path(out) if resume else once(free_folder, out)
     learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), CSVLogger('history.csv'),
                                                Checkpoint(out/'checkpoints', minutes=5, keep=1)])
     record = dict(path=path and str(path), seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, views=views, **s)
-    if not resume: (out/'settings.json').write_text(json.dumps(run_record(record), indent=1, default=str))
+    if first and not resume: (out/'settings.json').write_text(json.dumps(run_record(record), indent=1, default=str))
     seed_everything(seed, dls)
     start = time.perf_counter()
-    with threads_for(s['size']): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
+    with threads_for(s['size']), learn.distrib_ctx() if num_distrib()>1 else nullcontext(): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
+    if not first: return learn,feats,out
     print(f'Trained in {time.perf_counter()-start:.0f} s')
     feats['trained encoder'] = features(encoder, dls, views['stats'])
     if getattr(dls, 'skipped', None): write_list(dls.skipped, out/'skipped.csv')
@@ -229,7 +246,8 @@ def byol_pretrain(
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
     try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, resume, **settings)
     # The last line: before it fastai says in which callback
-    except (ValueError, TypeError, AssertionError, RuntimeError, OSError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
+    except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
+    if rank_distrib(): return
     print(f'\n{judge(feats)}\n')
     print(f'{folder} holds encoder.safetensors, views.png, embedding.png, history.csv and settings.json. To use the encoder:\n')
     print(f"    from self_supervised.transfer import load_encoder\n    encoder = load_encoder('{folder/'encoder.safetensors'}')")

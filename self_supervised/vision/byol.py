@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'Predictions', 'nothing_to_show', 'BYOLModel', 'cross', 'without_hooks', 'create_byol_model',
            'create_simsiam_model', 'embeddings', 'get_byol_aug_pipelines', 'check_pipelines', 'check_model',
-           'check_alone', 'check_companions', 'check_loader', 'prepare', 'first_batch', 'check_inputs', 'check_batch',
-           'check_online', 'check_range', 'BYOL', 'byol_learner']
+           'check_alone', 'check_companions', 'check_ranks', 'check_loader', 'prepare', 'first_batch', 'check_inputs',
+           'check_batch', 'check_online', 'check_range', 'BYOL', 'byol_learner']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
 from collections import OrderedDict
@@ -28,7 +28,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import LRFinder
 from fastai.learner import AvgMetric, CastToTensor, Learner
 from fastai.metrics import AccumMetric
-from fastai.torch_core import TensorImage, get_random_states, no_random, set_random_states, set_seed
+from fastai.torch_core import TensorImage, get_random_states, no_random, num_distrib, set_random_states, set_seed
 
 from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain, warn_once
 from ..ema import constant_momentum, cosine_momentum, ema_update
@@ -226,6 +226,11 @@ def _wants_labels(metric):
     except Exception: return True
     return False
 
+def check_ranks(learn):
+    "Raise when processes that were started together would train apart"
+    if num_distrib()>1 and not hasattr(learn, 'distributed_trainer'): raise RuntimeError(
+        f"{num_distrib()} processes were started, and each would train a network of its own: write `with learn.distrib_ctx(): learn.fit(...)`")
+
 def check_loader(dls):
     "Raise when the training data does not fill one batch"
     try: n_batches = len(dls.train)
@@ -324,6 +329,8 @@ class BYOL(Callback):
         if learn is None: return
         self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
         learn.add_cb(self.guard)
+        if num_distrib()>1:
+            from self_supervised import distributed   # makes fastai's `distrib_ctx` right; needs accelerate
 
     def _leave(self, learn):
         learn.loss_func = self.former_loss
@@ -362,6 +369,8 @@ class BYOL(Callback):
         set_random_states(**states)
         for dl,rng in zip(self.dls.loaders, rngs):
             if rng: dl.rng.setstate(rng)
+
+    def before_train(self): check_ranks(self.learn)
 
     def before_batch(self):
         "Look at every picture twice"

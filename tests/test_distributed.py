@@ -1,0 +1,118 @@
+"Several real processes on one machine, as `torchrun` and `accelerate launch` start them: hazards 20 to 23"
+import os, signal, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+
+import ranks
+from self_supervised.data import tensor_dls
+from self_supervised.distributed import RankDL
+
+HERE = Path(__file__).parent
+TORCHRUN = '-m torch.distributed.run --standalone --nproc-per-node 2'.split()
+# `accelerate launch --cpu` starts one process, however many are asked for; `--multi_gpu` starts them with or without GPUs
+ACCELERATE = '-m accelerate.commands.launch --multi_gpu --num_processes 4 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0'.split()
+
+def launch(launcher, out, *names, timeout=240):
+    "Run what `ranks.py` calls `names`; nothing is left running, whatever happens"
+    env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH','')]), CUDA_VISIBLE_DEVICES='')
+    p = subprocess.Popen([sys.executable, *launcher, HERE/'ranks.py', out, *names], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try: said,_ = p.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        pytest.fail(f"{names} hang: {p.communicate()[0][-2000:]}")
+    assert p.returncode==0, said[-4000:]
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "name → what each of two processes has to say; one launch for all"
+    out = tmp_path_factory.mktemp('two')
+    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch unused simsiam stream files'.split())
+    return lambda name: [torch.load(out/f'{name}-{r}.pt') for r in range(2)]
+
+def check_same(ranks):
+    "Parameters, target, buffers, optimizer and the loss that was logged, to the last bit"
+    a,*others = ranks
+    for b in others:
+        assert [k for k in a['model'] if not torch.equal(a['model'][k], b['model'][k])]==[]
+        assert a['opt'] and all(torch.equal(s[k], t[k]) for s,t in zip(a['opt'], b['opt']) for k in s)
+        assert torch.equal(torch.stack(a['logged']), torch.stack(b['logged'])) and len(a['logged'])>0
+
+def test_fifty_steps_leave_the_same_on_every_rank(two):
+    res = two('as_it_comes')
+    check_same(res)
+    assert len(res[0]['losses'])==48 and any(k.startswith('target') and 'running_var' in k for k in res[0]['model'])
+
+def test_no_two_ranks_see_the_same(two):
+    a,b = two('as_it_comes')
+    # The same dice would move the same corner of other pictures: compare what the views did, on the pictures of one rank
+    assert not any(torch.equal(v, w) for v,w in zip(a['views'], b['views']))
+    key = lambda xs: {tuple(x.flatten().tolist()) for x in xs}
+    seen = [key(torch.cat(r['pictures'][:8])) for r in (a,b)]
+    assert not seen[0]&seen[1] and len(seen[0]|seen[1])==8*2*ranks.BS
+
+def test_dice_differ_between_ranks(two):
+    "Views of one picture, drawn by both"
+    a,b = two('as_it_comes')
+    assert not torch.equal(a['view_of_one'], b['view_of_one'])
+
+def test_validation_is_the_same_everywhere_and_changes_nothing(two):
+    a,b = two('as_it_comes')
+    assert a['valid']==b['valid'] and a['valid'][0]==a['valid'][1]
+    assert a['untouched'] and b['untouched']
+
+def test_the_learner_is_left_as_it_was(two):
+    a,b = two('as_it_comes')
+    for r in (a,b): assert r['wrapped']=='BYOLModel' and r['n_loaders']==2 and 'distributed_trainer' not in r['cbs'] and r['pct']==pytest.approx(1)
+
+def alone(monkeypatch, bs=2*ranks.BS, parts=2, **kwargs):
+    "The same run in this process: its batch is the batches of all ranks"
+    monkeypatch.setattr('self_supervised.data.TensorDL', ranks.JointDL)
+    monkeypatch.setattr(ranks.JointDL, 'parts', parts)
+    torch.manual_seed(0)
+    return ranks.result(ranks.train(ranks.tiny('none'), ranks.fixed_augs(), bs=bs, **kwargs))
+
+def check_joint(one, many, steps, groups=1):
+    check_same(many)
+    losses = torch.stack([torch.stack(r['losses']) for r in many]).mean(0).view(steps, groups).mean(1)
+    # float32: sums of another order differ by 1e-7 at first, and by what 50 steps make of it
+    torch.testing.assert_close(torch.stack(one['losses'])[:1], losses[:1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.stack(one['losses']), losses, rtol=0, atol=1e-5)
+    for k,v in one['model'].items(): torch.testing.assert_close(v, many[0]['model'][k], rtol=0, atol=5e-4, msg=k)
+    assert not torch.allclose(torch.stack(many[0]['losses']), torch.stack(many[1]['losses']), atol=1e-3)   # the ranks did see different halves
+
+def test_two_ranks_train_as_one_process_with_the_joint_batch(two, monkeypatch): check_joint(alone(monkeypatch), two('joint'), 50)
+def test_accumulated_gradients_too(two, monkeypatch): check_joint(alone(monkeypatch), two('accumulated'), 50, groups=2)
+
+def test_four_ranks_started_by_accelerate(tmp_path, monkeypatch):
+    launch(ACCELERATE, tmp_path, 'joint4')
+    check_joint(alone(monkeypatch, parts=4, epochs=1), [torch.load(tmp_path/f'joint4-{r}.pt') for r in range(4)], 10)
+
+def test_a_bad_batch_on_one_rank_is_skipped_by_all(two):
+    res = two('bad_batch')
+    check_same(res)
+    for r in res:
+        assert r['skipped']==1 and len(r['losses'])==9
+        assert all(v.isfinite().all() for v in r['model'].values())
+
+@pytest.mark.parametrize('name', ['unused','simsiam'])
+def test_parameters_without_a_gradient_and_a_model_without_a_target(two, name): check_same(two(name))
+
+def test_shards_of_different_size(two):
+    "The epoch ends, and the schedule runs, for all as for the one with least"
+    res = two('stream')
+    check_same(res)
+    assert all(len(r['losses'])==2*3 for r in res)
+
+def test_files_are_written_once(two): assert [r['files'] for r in two('files')]==[['history.csv','models/after.pth'], []]
+
+@pytest.mark.parametrize('n,bs,drop_last,world', [(100,8,True,2), (101,8,True,3), (97,8,False,2), (24,8,True,2), (5,8,False,4)])
+def test_each_rank_has_its_part_and_knows_its_length(n, bs, drop_last, world):
+    x = torch.arange(n).float()[:,None]
+    for dl in (tensor_dls(x, bs=min(bs,n), seed=3, device='cpu').train.new(drop_last=drop_last, shuffle=False),
+               torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=min(bs,n), drop_last=drop_last, collate_fn=lambda o: (torch.stack([i for i, in o]),))):
+        parts = [RankDL(dl, rank=r, world_size=world, device='cpu') for r in range(world)]
+        batches = [list(p) for p in parts]
+        assert len({len(b) for b in batches})==1 and all(len(p)==len(b) for p,b in zip(parts, batches))
+        seen = torch.cat([torch.cat([b[0] for b in bs]) if bs else torch.zeros(0,1) for bs in batches])[:,0].tolist()
+        assert set(seen)<=set(range(n)) and (drop_last or set(seen)==set(range(n))) and len(seen)-len(set(seen))<world
