@@ -30,6 +30,7 @@ from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
 from ..layers import create_mlp_module, input_channels, num_features, undisturbed
+from ..monitor import Health
 from ..optimizer import check_recipe
 from ..plots import show_views
 
@@ -273,7 +274,9 @@ class BYOL(Callback):
         m=.996, # Momentum of the target: a number rises to 1 along the published cosine; or a function of the part of the run done
         print_augs:bool=False, # Print the pipelines?
         seed:int=42, # Validation draws its views from this, so that it can be repeated
+        health:bool=True, # Watch for collapse, in columns of the training table? Or a `Health` with settings of its own
     ):
+        self.watch = health if isinstance(health, Health) else Health() if health else None
         self.augs = check_pipelines(aug_pipelines)
         self.sched = m if callable(m) else cosine_momentum(m)
         self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only = seed,None,(),False,False,None,False
@@ -285,9 +288,13 @@ class BYOL(Callback):
     def learn(self): return self._learn
     @learn.setter
     def learn(self, learn):
-        if self._learn is not None: self._learn.loss_func = self.former_loss
+        if self._learn is not None:
+            self._learn.loss_func = self.former_loss
+            if self.watch in self._learn.cbs: self._learn.remove_cb(self.watch)
         self._learn = learn
-        if learn is not None: self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        if learn is None: return
+        self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
+        if self.watch and not learn._grab_cbs(Health): learn.add_cb(self.watch)
 
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"
