@@ -386,6 +386,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'self_supervised.plots._spaced': ('plots.html#_spaced', 'self_supervised/plots.py'),
                                        'self_supervised.plots._thumb': ('plots.html#_thumb', 'self_supervised/plots.py'),
                                        'self_supervised.plots.plot_embedding': ('plots.html#plot_embedding', 'self_supervised/plots.py'),
+                                       'self_supervised.plots.plot_health': ('plots.html#plot_health', 'self_supervised/plots.py'),
                                        'self_supervised.plots.plot_neighbors': ('plots.html#plot_neighbors', 'self_supervised/plots.py'),
                                        'self_supervised.plots.show_views': ('plots.html#show_views', 'self_supervised/plots.py'),
                                        'self_supervised.plots.to_picture': ('plots.html#to_picture', 'self_supervised/plots.py')},
