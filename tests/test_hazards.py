@@ -434,7 +434,7 @@ def test_31_data_without_labels():
     x,_,_ = digits()
     learn = make(dls=tensor_dls(x[:48], splits=(torch.arange(32), torch.arange(32,48)), bs=16))
     learn.fit(1)
-    assert len(learn.recorder.values[0]) == 2
+    assert len(learn.recorder.values[0]) == 2 + len(learn.health.columns)   # the losses, and health
 
 def test_31_unlabelled_fastai_datasets():
     x,_,_ = digits()

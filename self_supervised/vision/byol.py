@@ -35,6 +35,7 @@ from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
 from ..guard import Guard
 from ..layers import create_mlp_module, input_channels, num_features, undisturbed
+from ..monitor import Health
 from ..optimizer import check_recipe
 from ..plots import show_views
 
@@ -311,7 +312,9 @@ class BYOL(Callback):
         m=None, # Momentum of the target: a number rises to 1 along the published cosine; or a function of the part of the run done. None: .996, or what `fit_byol` chooses
         print_augs:bool=False, # Print the pipelines?
         seed:int=42, # Validation draws its views from this, so that it can be repeated
+        health:bool=True, # Watch for collapse, in columns of the training table? Or a `Health` with settings of its own
     ):
+        self.watch = health if isinstance(health, Health) else Health() if health else None
         self.augs = check_pipelines(aug_pipelines)
         self.given,self.sched = m,m if callable(m) else cosine_momentum(.996 if m is None else m)
         self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only,self.begun = seed,None,(),False,False,None,False,None
@@ -329,12 +332,14 @@ class BYOL(Callback):
         if learn is None: return
         self.former_loss,learn.loss_func = learn.loss_func,BYOLLoss()
         learn.add_cb(self.guard)
+        if self.watch and not learn._grab_cbs(Health): learn.add_cb(self.watch)
         if num_distrib()>1:
             from self_supervised import distributed   # makes fastai's `distrib_ctx` right; needs accelerate
 
     def _leave(self, learn):
         learn.loss_func = self.former_loss
-        if self.guard in learn.cbs: learn.remove_cb(self.guard)
+        for cb in (self.guard, self.watch):
+            if cb in learn.cbs: learn.remove_cb(cb)
 
     def before_fit(self):
         "See that the target stays out of the optimizer, and that there is something to learn from"

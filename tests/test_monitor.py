@@ -1,0 +1,325 @@
+"""Health and probes: what is known to collapse is named within three epochs, what is sound is left in peace, and nobody else notices either
+
+Each test fails on a naive callback: thresholds of the spread alone, a second pass through the network, `.item()` in every step, probes that draw from the training's generator."""
+import contextlib, io, warnings
+from functools import partial
+
+import pytest, torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader as TorchLoader, TensorDataset
+from fastai.vision.all import (Callback, CancelFitException, DataLoaders, EarlyStoppingCallback, Learner, Recorder, ReduceLROnPlateau, SaveModelCallback)
+
+from self_supervised.data import TensorData, TensorDL, digits, seed_everything, tensor_dls
+from self_supervised.ema import constant_momentum
+from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder
+from self_supervised.monitor import Health, Latest, Probe, labelled_parts, symptoms
+from self_supervised.optimizer import byol_recipe
+from self_supervised.surgery import StandardizedWeight, to_group_norm
+from self_supervised.vectors import get_vector_aug_pipelines
+from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
+
+torch.set_num_threads(1)
+x,y,(train,test) = digits()
+GREY = dict(flip_p=0., jitter=False, bw=False, blur=False, solarize=False, stats=None)
+VIEWS = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=20, rotate_p=.8, **GREY)
+
+# The zoo: one thing broken at a time
+
+def create(norm='batch'):
+    encoder = create_encoder('tiny_resnet', pretrained=False, n_in=1)
+    if norm is None:
+        for name,m in list(encoder.named_modules()):
+            if isinstance(m, nn.BatchNorm2d): encoder.set_submodule(name, nn.Identity())
+    return create_byol_model(encoder, 512, 64, bn=False, norm=norm, size=8)
+
+class Leaky(BYOLModel):
+    def project(self, *views): return tuple(self.online(v) for v in views)
+
+def leaky():
+    model = create()
+    return Leaky(model.encoder, model.projector, model.predictor)
+
+def without_predictor():
+    model = create()
+    model.predictor = nn.Identity()
+    return model
+
+def group_norm():
+    model = create_byol_model(to_group_norm(create_encoder('tiny_resnet', pretrained=False, n_in=1), groups=4), 512, 64, bn=False, norm='group', size=8)
+    for m in [*model.projector.modules(), *model.predictor.modules()]:
+        if isinstance(m, nn.Linear): parametrize.register_parametrization(m, 'weight', StandardizedWeight())
+    model.reset_target()
+    return model
+
+def simsiam(): return create_simsiam_model(create_encoder('tiny_resnet', pretrained=False, n_in=1), 512, 512, 128, n_in=1, size=8)
+
+class StopAt(Callback):
+    order = Recorder.order+1
+    def __init__(self, n): self.n = n
+    def after_epoch(self):
+        if self.epoch+1>=self.n: raise CancelFitException()
+
+@contextlib.contextmanager
+def listening():
+    "The warnings of `Health`, and no output"
+    said = []
+    with warnings.catch_warnings(record=True) as w, contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('always')
+        yield said
+    said += [str(o.message) for o in w if str(o.message).startswith('epoch')]
+
+def watched(make, seed=11, stop=3, bs=64, epochs=12, recipe='adamw', **kwargs):
+    seed_everything(seed)
+    learn = Learner(tensor_dls(x[train], bs=bs, seed=seed), make(), cbs=[BYOL(get_byol_aug_pipelines(8, **VIEWS)), StopAt(stop)])
+    with learn.no_bar(), learn.no_logging(), listening() as said: learn.fit_byol(epochs, recipe, **kwargs)
+    return learn,said
+
+base = dict(lr=4e-3, m=.95)
+zoo = {'no predictor, tau 0': (without_predictor, base|dict(m=constant_momentum(0.)), 'collapse', 'predictor has no weights'),
+       'no stop-gradient':    (leaky, base, 'collapse', 'carry gradients'),
+       'no norm':             (partial(create, None), base, 'collapse', 'no layer normalises'),
+       'tau 1':               (create, base|dict(m=constant_momentum(1.)), 'standing target', 'pass m='),
+       'Adam, rate of LARS':  (create, base|dict(lr=byol_recipe(12, 64, 'lars', len(train)).lr), 'large steps', 'learning rate')}
+sound = {'adamw': (create, base), 'lars': (create, dict(bs=128, recipe='lars')), 'sgd': (create, dict(bs=128, recipe='sgd')),
+         'simsiam': (simsiam, dict(bs=128, recipe='simsiam')), 'group norm, 16': (group_norm, dict(bs=16, lr=6e-3, m=.99))}
+
+@pytest.mark.parametrize('name', zoo)
+def test_what_is_broken_is_named_within_three_epochs(name):
+    make,kwargs,symptom,cause = zoo[name]
+    learn,said = watched(make, **kwargs)
+    assert symptom in learn.health.ill and any(cause in o for o in said), said
+    assert len(said)==len(learn.health.ill), 'each symptom once'
+    assert not any('\n' in o for o in said)
+
+@pytest.mark.parametrize('name', sound)
+def test_what_is_sound_is_left_in_peace(name):
+    make,kwargs = sound[name]
+    learn,said = watched(make, **kwargs)
+    assert not said and not learn.health.ill
+
+# The rules, on figures noted from whole runs
+
+def rows(spreads, ranks, feature_ranks): return [dict(spread=s, mean_cosine=1-s*s, rank=r, feature_rank=f, update=.005) for s,r,f in zip(spreads, ranks, feature_ranks)]
+def found(spreads, ranks, feature_ranks):
+    before,*after = rows(spreads, ranks, feature_ranks)
+    return set().union(*(symptoms(after[:i+1], before) for i in range(len(after))))
+
+def test_a_sound_run_may_begin_narrow():
+    "Group norm, 16 pictures a step: three seeds"
+    assert not found((.49,.097,.141,.213,.336,.505), (34,45,39,33,28,23), (131,128,128,125,124,121))
+    assert not found((.47,.088,.093,.125,.188,.285), (33,45,44,39,33,28), (125,124,124,119,118,117))
+    assert not found((.48,.090,.088,.125,.188,.285), (33,45,44,39,33,28), (125,124,124,119,118,117))   # falls once more, with all its directions
+
+def test_few_directions_are_found_where_the_spread_is_wide():
+    "No norm, 16 pictures a step: the spread comes back, the features do not"
+    assert 'few directions' in found((.41,.45,.52,.58), (15,5,4,3.6), (77,16,17,17))
+
+def test_not_finite_is_said(): assert symptoms(rows([float('nan')], [3.], [4.]), rows([.9], [30.], [90.])[0]).keys() == {'not finite'}
+
+def test_few_rows_and_small_projections_are_no_collapse():
+    torch.manual_seed(0)
+    for n,d in ((4,64), (8,8), (100,4)):
+        learn = tiny(n=max(n,8), bs=min(n,8), d=d)
+        with listening() as said: learn.fit(3, 1e-3)
+        assert not said
+
+def test_latest_keeps_the_latest_rows():
+    kept = Latest(5)
+    for i in range(4): kept.add(torch.full((3,2), float(i)), torch.full((3,1), float(i)))
+    a,b = kept.rows()
+    assert sorted(b.flatten().tolist()) == [2.,2.,3.,3.,3.] and torch.equal(a[:,:1], b)
+    kept = Latest(2); kept.add(torch.arange(6.)[:,None]); assert sorted(kept.rows()[0].flatten().tolist()) == [4.,5.]
+    kept = Latest(9); kept.add(torch.arange(3.)[:,None]); assert len(kept.rows()[0]) == 3
+
+# Nobody else notices
+
+def conv_net(n_in=1):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(n_in,8,3,2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def tiny(n=64, bs=16, d=8, dls=None, net=None, augs=None, cbs=(), health=True, y=y, **kwargs):
+    "A learner on real digits that takes milliseconds"
+    dls = dls or tensor_dls(x[:n+32], None if y is None else y[:n+32], (torch.arange(n), torch.arange(n,n+32)), bs=bs, seed=0)
+    seed_everything(1)
+    model = create_byol_model(net or conv_net(), hidden_size=16, projection_size=d)
+    learn = Learner(dls, model, cbs=[BYOL(augs or get_byol_aug_pipelines(8, **GREY), health=health), *cbs], **kwargs)
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    learn.logger = lambda *_: None
+    return learn
+
+def weights(learn): return {k:v.clone() for k,v in learn.model.state_dict().items()}
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+
+def test_training_is_the_same_to_the_last_bit(capsys):
+    res = []
+    for health,cbs in ((False,[]), (True,[]), (True,[Probe()])):
+        learn = tiny(health=health, cbs=cbs)
+        learn.fit(3); res.append((weights(learn), torch.rand(1)))
+    assert all(same(res[0][0], o) and r==res[0][1] for o,r in res[1:])
+
+def passes(health):
+    learn,n = tiny(health=health),[]
+    learn.fit(1)
+    hook = learn.model.encoder.register_forward_hook(lambda *_: n.append(1))
+    learn.fit(2); hook.remove()
+    return len(n)
+
+def test_health_takes_no_pass_of_its_own(): assert passes(True)==passes(False)
+
+class Waits(Callback):
+    "Count in training how often the host waits for a figure of the device"
+    order = 1000
+    def before_train(self): self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]); self.profile.start()
+    def after_batch(self):
+        if not self.training or self.iter<self.n_iter-1: return
+        self.profile.stop()
+        self.n = sum(e.count for e in self.profile.key_averages() if e.key in ('aten::item','aten::_local_scalar_dense','aten::nonzero','aten::equal'))
+
+def test_health_does_not_wait_for_the_device():
+    n = []
+    for health in (False, Health(n=1000)):
+        learn = tiny(health=health, cbs=[Waits()])
+        learn.fit(1); n.append(learn.waits.n)
+    assert n[0]==n[1]
+
+def test_a_copy_of_the_model_has_no_hook():
+    "Also one taken while training: fastai's own moving averages and `reset_target` take one"
+    seen = []
+    class Copy(Callback):
+        def after_step(self): seen.append(sum(len(m._forward_hooks) for m in self.model.modules()))
+    learn = tiny(cbs=[Copy()]); learn.fit(1)
+    assert seen and not any(seen)
+
+def test_removal_leaves_the_learner_as_found():
+    learn = tiny(health=False); cbs,metrics = list(learn.cbs),list(learn.metrics)
+    for cb in Health(), Probe(methods=('knn',)):
+        learn.add_cb(cb)
+        with contextlib.redirect_stdout(io.StringIO()): learn.fit(1)
+        assert list(learn.metrics)==metrics
+        learn.remove_cb(cb); assert list(learn.cbs)==cbs and cb.learn is None
+    learn = tiny(); learn.remove_cb(BYOL)
+    assert not learn._grab_cbs(Health) and not learn._grab_cbs(BYOL)
+
+class Interrupt(Callback):
+    def after_step(self): raise KeyboardInterrupt
+
+def test_an_interrupted_fit_leaves_nothing_double():
+    learn = tiny()
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Interrupt())
+    learn.remove_cbs(Interrupt); learn.fit(1)
+    names = list(learn.recorder.metric_names); assert len(names)==len(set(names)) and not list(learn.metrics)
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Interrupt())
+    learn.remove_cb(BYOL); assert not list(learn.metrics)
+
+def test_lr_find_is_not_watched(tmp_path, capsys):
+    probe = Probe(); learn = tiny(cbs=[probe], path=tmp_path)
+    with listening() as said: learn.lr_find(end_lr=1e3, num_it=30, show_plot=False, stop_div=False)
+    assert not said and not learn.health.rows and learn.health.before is None and probe.before is None and not probe.seconds
+    learn.fit(1); assert len(learn.health.rows)==1
+
+def test_get_preds_is_not_watched():
+    learn = tiny(); learn.fit(1); rows = list(learn.health.rows)
+    learn.get_preds(); assert learn.health.rows==rows and learn.health.run
+
+# The table
+
+def test_the_latest_health_wins():
+    mine = Health(columns=('spread','distance'))
+    for kwargs in (dict(cbs=[mine]), dict(health=mine)):
+        learn = tiny(**kwargs)
+        assert list(learn._grab_cbs(Health))==[mine] and learn.health is mine
+        learn.fit(1); assert list(learn.recorder.metric_names)[3:5]==['spread','distance'] and len(learn.recorder.values[0])==4
+        learn.remove_cb(mine)
+
+def test_columns_are_those_asked_for():
+    with pytest.raises(ValueError, match="columns='loss' must be among"): Health(columns=('loss',))
+    learn = tiny(health=Health(columns=('update','distance','momentum','lr'))); learn.fit(2, 1e-3)
+    u,d,m,lr = learn.recorder.values[-1][2:]
+    assert 0<u<.5 and 0<d<.5 and m==learn.byol.momenta[-1] and lr==1e-3
+
+def test_trackers_take_the_figures(tmp_path, capsys):
+    saved = []
+    class Watch(SaveModelCallback):
+        def _save(self, name): saved.append(self.epoch); super()._save(name)
+    learn = tiny(cbs=[Probe(every=2)], path=tmp_path)
+    learn.fit(6, cbs=[Watch(monitor='knn_accuracy'), EarlyStoppingCallback('linear_accuracy', patience=6), ReduceLROnPlateau('rank', patience=2)])
+    assert saved and all(e%2==1 for e in saved)    # only what was measured is chosen
+    best = max(o[-2] for o in learn.recorder.values if o[-2]==o[-2])
+    assert learn.validate()[-2]==best and len(learn.recorder.values)<=6
+    learn = tiny(cbs=[Probe()], path=tmp_path)
+    learn.fit(20, 0., cbs=EarlyStoppingCallback('rank', comp=lambda a,b: a>2*b, patience=2)); assert len(learn.recorder.values)==3
+
+def test_stop_keeps_the_row_that_says_why():
+    learn = tiny(health=Health(stop=True))
+    with listening() as said: learn.fit(6, 1e3)
+    assert said and len(learn.recorder.values)==len(learn.health.rows)<6
+    learn = tiny(health=Health(stop=True))
+    with listening() as said: learn.fit(4, 1e-4)
+    assert not said and len(learn.recorder.values)==4
+
+def test_validate_shows_the_figures_of_the_held_out_part(capsys):
+    learn = tiny(cbs=[Probe()]); learn.fit(2)
+    rows,before = list(learn.health.rows),learn.health.before
+    a,b = learn.validate(),learn.validate()
+    assert a==b and len(a)==7 and all(v==v for v in a) and a[1]!=rows[-1]['spread']
+    assert learn.health.rows==rows and learn.health.before is before
+    assert learn.probe.latest==learn.probe.measure()
+
+# Probes
+
+def test_probe_is_that_of_the_functions(capsys):
+    from self_supervised.evaluate import embed, knn_accuracy, linear_accuracy
+    learn = tiny(n=200, cbs=[Probe(stats=(.5,.25))]); enc = learn.model.encoder
+    def now(): return [f(*embed(enc, x[:200], stats=(.5,.25))[:1], y[:200], *embed(enc, x[200:232], stats=(.5,.25))[:1], y[200:232]) for f in (knn_accuracy, linear_accuracy)]
+    before = now(); learn.fit(1)
+    assert list(learn.probe.before.values())==before and learn.recorder.values[-1][-2:]==now()
+    assert 'Before training: knn accuracy' in (learn.fit(1), capsys.readouterr().out)[1] or learn.probe.seconds
+
+def test_probe_normalises_as_the_views_do(capsys):
+    learn = tiny(augs=get_byol_aug_pipelines(8, **GREY|dict(stats=([.3],[.2]))), cbs=[Probe()])
+    assert [o.item() for o in learn.probe._stats()]==pytest.approx([.3,.2]) and tiny(cbs=[Probe()]).probe._stats() is None
+
+def test_probe_every_n_epochs(capsys):
+    learn = tiny(cbs=[Probe(every=3, methods=('knn',))]); learn.fit(7)
+    col = [o[-1] for o in learn.recorder.values]
+    assert [v!=v for v in col]==[True,True]+[False]*5 and col[2]==col[3]==col[4] and len(learn.probe.seconds)==1+3   # before, 2, 5 and the last
+
+labelled = x[300:380],y[300:380]
+loaders = dict(tensors=labelled, fastai=TensorDL(TensorData(*labelled), bs=32, shuffle=True, drop_last=True),
+               torch=TorchLoader(TensorDataset(*labelled), batch_size=32, shuffle=True))
+
+@pytest.mark.parametrize('kind', loaders)
+def test_unlabelled_training_with_labels_from_elsewhere(kind, capsys):
+    "Train-only and unlabelled, and the same figures from every kind of loader"
+    learn = tiny(dls=tensor_dls(x[:64], bs=16, seed=0), cbs=[Probe(loaders[kind])])
+    learn.fit(1)
+    ref = tiny(dls=tensor_dls(x[:64], bs=16, seed=0), cbs=[Probe(labelled)]); ref.fit(1)
+    assert learn.recorder.values[-1][2:]==ref.recorder.values[-1][2:]
+    assert learn.probe.counts==(54,26)
+
+def test_without_labels_the_probe_says_so(capsys):
+    with pytest.raises(ValueError, match="has no labels to probe with; pass labelled loaders"): tiny(y=None, cbs=[Probe()]).fit(1)
+    with pytest.raises(ValueError, match="methods="): Probe(methods=('svm',))
+    with pytest.raises(ValueError, match="every=0"): Probe(every=0)
+
+def test_probe_on_plain_torch_loaders(capsys):
+    dls = DataLoaders(TorchLoader(TensorDataset(x[:64], y[:64]), batch_size=16, drop_last=True), TorchLoader(TensorDataset(x[64:96], y[64:96]), batch_size=16))
+    learn = tiny(dls=dls, cbs=[Probe()], loss_func=nn.CrossEntropyLoss()); learn.fit(1)
+    assert learn.probe.counts==(64,32) and learn.recorder.values[-1][-1]==learn.recorder.values[-1][-1]
+
+def test_the_cost_is_bounded_and_classes_are_mixed():
+    order = y.argsort(); dl = TensorDL(TensorData(x[order], y[order]), bs=64)
+    (_,a),(_,b) = labelled_parts((x[order],y[order]), None, 100)
+    assert len(a)==100 and len(b)==50 and len(a.unique())==len(b.unique())==10
+    for part,n in zip(labelled_parts(dl, None, 100), (100,50)): assert sum(len(o[1]) for o in part)==n
+    ids = [torch.cat([b[0].flatten(1) for b in p]) for p in labelled_parts(TensorDL(TensorData(torch.arange(90.)[:,None], y[:90]), bs=8), None, 1000)]
+    assert sorted(torch.cat(ids).flatten().tolist())==list(range(90))     # nothing in both parts
+
+@pytest.mark.parametrize('kind', ('clips','vectors'))
+def test_clips_and_vectors(kind, capsys):
+    data = x[:64,:,None].repeat(1,1,3,1,1) if kind=='clips' else x[:64].flatten(1)
+    net  = ClipEncoder(conv_net()) if kind=='clips' else create_mlp_encoder(64, 32)
+    augs = get_byol_aug_pipelines(8, **GREY) if kind=='clips' else get_vector_aug_pipelines(2)
+    learn = tiny(dls=tensor_dls(data, y[:64], (torch.arange(48), torch.arange(48,64)), bs=16, seed=0), net=net, augs=augs, cbs=[Probe()])
+    learn.fit(1); assert all(v==v for v in learn.recorder.values[-1])
