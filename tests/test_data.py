@@ -168,6 +168,10 @@ def test_29_links_in_circles(tmp_path):
     (tmp_path/'a'/'self.png').symlink_to('self.png')                      # leads to itself
     assert len(picture_files(tmp_path))==9 and list(check_pictures(tmp_path, workers=0))==[str(tmp_path/'a'/'self.png')]
 
+def test_29_two_links_to_nowhere_are_two_bad_files(tmp_path):
+    for o in 'ab': (tmp_path/f'{o}.png').symlink_to('nowhere.png')
+    assert len(check_pictures(tmp_path, workers=0))==2
+
 def test_29_a_pipe_does_not_wait(tmp_path):
     Image.new('L', (4,4)).save(tmp_path/'a.png'); os.mkfifo(tmp_path/'b.png')
     assert list(check_pictures(tmp_path, workers=0))==[str(tmp_path/'b.png')]
