@@ -35,7 +35,7 @@ class Skipped(Mapping):
         if not 0<=max_bad<=1: raise ValueError(f"max_bad={max_bad} must be in [0,1], the part of the pictures that may be bad: pass e.g. .1")
         self.n,self.max_bad,self.said,self.found,self.read = n,max_bad,0,{},0
         self.log = Path(log or Path(tempfile.gettempdir())/f'skipped-{uuid.uuid4().hex}.csv').absolute()
-        self.log.unlink(missing_ok=True)
+        if not rank_distrib(): self.log.unlink(missing_ok=True)
 
     def update(self):
         "Read what other processes have added since"

@@ -120,6 +120,13 @@ def test_12_processes_write_one_list(tmp_path):
     assert set(s)=={*odd, *(f'{k}-{i}.png' for k in range(4) for i in range(50))} and set(s.values())=={'a "reason", of two lines'}
     assert len(Skipped(10, 1., log))==0                                  # begun anew
 
+def test_12_a_name_is_written_once(tmp_path):
+    a = Skipped(10, 1., tmp_path/'log.csv')
+    b = pickle.loads(pickle.dumps(a))                                     # as a worker has it
+    for o in (a,b,a): o.add('x.png', 'empty')
+    b.add('y.png', 'cut')
+    assert [r[0] for r in csv.reader(open(a.log, newline=''))]==['x.png','y.png']==list(a)
+
 def test_12_damage_nobody_foresaw(tmp_path):
     "Bytes changed by chance in files of every kind: a picture, or an error that names the file"
     im,rng = Image.fromarray((digits(32)[0][0,0]*255).byte().numpy()),random.Random(0)
@@ -160,6 +167,10 @@ def test_29_links_in_circles(tmp_path):
     assert len(picture_files(tmp_path/'z'))==8                            # from a link, too
     (tmp_path/'a'/'self.png').symlink_to('self.png')                      # leads to itself
     assert len(picture_files(tmp_path))==9 and list(check_pictures(tmp_path, workers=0))==[str(tmp_path/'a'/'self.png')]
+
+def test_29_two_links_to_nowhere_are_two_bad_files(tmp_path):
+    for o in 'ab': (tmp_path/f'{o}.png').symlink_to('nowhere.png')
+    assert len(check_pictures(tmp_path, workers=0))==2
 
 def test_29_a_pipe_does_not_wait(tmp_path):
     Image.new('L', (4,4)).save(tmp_path/'a.png'); os.mkfifo(tmp_path/'b.png')
