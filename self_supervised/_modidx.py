@@ -113,8 +113,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/checkpoint.py'),
                                             'self_supervised.checkpoint.Checkpoint._re_enter': ( 'checkpoint.html#checkpoint._re_enter',
                                                                                                  'self_supervised/checkpoint.py'),
-                                            'self_supervised.checkpoint.Checkpoint._rng': ( 'checkpoint.html#checkpoint._rng',
-                                                                                            'self_supervised/checkpoint.py'),
                                             'self_supervised.checkpoint.Checkpoint._sample': ( 'checkpoint.html#checkpoint._sample',
                                                                                                'self_supervised/checkpoint.py'),
                                             'self_supervised.checkpoint.Checkpoint._set_rng': ( 'checkpoint.html#checkpoint._set_rng',

@@ -247,7 +247,7 @@ def test_only_fits_are_saved(tmp_path):
 def test_fits_in_a_row(tmp_path):
     def two(path, cbs=()):
         learn = make(path, cbs=[Checkpoint(path/'ck', every=2), *cbs])
-        with redirect_stdout(io.StringIO()): learn.fit(1); learn.fit_one_cycle(2)
+        with redirect_stdout(io.StringIO()): learn.fit_one_cycle(1); learn.fit(2)
         return learn
     class KillSecond(Kill):
         def _at(self, step):
