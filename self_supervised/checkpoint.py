@@ -276,6 +276,7 @@ class Checkpoint(Callback):
         if not self.run: return
         self._tidy()
         self.facts,self.clock,self.first,self.passing,self.complete,self.saved = fit_facts(self.learn),time.monotonic(),0,0,False,{}
+        if self.monitor is not None: self._column()
         self._open()
         if self.saved: self._go_on(**self.saved['position'])
         self._listen()
@@ -308,7 +309,7 @@ class Checkpoint(Callback):
         "Save what is due, the best and the last epoch"
         self.complete = self.epoch==self.n_epoch-1
         if self.epoch<self.first: return self._mute(self.epoch<self.first-1)
-        value = self._monitored()
+        value = None if self.monitor is None else self.recorder.values[-1][self._column()]
         best = agreed(value is not None and (self.best is None or bool(self.comp(value, self.best))), self.model)
         if best: self.best = value
         wish = agreed(self.signum or self._late(), self.model)
@@ -348,7 +349,7 @@ class Checkpoint(Callback):
         for f in checkpoint_files(self.folder)[:-self.keep]: f.unlink()
 
     def load(self,
-        state:dict, # From `state`, or a file
+        state:dict, # From `state`, or `read_checkpoint`
     ):
         "Put back what `state` gave; random numbers excepted"
         model = get_model(self.model)
@@ -379,6 +380,7 @@ class Checkpoint(Callback):
         self.saved = newest(self.folder, next(self.model.parameters()).device)
 
     def _go_on(self, fit, epoch, batch, step, finished):
+        "Put back what was saved; what is behind it will be passed"
         if fit<self.fit_no: self.saved = {}; return
         if fit>self.fit_no: self.complete = True; raise CancelFitException  # this fit was over when the later one began
         check_same(self.saved['facts'], self.facts, self.saved['model'], get_model(self.model).state_dict(), self.folder)
@@ -421,6 +423,7 @@ class Checkpoint(Callback):
         dl.sample = self._sample
 
     def _sample(self):
+        "The loader's order, entered and counted when it is the training's"
         idxs = self.hooked[2]()
         return self._counted(idxs) if self.counting else idxs
 
@@ -432,11 +435,11 @@ class Checkpoint(Callback):
             self.taken += 1
             yield i
 
-    def _monitored(self):
-        if self.monitor is None: return None
+    def _column(self):
+        "Place of the monitored metric in a row of the recorder"
         names = list(self.recorder.metric_names[1:])
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} must be one of {', '.join(names)}: pass a metric of the learner")
-        return self.recorder.values[-1][names.index(self.monitor)]
+        return names.index(self.monitor)
 
     def _not_written(self, file, e):
         "Say that a file could not be written, and what there is"
@@ -471,7 +474,7 @@ class Checkpoint(Callback):
 
     def _end(self, signum):
         "End as the signal would have ended it, if there was one"
-        if signum<=1: return    # False; or True, for a save that was due
+        if signum<=1: return    # nothing, or a save that was due
         self._deafen()
         sys.stdout.flush()
         signal.raise_signal(signum)
