@@ -148,6 +148,7 @@ def test_trackers_remember(tmp_path):
 class Average(Callback):
     "One with a state of its own kind, said by the two methods"
     def before_fit(self): self.total = {}
+    def before_train(self): torch.rand(1)   # comes again when an epoch is entered again
     def after_batch(self): self.total[None] = self.total.get(None, 0)+self.loss.item()
     def state_dict(self): return dict(total=self.total[None])
     def load_state_dict(self, state): self.total = {None: state['total']}
@@ -159,8 +160,8 @@ class Slow(Callback):
         if self.training: self.net.weight.data += self.loss.detach()
 
 def test_callbacks_of_ones_own(tmp_path):
-    def get(learn): return [learn.average.total[None], learn.slow.net.weight]
-    kw = dict(learner_cbs=[Average, Slow])
+    def get(learn): return [learn.average.total[None], learn.slow.net.weight, *learn.model.parameters()]
+    kw = dict(learner_cbs=[Average, Slow], kind='2')
     want = get(fit(tmp_path/'whole', **kw))
     assert in_child(fit, tmp_path/'killed', cbs=[Kill('after_batch', STEPS+3)], **kw)==-9
     assert_same(get(fit(tmp_path/'killed', **kw)), want)
