@@ -100,8 +100,9 @@ def set_attr(
     v, # Packed
 ):
     "Set an attribute to what was packed; what has a state of its own is kept and given it"
-    if isinstance(v, dict) and v.get(KIND)=='object': set_state(getattr(o, k), v['value'])
-    else: setattr(o, k, unpack(v))
+    if not (isinstance(v, dict) and v.get(KIND)=='object'): return setattr(o, k, unpack(v))
+    if k not in vars(o): raise ValueError(f"the checkpoint has a state for {type(o).__name__}.{k}, which is not there yet: make it in `before_fit`")
+    set_state(vars(o)[k], v['value'])
 
 # Of the class: a callback passes on what it lacks to its learner, and that to the model, so every one seems to have a `state_dict`
 def _has_state(o): return hasattr(type(o), 'state_dict') and hasattr(type(o), 'load_state_dict')
@@ -212,7 +213,7 @@ def fit_facts(
     facts = {'epochs': learn.n_epoch, 'batches an epoch': n, 'batch size': getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None),
              'workers': _workers(dl), 'processes': num_distrib() or 1,
              'optimizer': ' '.join(getattr(c, 'func', c).__name__ for c in getattr(opt, 'cbs', [])) or type(opt).__name__, 'parameters': [len(ps) for ps in learn.opt.param_lists],
-             'hyper-parameters': [{k: float(v) for k,v in h.items() if isinstance(v, (int,float))} for h in learn.opt.hypers]}
+             'learning rates': [float(h['lr']) for h in learn.opt.hypers]}    # every `fit` sets them; others may come from a fit before
     curves = {k: f for cb in learn.cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
     byol = next((cb for cb in learn.cbs if cb.name=='byol'), None)
     if byol is not None: curves["the target's momentum"] = byol.sched
@@ -257,7 +258,7 @@ class Checkpoint(Callback):
             if not ok: raise ValueError(f"{k}={v} must be {0 if k=='minutes' else 1} or more: pass e.g. every=1000, minutes=10, keep=2")
         self.folder,self.every,self.minutes,self.keep,self.monitor,self.resume = Path(path),every,minutes,keep,monitor,resume
         self.comp = comp or (np.less if monitor and ('loss' in monitor or 'error' in monitor) else np.greater)
-        self.fit_no,self.best,self.saved,self.start,self.trained,self.signum = 0,None,{},None,None,None
+        self.fit_no,self.best,self.saved,self.rng,self.start,self.trained,self.signum = 0,None,{},{},None,None,None
         self.taken,self.passing,self.first,self.complete,self.counting,self.hooked,self.muted,self.former = 0,0,0,False,False,None,[],{}
 
     # fastai announces a callback's going by setting its `learn`: also after a fit that was interrupted
@@ -275,6 +276,7 @@ class Checkpoint(Callback):
         if not self.run: return
         self._tidy()
         self.facts,self.clock,self.first,self.passing,self.complete,self.saved = fit_facts(self.learn),time.monotonic(),0,0,False,{}
+        if self.monitor is not None: self._column()
         self._open()
         if self.saved: self._go_on(**self.saved['position'])
         self._listen()
@@ -307,8 +309,8 @@ class Checkpoint(Callback):
         "Save what is due, the best and the last epoch"
         self.complete = self.epoch==self.n_epoch-1
         if self.epoch<self.first: return self._mute(self.epoch<self.first-1)
-        value = self._monitored()
-        best = value is not None and (self.best is None or bool(self.comp(value, self.best)))
+        value = None if self.monitor is None else self.recorder.values[-1][self._column()]
+        best = agreed(value is not None and (self.best is None or bool(self.comp(value, self.best))), self.model)
         if best: self.best = value
         wish = agreed(self.signum or self._late(), self.model)
         if best or wish or self.complete or (self.every is None and self.minutes is None): self.save(self.state(), best)
@@ -316,7 +318,7 @@ class Checkpoint(Callback):
 
     def after_fit(self):
         "Note that the fit is finished, if it was ended early"
-        if not self.complete and torch.isfinite(self.loss).all(): self.save(self.state(finished=True))
+        if not self.complete and agreed(bool(torch.isfinite(self.loss).all()), self.model): self.save(self.state(finished=True))
         self.fit_no += 1
         self._tidy()
 
@@ -347,7 +349,7 @@ class Checkpoint(Callback):
         for f in checkpoint_files(self.folder)[:-self.keep]: f.unlink()
 
     def load(self,
-        state:dict, # From `state`, or a file
+        state:dict, # From `state`, or `read_checkpoint`
     ):
         "Put back what `state` gave; random numbers excepted"
         model = get_model(self.model)
@@ -370,7 +372,7 @@ class Checkpoint(Callback):
     def _open(self):
         "Find what the folder holds"
         self.folder.mkdir(parents=True, exist_ok=True)
-        for f in self.folder.glob('.*.pt.*'): f.unlink()   # left by a process that was killed in a save
+        for f in self.folder.glob('.*.pt.*'): f.unlink(missing_ok=True)   # left by a process that was killed in a save
         files = checkpoint_files(self.folder)
         if not files: return
         if not self.resume and not self.fit_no: raise ValueError(f"resume=False, and path={str(self.folder)!r} holds a run ({files[-1].name}): pass resume=True to go on with it, or another folder")
@@ -378,12 +380,15 @@ class Checkpoint(Callback):
         self.saved = newest(self.folder, next(self.model.parameters()).device)
 
     def _go_on(self, fit, epoch, batch, step, finished):
+        "Put back what was saved; what is behind it will be passed"
         if fit<self.fit_no: self.saved = {}; return
         if fit>self.fit_no: self.complete = True; raise CancelFitException  # this fit was over when the later one began
         check_same(self.saved['facts'], self.facts, self.saved['model'], get_model(self.model).state_dict(), self.folder)
         self.load(self.saved)
+        self.rng = self.saved['rng'][rank_distrib() if len(self.saved['rng'])>1 else 0]
         self._set_rng('start' if batch else 'now')
         self.first,self.passing = self.n_epoch if finished else epoch,batch
+        if not batch: self.saved = {}
         self._mute(self.first>0)
         where = 'finished' if self.first>=self.n_epoch else f"going on with epoch {epoch}" + f", {batch} batches of it behind"*(batch>0)
         if not rank_distrib(): print(f"{self.folder}: {where}, after {step} steps")
@@ -396,15 +401,13 @@ class Checkpoint(Callback):
 
     def _re_enter(self):
         "Go back into the epoch: `before_train` has come again, so what it did to callbacks is undone"
-        rng = self._rng()
         self.load(self.saved)
         self._set_rng('start')
-        self.start,self.taken = rng['start'],rng['taken']
+        self.start,self.taken,self.saved = self.rng['start'],self.rng['taken'],{}
         self.learn.dl = Passed(self.dl, self.passing, self.hooked is None, lambda: self._set_rng('now'))
         self._mute(True)
 
-    def _rng(self): return self.saved['rng'][rank_distrib() if len(self.saved['rng'])>1 else 0]
-    def _set_rng(self, when): set_rng_state(self._rng()[when], self.dls)
+    def _set_rng(self, when): set_rng_state(self.rng[when], self.dls)
 
     def _mute(self, on):
         "Switch the other callbacks off, or those on again that were; the progress bar counts what is behind, too"
@@ -420,6 +423,7 @@ class Checkpoint(Callback):
         dl.sample = self._sample
 
     def _sample(self):
+        "The loader's order, entered and counted when it is the training's"
         idxs = self.hooked[2]()
         return self._counted(idxs) if self.counting else idxs
 
@@ -431,11 +435,11 @@ class Checkpoint(Callback):
             self.taken += 1
             yield i
 
-    def _monitored(self):
-        if self.monitor is None: return None
+    def _column(self):
+        "Place of the monitored metric in a row of the recorder"
         names = list(self.recorder.metric_names[1:])
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} must be one of {', '.join(names)}: pass a metric of the learner")
-        return self.recorder.values[-1][names.index(self.monitor)]
+        return names.index(self.monitor)
 
     def _not_written(self, file, e):
         "Say that a file could not be written, and what there is"
@@ -470,7 +474,7 @@ class Checkpoint(Callback):
 
     def _end(self, signum):
         "End as the signal would have ended it, if there was one"
-        if signum<=1: return    # False; or True, for a save that was due
+        if signum<=1: return    # nothing, or a save that was due
         self._deafen()
         sys.stdout.flush()
         signal.raise_signal(signum)
