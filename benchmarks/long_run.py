@@ -4,7 +4,7 @@
 
 Trains a tiny network with `BYOL` on digits, with everything that is on by default (views, guard, recorder, validation at the end of each
 epoch, momentum on record) and a csv log, and notes at even distances the resident memory, the objects that Python tracks, and the time of
-a step. fastai's recorder keeps a tensor for each batch, so some growth is meant: the same tensors are made and weighed beside it.
+a step. fastai's recorder keeps a tensor for each batch; a second, shorter run empties it after each epoch, and shows what else grows.
 """
 import argparse, csv, gc, json, os, platform, statistics, sys, tempfile, time, warnings
 
@@ -35,26 +35,39 @@ class Watch(Callback):
         self.rows.append(dict(step=n, rss_mb=round(rss(), 2), objects=len(gc.get_objects()), cpu_ms=cpu, wall_ms=wall))
         print(self.rows[-1], flush=True)
 
-def make(bs, every, path):
+class EmptyRecorder(Callback):
+    "Forget what is kept of each batch"
+    def after_epoch(self):
+        for o in (self.recorder.losses, self.recorder.lrs, self.learn.byol.momenta): o.clear()
+
+def make(bs, every, path, cbs):
     "The learner to watch"
     x,_,_ = digits()
     dls = tensor_dls(x, splits=(torch.arange(1600), torch.arange(1600,1797)), bs=bs)
     seed_everything(0, dls)
     net = nn.Sequential(nn.Conv2d(1,16,3,2,1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16,32,3,2,1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     views = dict(flip_p=0., rotate=True, jitter=False, bw=False, blur=False, solarize=False, resize_scale=(.6,1.), stats=None)
-    learn = byol_learner(dls, create_byol_model(net, hidden_size=64, projection_size=32), get_byol_aug_pipelines(8, **views), path=path, cbs=[CSVLogger(), watch := Watch(every)])
+    learn = byol_learner(dls, create_byol_model(net, hidden_size=64, projection_size=32), get_byol_aug_pipelines(8, **views), path=path, cbs=[CSVLogger(), watch := Watch(every), *cbs])
     learn.remove_cb(ProgressCallback)
     return learn,watch
-
-def recorded_mb(n):
-    "What `n` entries of fastai's recorder weigh: a tensor for the loss, numbers for rate and momentum"
-    gc.collect(); before = rss()
-    kept = [(torch.lerp(torch.tensor(float(i)), torch.tensor(0.), .5), float(i), float(i)+.5) for i in range(n)]
-    return rss()-before + 0*len(kept)
 
 def slope(rows, key):
     "Least-squares growth of `key` per 1000 steps"
     return round(1000*statistics.linear_regression([r['step'] for r in rows], [r[key] for r in rows]).slope, 4)
+
+def run(steps, bs, cbs):
+    "Train for `steps` and note 20 times what it takes"
+    with tempfile.TemporaryDirectory() as path:
+        learn,watch = make(bs, steps//20, path, cbs)
+        epochs = -(-steps//len(learn.dls.train))
+        with learn.no_logging(): learn.fit(epochs, 1e-3)
+        with open(learn.path/'history.csv') as f: n_log = len(list(csv.reader(f)))-1
+    rows,late = watch.rows,watch.rows[4:]      # the first notes are of allocators that still warm up
+    res = dict(steps=steps, epochs=epochs, rss_mb_per_1000=slope(late,'rss_mb'), objects_per_1000=slope(late,'objects'), cpu_ms_per_1000=slope(late,'cpu_ms'),
+               loss=[round(float(learn.recorder.values[i][0]), 4) for i in (0,-1)], losses=len(learn.recorder.losses), momenta=len(learn.byol.momenta),
+               skipped=len(learn.guard.skipped), log_rows=n_log, rows=rows)
+    print({k:v for k,v in res.items() if k!='rows'}, flush=True)
+    return res
 
 def machine():
     "What the figures depend on"
@@ -67,24 +80,15 @@ def machine():
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--steps', type=int, default=20_000)
-    p.add_argument('--every', type=int, default=1000, help='steps between two notes')
+    p.add_argument('--steps-emptied', type=int, default=5000, help='steps of the second run, with an empty recorder')
     p.add_argument('--bs', type=int, default=32)
     p.add_argument('--out', help='JSON file to write')
     args = p.parse_args()
-    if args.steps < 6*args.every: p.error(f'--steps {args.steps}: a slope wants 6 notes or more')
+    if min(args.steps, args.steps_emptied) < 400: p.error('a slope wants 400 steps or more')
     warnings.simplefilter('ignore')
-    with tempfile.TemporaryDirectory() as path:
-        learn,watch = make(args.bs, args.every, path)
-        epochs = -(-args.steps//len(learn.dls.train))
-        with learn.no_logging(): learn.fit(epochs, 1e-3)
-        n_log = len(list(csv.reader(open(learn.path/'history.csv'))))
-    # The first notes are of allocators that still warm up
-    rows,late = watch.rows,watch.rows[2:]
-    res = dict(machine=machine(), command='python benchmarks/long_run.py '+' '.join(sys.argv[1:]), steps=args.steps, epochs=epochs, rows=rows,
-               rss_mb_per_1000=slope(late,'rss_mb'), recorder_mb_per_1000=round(recorded_mb(20_000)/20, 4), objects_per_1000=slope(late,'objects'),
-               cpu_ms_per_1000=slope(late,'cpu_ms'), loss=[round(float(o), 4) for o in learn.recorder.losses[::args.every]],
-               momenta=len(learn.byol.momenta), losses=len(learn.recorder.losses), skipped=len(learn.guard.skipped), log_rows=n_log)
-    print({k:v for k,v in res.items() if k!='rows'})
+    res = dict(machine=machine(), command='python benchmarks/long_run.py '+' '.join(sys.argv[1:]), everything_on=run(args.steps, args.bs, []),
+               recorder_emptied=run(args.steps_emptied, args.bs, [EmptyRecorder()]))
+    res['machine']['load_after'] = machine()['load']
     if args.out:
         with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
 

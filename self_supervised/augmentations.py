@@ -213,15 +213,17 @@ def get_batch_augs(
     frames:int|tuple|None=None, # Frames to keep of a clip, from a random one on; (n,stride) keeps `n`, every stride-th; None keeps all
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], answers the same with sides of `size`
     "Make a pipeline that draws a random view of every picture, or every clip, of a batch"
-    _check_pairs(resize_scale=resize_scale, resize_ratio=resize_ratio, stats=stats)
+    _check_pairs(resize_scale=resize_scale, resize_ratio=resize_ratio, blur_s=_twice(blur_s)), _check_stats(stats)
+    if not _is_number(rotate_deg) or not 0<=rotate_deg<=180: raise ValueError(f"rotate_deg={rotate_deg!r} must be in [0,180]: pass the largest angle in degrees")
+    if blur and blur_p and min(sides(size))<2: raise ValueError(f"size={size} leaves nothing to blur: pass 2 pixels or more, or blur=False")
     def op(o, p, **kw): return [PerImage(o, p, same_on_batch, **kw)] if p else []
-    tfms = [] if frames is None else [RandomFrames(*(frames if is_listy(frames) else [frames]), same_on_batch=same_on_batch)]
+    tfms = [] if frames is None else [RandomFrames(*(frames if is_listy(frames) and 1<=len(frames)<=2 else [frames]), same_on_batch=same_on_batch)]
     tfms += [PerImage(BicubicCrop(size, resize_scale, resize_ratio, same_on_batch))]
     tfms += op(K.RandomHorizontalFlip(p=1.), flip_p)
     if rotate:   tfms += op(K.RandomRotation(float(rotate_deg), same_on_batch=same_on_batch, p=1.), rotate_p)
     if jitter:   tfms += op(ColorJitter(*_jitter_amounts(jitter_s), same_on_batch=same_on_batch), jitter_p, pixelwise=True)
     if bw:       tfms += op(K.RandomGrayscale(p=1.), bw_p, colour=True)
-    if blur:     tfms += op(K.RandomGaussianBlur((blur_kernel(size),)*2, _floats(blur_s), same_on_batch=same_on_batch, p=1.), blur_p)
+    if blur:     tfms += op(K.RandomGaussianBlur((blur_kernel(size),)*2, tuple(map(float, _twice(blur_s))), same_on_batch=same_on_batch, p=1.), blur_p)
     if solarize: tfms += op(K.RandomSolarize((.5,.5), (0.,0.), p=1.), solarize_p, pixelwise=True)
     tfms += [PerImage(o) if isinstance(o, nn.Module) else o for o in (xtra_tfms if is_listy(xtra_tfms) else [xtra_tfms] if xtra_tfms else [])]
     if stats is not None: tfms += [NormalizeViews(*stats)]
@@ -229,17 +231,31 @@ def get_batch_augs(
 
 # The strengths of SimCLR that BYOL halves, its saturation already halved (arXiv:2006.07733, table 6)
 def _jitter_amounts(s):
-    if not is_listy(s): return tuple(s*o for o in (.8,.8,.4,.2))
+    if _is_number(s) and s>=0: return tuple(s*o for o in (.8,.8,.4,.2))
+    if not is_listy(s): raise ValueError(f"jitter_s={s!r} must be 0 or more: pass one strength, e.g. .5, or the four of brightness, contrast, saturation and hue")
     if len(s)!=4: raise ValueError(f"jitter_s={s} has {len(s)} entries: pass one strength, or the four of brightness, contrast, saturation and hue")
     return tuple(s)
 
-def _check_pairs(**given):
-    "Raise for a number where two are needed"
-    means = dict(resize_scale='(smallest,largest) part of the area, e.g. (.08,1.)', resize_ratio='(smallest,largest) width over height, e.g. (3/4,4/3)', stats='(mean,std) with an entry a channel, or None')
-    for k,v in given.items():
-        if v is not None and (not is_listy(v) or len(v)!=2): raise ValueError(f"{k}={v} must be a pair: pass {means[k]}")
+# name: (largest number, what the two are)
+_pairs = dict(resize_scale=(1, "part of the area, in (0,1], e.g. (.08,1.)"), resize_ratio=(math.inf, "width over height, above 0, e.g. (3/4,4/3)"),
+              blur_s=(math.inf, "standard deviation, above 0, e.g. (.1,2.)"))
 
-def _floats(s): return (float(s),)*2 if isinstance(s, Number) else tuple(map(float, s))
+def _check_pairs(**given):
+    "Raise for what is no pair of numbers, the smaller one first, within their limits"
+    for k,v in given.items():
+        if not is_listy(v) or len(v)!=2 or not all(map(_is_number, v)) or not 0<v[0]<=v[1]<=_pairs[k][0]:
+            raise ValueError(f"{k}={v!r} must be a pair: pass (smallest,largest) {_pairs[k][1]}")
+
+def _check_stats(stats):
+    "Raise unless `stats` is None or (mean,std), with nothing to divide by 0"
+    if stats is None: return
+    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
+    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
+    if not (std>0).all() or not (mean.isfinite().all() and std.isfinite().all()): raise ValueError(
+        f"stats={stats!r} must be a pair: pass (mean,std) with an entry a channel and std above 0, or None")
+
+def _is_number(o): return isinstance(o, Number) and math.isfinite(o)
+def _twice(s): return s if is_listy(s) else (s,s)
 
 # %% ../nbs/01_augmentations.ipynb #c027
 @delegates(get_batch_augs)
@@ -271,7 +287,7 @@ class RandomFrames(Transform):
         stride:int=1, # Keep every stride-th: 1 is the clip's own speed
         same_on_batch:bool=False, # Begin all clips of a batch at the same frame?
     ):
-        if n<1 or stride<1: raise ValueError(f"frames=({n},{stride}) keeps nothing: pass the number of frames, or (number,stride), each 1 or more")
+        if not all(isinstance(o, int) and o>=1 for o in (n,stride)): raise ValueError(f"frames=({n},{stride}) keeps nothing: pass the number of frames, or (number,stride), each 1 or more")
         super().__init__()
         self.n,self.stride,self.same_on_batch = n,stride,same_on_batch
 

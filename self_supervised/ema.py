@@ -9,6 +9,7 @@ __all__ = ['ema_update', 'check_momentum', 'cosine_momentum', 'constant_momentum
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Number
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def check_momentum(
     m:float, # Momentum
 )->float: # The same
     "Raise unless `m` is in [0,1]"
-    if not 0<=m<=1: raise ValueError(f"m={m} is not a momentum: pass a number in [0,1], e.g. 0.996")
+    if not isinstance(m, Number) or not 0<=m<=1: raise ValueError(f"m={m!r} is not a momentum: pass a number in [0,1], e.g. 0.996")
     return m
 
 def _check(targs, ps, m):

@@ -134,7 +134,8 @@ class Guard(Callback):
     def _note(self, why, what='', stop=False):
         self.skipped.append((self.epoch, self.iter, why))
         where = f"epoch {self.epoch}, batch {self.iter}: {what or why} not finite"
-        if stop: raise ValueError(f"{where}, and {max(self.row.values()) or len(self.skipped)} in a row were skipped: {fixes[why]} ({self.report()})")
+        row = 'the loss scale is below 1' if why=='overflow' else f'{max(self.row.values())} in a row were skipped'
+        if stop: raise ValueError(f"{where}, {row}: {fixes[why]} ({self.report()})")
         if len(self.skipped)==1 and why!='overflow': warn(f"{where}; skipped. Others are counted, and reported when the fit ends: {fixes[why]}")
 
 def _which(xs):

@@ -12,6 +12,7 @@ import math, warnings
 from collections import namedtuple
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral
 
 import timm, torch, torchvision
 from fastai.layers import ConvLayer, LinBnDrop, ResBlock
@@ -384,6 +385,10 @@ def _at_least_one(nlayers):
     if isinstance(nlayers, int) and nlayers > 0: return nlayers
     raise ValueError(f"nlayers={nlayers!r}: pass the number of linear layers, 1 or more")
 
+def _width(n):
+    if isinstance(n, Integral) and n > 0: return n
+    raise ValueError(f"hidden_size or projection_size={n!r} must be 1 or more: pass the width of a layer, a whole number")
+
 # %% ../nbs/00_layers.ipynb #c057
 def create_mlp_module(
     dim:int, # Width of the input (behind the pooling, if there is one)
@@ -399,10 +404,10 @@ def create_mlp_module(
     "Linear → norm → ReLU for each hidden layer, then Linear without bias (arXiv:2006.07733, section 3.3)"
     norm = norm or ('batch' if bn else None)
     hidden = list(hidden_size) if isinstance(hidden_size, (list,tuple)) else [hidden_size]*(_at_least_one(nlayers)-1)
-    widths = [dim, *hidden]
+    widths = [dim, *map(_width, hidden)]
     first = [PoolFlat('avg' if pool is True else pool)] if pool else []
     body = [l for a,b in zip(widths, hidden) for l in (_linear(norm, a, b), *_norm(norm, b), nn.ReLU(inplace=True))]
-    out = [_linear(norm, widths[-1], projection_size, bias_out), *(_norm(norm or 'batch', projection_size, affine=False) if norm_out else [])]
+    out = [_linear(norm, widths[-1], _width(projection_size), bias_out), *(_norm(norm or 'batch', projection_size, affine=False) if norm_out else [])]
     return nn.Sequential(*first, *body, *out)
 
 # %% ../nbs/00_layers.ipynb #c062
