@@ -4,7 +4,7 @@
 
 Both take turns in one process: what `knn_predict` answers, and the similarities alone, in chunks of the same number of rows. Each
 figure is a median. `cpu` is the processor time of the process, which does not count the wait for a processor that others hold.
-Peak memory is that of a fresh process that makes the features and predicts, less that of one that only makes them.
+Peak memory is what a fresh process takes on top of the features while it predicts.
 """
 import argparse, json, os, platform, statistics, subprocess, sys, time
 
@@ -29,10 +29,13 @@ def clocked(f):
     f()
     return time.perf_counter()-wall, time.process_time()-cpu
 
-def peak(n, m, nf, k, predict):
-    "Peak memory of a process of its own, MB"
-    code = (f"import sys, resource; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r}); import knn; a = knn.data({n},{m},{nf})\n"
-            f"knn.knn_predict(*a, k={k}) if {predict} else None\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)")
+def peak(n, m, nf, k):
+    "What `knn_predict` takes on top of the features at its worst, MB, in a process of its own (Linux)"
+    code = f"""import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r}); import knn
+def status(k): return next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(k))
+a = knn.data({n}, {m}, {nf})
+open('/proc/self/clear_refs', 'w').write('5')   # the peak so far is forgotten
+before = status('VmRSS'); knn.knn_predict(*a, k={k}); print(status('VmHWM')-before)"""
     return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
 
 def measure(n, m, nf, k, repeats):
@@ -48,7 +51,7 @@ def measure(n, m, nf, k, repeats):
     return dict(train=n, test=m, nf=nf, k=k, repeats=repeats, **{f'{o}_{c}_s': round(v, 3) for (o,c),v in med.items()},
                 ratio=round(med['knn','wall']/med['product','wall'], 3), cpu_ratio=round(med['knn','cpu']/med['product','cpu'], 3),
                 cpu_ratios=[round(a[1]/b[1], 3) for a,b in zip(times['knn'], times['product'])],
-                peak_mb=round(peak(n, m, nf, k, True)-peak(n, m, nf, k, False), 1), all_similarities_mb=round(4*n*m/2**20, 1))
+                peak_mb=round(peak(n, m, nf, k), 1), all_similarities_mb=round(4*n*m/2**20, 1))
 
 def cpu():
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
