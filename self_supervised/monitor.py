@@ -27,7 +27,7 @@ from .evaluate import effective_rank, embed, knn_accuracy, linear_accuracy, mean
 # %% ../nbs/21_monitor.ipynb #c006
 class Figures(Callback):
     "Lend the learner a metric for each of `columns` while it is fitted; heirs put figures into `latest`"
-    order,columns,lent,_learn = Recorder.order-5,(),(),None   # before the recorder reads the names, and the values
+    order,columns,lent,latest,_learn = Recorder.order-5,(),(),{},None   # before the recorder reads the names, and the values
     # fastai announces a callback's coming and going by setting its `learn`, and in no other way
     @property
     def learn(self): return self._learn
@@ -39,9 +39,9 @@ class Figures(Callback):
     def before_fit(self):
         "Lend the metrics, unless nobody trains"
         self.take_back()   # what an interrupted fit left
-        self.latest = {}
         self.run = not any(hasattr(self.learn, o) for o in ('lr_finder','gather_preds'))
-        if self.run: self.lent = [ValueMetric(partial(self.figure, o), o) for o in self.columns]
+        if not self.run: return
+        self.latest,self.lent = {},[ValueMetric(partial(self.figure, o), o) for o in self.columns]
         self.learn.metrics = self.learn.metrics + self.lent
 
     @property
@@ -151,7 +151,7 @@ class Health(Figures):
         for o in columns:
             if o not in allowed: raise ValueError(f"columns={o!r} must be among {', '.join(allowed)}: drop or replace it")
         if n<2: raise ValueError(f"n={n} must be 2 or more: health compares projections")
-        self.columns,self.stop,self.n,self.rows,self.before,self.ill,self.hook,self.trained = tuple(columns),stop,n,[],None,{},None,False
+        self.columns,self.stop,self.n,self.rows,self.before,self.ill,self.hook,self.first,self.trained = tuple(columns),stop,n,[],None,{},None,None,False
 
     @property
     def learn(self): return self._learn
@@ -180,7 +180,7 @@ class Health(Figures):
     def _keep(self, projector, inp, out):
         self._unhook()
         self.kept.add(inp[0], out)
-        if self.training and self.before is None and self.kept.seen>=self.n: self.before = projection_figures(*self.kept.rows())
+        if self.training and self.first is None and self.kept.seen>=self.n: self.first = [o.clone() for o in self.kept.rows()]
 
     def _unhook(self):
         if self.hook: self.hook.remove()
@@ -198,7 +198,8 @@ class Health(Figures):
         "Once an epoch: the figures, and what they mean"
         if not self.kept.seen: return
         self.latest = self._figures()
-        if self.before is None: self.before = dict(self.latest)   # an epoch of fewer than `n` pictures
+        # The first rows are those of a network that has hardly moved
+        if self.before is None: self.before = projection_figures(*self.first) if self.first else dict(self.latest)
         self.rows.append(self.latest)
         self._warn()
 

@@ -1,0 +1,79 @@
+"""Time and memory of `knn_predict` beside a plain matrix product of the same size.
+
+    OMP_NUM_THREADS=1 python benchmarks/knn.py --out benchmarks/knn.json
+
+Both take turns in one process: what `knn_predict` answers, and the similarities alone, in chunks of the same number of rows. Each
+figure is a median. `cpu` is the processor time of the process, which does not count the wait for a processor that others hold.
+Peak memory is what a fresh process takes on top of the features while it predicts.
+"""
+import argparse, json, os, platform, statistics, subprocess, sys, time
+
+import torch, torch.nn.functional as F
+from self_supervised import __version__
+from self_supervised.evaluate import knn_predict
+
+def data(n, m, nf):
+    "Features in 100 clusters, with their labels"
+    g = torch.Generator().manual_seed(0)
+    centres,y = torch.randn(100, nf, generator=g), torch.randint(0, 100, (n+m,), generator=g)
+    x = centres[y] + 3*torch.randn(n+m, nf, generator=g)
+    return x[:n], y[:n], x[n:]
+
+def product(train_x, test_x, rows):
+    "The similarities alone, one chunk at a time"
+    for x in test_x.split(rows): x @ train_x.T
+
+def clocked(f):
+    "Wall and processor time of `f()`, seconds"
+    wall,cpu = time.perf_counter(),time.process_time()
+    f()
+    return time.perf_counter()-wall, time.process_time()-cpu
+
+def peak(n, m, nf, k):
+    "What `knn_predict` takes on top of the features at its worst, MB, in a process of its own (Linux)"
+    code = f"""import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r}); import knn
+def status(k): return next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(k))
+a = knn.data({n}, {m}, {nf})
+open('/proc/self/clear_refs', 'w').write('5')   # the peak so far is forgotten
+before = status('VmRSS'); knn.knn_predict(*a, k={k}); print(status('VmHWM')-before)"""
+    return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
+
+def measure(n, m, nf, k, repeats):
+    "One row of the table"
+    train_x,train_y,test_x = data(n, m, nf)
+    fs = dict(product=lambda: product(F.normalize(train_x), F.normalize(test_x), max(1, 2**25//n)), knn=lambda: knn_predict(train_x, train_y, test_x, k=k))
+    times = dict(product=[], knn=[])
+    for i in range(repeats+1):
+        for o in sorted(fs, reverse=i%2):   # who begins changes from turn to turn
+            t = clocked(fs[o])
+            if i: times[o].append(t)
+    med = {(o,c): statistics.median(t[j] for t in ts) for o,ts in times.items() for j,c in enumerate(('wall','cpu'))}
+    return dict(train=n, test=m, nf=nf, k=k, repeats=repeats, **{f'{o}_{c}_s': round(v, 3) for (o,c),v in med.items()},
+                ratio=round(med['knn','wall']/med['product','wall'], 3), cpu_ratio=round(med['knn','cpu']/med['product','cpu'], 3),
+                cpu_ratios=[round(a[1]/b[1], 3) for a,b in zip(times['knn'], times['product'])],
+                peak_mb=round(peak(n, m, nf, k), 1), all_similarities_mb=round(4*n*m/2**20, 1))
+
+def cpu():
+    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration): return platform.processor()
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--train', type=int, default=50_000)
+    p.add_argument('--test', type=int, default=5_000)
+    p.add_argument('--repeats', type=int, default=5)
+    p.add_argument('--out', help='JSON file to write')
+    args = p.parse_args()
+    res = dict(machine=dict(device=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), load_before=[round(o, 2) for o in os.getloadavg()],
+                            system=platform.system(), python=platform.python_version(), torch=torch.__version__, self_supervised=__version__),
+               command='python benchmarks/knn.py ' + ' '.join(sys.argv[1:]), rows=[])
+    print('| neighbours | queries | features | k | product, s | kNN, s | ratio | ratio, processor time | peak, MB | all similarities, MB |', '|'+'---|'*10, sep='\n', flush=True)
+    for k in (20, 200):
+        r = measure(args.train, args.test, 512, k, args.repeats)
+        res['rows'].append(r)
+        print(f"| {r['train']} | {r['test']} | {r['nf']} | {k} | {r['product_wall_s']} | {r['knn_wall_s']} | {r['ratio']:.2f} | {r['cpu_ratio']:.2f} | {r['peak_mb']:.0f} | {r['all_similarities_mb']:.0f} |", flush=True)
+    res['machine']['load_after'] = [round(o, 2) for o in os.getloadavg()]
+    if args.out:
+        with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
+
+if __name__ == '__main__': main()
