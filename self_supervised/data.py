@@ -181,6 +181,7 @@ def image_dls(
 def _readable(items, skipped, size, n_in, workers):
     "Those of `items` that can be read; the others are noted"
     for name,reason in check_pictures(items, size, n_in, workers=workers).items(): skipped.add(name, reason)
+    skipped.say('are left out')
     return items.filter(lambda o: os.fspath(o) not in skipped)
 
 def _split(items, source, valid, seed):

@@ -65,10 +65,10 @@ class Skipped(Mapping):
         try: os.write(fd, line.getvalue().encode(errors='surrogateescape'))
         finally: os.close(fd)
 
-    def say(self):
-        "Print how many there are, if they have become more"
+    def say(self, fate='others took their place'):
+        "Print how many there are and what became of them, if they have become more"
         if len(self)>self.said and not rank_distrib():
-            print(f"{len(self)} of {self.n} pictures cannot be read and others took their place; names and reasons: `dls.skipped`, {self.log}")
+            print(f"{len(self)} of {self.n} pictures cannot be read and {fate}; names and reasons: `dls.skipped`, {self.log}")
         self.said = len(self)
 
     def __contains__(self, name): return name in self.found   # of this process: asked for every picture

@@ -245,7 +245,7 @@ def prepare(
 )->Tensor: # Plain float32 tensor in [0,1]
     "Convert a batch of pictures, clips or vectors to what the views expect"
     if x.dtype==torch.uint8: x = x.float()/255
-    if not x.is_floating_point(): raise TypeError(f"the batch is {x.dtype}: pass uint8 in 0..255 or floating point in [0,1], and columns of a table by data.table_dls(to)")
+    if not x.is_floating_point(): raise TypeError(f"the batch is {x.dtype}: pass uint8 in 0..255 or floating point in [0,1], and columns of a table by tables.table_dls(to)")
     if x.dim() not in (2,4,5): raise ValueError(f"the batch has shape {tuple(x.shape)}: pass pictures (bs,c,h,w), clips (bs,c,t,h,w) or vectors (bs,c)")
     return plain(x).float()
 
