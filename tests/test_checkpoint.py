@@ -144,6 +144,7 @@ def test_trackers_remember(tmp_path):
     assert_survives(tmp_path, [Kill('after_epoch', 2*STEPS), Kill('after_batch', 2*STEPS+3)], **kw)
     learn = fit(tmp_path/'killed', **kw)        # stopped early, and finished it is
     assert len(learn.recorder.values)<8 and learn.train_iter==len(learn.recorder.losses)
+    assert newest(tmp_path/'killed'/'ck')['position']['finished']
 
 class Average(Callback):
     "One with a state of its own kind, said by the two methods"
