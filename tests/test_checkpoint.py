@@ -144,6 +144,7 @@ def test_trackers_remember(tmp_path):
     assert_survives(tmp_path, [Kill('after_epoch', 2*STEPS), Kill('after_batch', 2*STEPS+3)], **kw)
     learn = fit(tmp_path/'killed', **kw)        # stopped early, and finished it is
     assert len(learn.recorder.values)<8 and learn.train_iter==len(learn.recorder.losses)
+    assert newest(tmp_path/'killed'/'ck')['position']['finished']
 
 class Average(Callback):
     "One with a state of its own kind, said by the two methods"
@@ -283,6 +284,12 @@ def test_disk_full(tmp_path):
     assert in_child(limited)==0
     assert [f.name for f in sorted((tmp_path/'full'/'ck').iterdir())] == ['fit000-step000000006.pt', 'fit000-step000000007.pt']  # and no halves
     assert_same(outcome(fit(tmp_path/'full')), outcome(fit(tmp_path/'whole')))
+
+def test_a_kill_in_a_save_leaves_whole_files(tmp_path):
+    assert in_child(fit, tmp_path, cbs=[KillInSave(4)])==-signal.SIGKILL
+    assert [read_checkpoint(f)['position']['step'] for f in checkpoint_files(tmp_path/'ck')]==[2,3] and any((tmp_path/'ck').glob('.*.pt.*'))
+    fit(tmp_path, epochs=3)
+    assert not any((tmp_path/'ck').glob('.*'))    # the half is gone
 
 def test_a_damaged_file_is_passed_over(tmp_path):
     in_child(fit, tmp_path/'a', cbs=[Kill('after_batch', 4)])
