@@ -97,6 +97,12 @@ def joint(out, **kwargs):
     torch.manual_seed(0)
     return result(train(tiny('none'), fixed_augs(), **kwargs))
 
+def joint_alone(out):
+    "The same in one process"
+    import self_supervised.data as data
+    data.TensorDL = JointDL
+    return joint(out, bs=2*BS)
+
 def accumulated(out): return joint(out, bs=BS//2, cbs=[GradientAccumulation(BS)])
 
 def bad_batch(out):

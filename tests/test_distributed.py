@@ -7,6 +7,7 @@ import pytest, torch
 import ranks
 from self_supervised.data import tensor_dls
 from self_supervised.distributed import RankDL
+from self_supervised.evaluate import embed
 
 HERE = Path(__file__).parent
 TORCHRUN = '-m torch.distributed.run --standalone --nproc-per-node 2'.split()
@@ -116,3 +117,7 @@ def test_each_rank_has_its_part_and_knows_its_length(n, bs, drop_last, world):
         assert len({len(b) for b in batches})==1 and all(len(p)==len(b) for p,b in zip(parts, batches))
         seen = torch.cat([torch.cat([b[0] for b in bs]) if bs else torch.zeros(0,1) for bs in batches])[:,0].tolist()
         assert set(seen)<=set(range(n)) and (drop_last or set(seen)==set(range(n))) and len(seen)-len(set(seen))<world
+
+def test_embed_sees_all_pictures_from_within_a_fit():
+    x = torch.rand(50, 3)
+    assert torch.equal(embed(torch.nn.Identity(), RankDL(tensor_dls(x, bs=8, device='cpu').train, rank=1, world_size=2, device='cpu'))[0], x)
