@@ -35,7 +35,7 @@ def runs(seeds, epochs, out):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument('--seeds', type=int, nargs='+', default=[1,2,3,4]); p.add_argument('--epochs', type=int, default=20); p.add_argument('--out'); p.add_argument('--run', action='store_true')
+    p.add_argument('--seeds', type=int, nargs='+', default=[1,2,3]); p.add_argument('--epochs', type=int, default=12); p.add_argument('--out'); p.add_argument('--run', action='store_true')
     a = p.parse_args()
     if a.run: return runs(a.seeds, a.epochs, a.out)
     args,res = [__file__, '--run', '--seeds', *map(str, a.seeds), '--epochs', str(a.epochs), '--out'],{}

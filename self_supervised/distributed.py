@@ -157,8 +157,9 @@ def to_distributed(self:Learner,
     if num_distrib()<2: return self
     self.add_cb(RankTrainer(**kwargs))
     device = self.distributed_trainer.accelerator.device
-    if all(hasattr(dl, 'to') for dl in self.dls.loaders): self.dls.to(device)   # loaders built before `join_ranks` are on the first GPU
-    # timm's knows its own batchnorms, which end in an activation; torch's would drop it
-    if sync_bn and device.type=='cuda': self.model = convert_sync_batchnorm(self.model)
+    if device.type=='cuda':
+        if all(hasattr(dl, 'to') for dl in self.dls.loaders): self.dls.to(device)   # loaders built before `join_ranks` are on the first GPU
+        # timm's knows its own batchnorms, which end in an activation; torch's would drop it
+        if sync_bn: self.model = convert_sync_batchnorm(self.model)
     if rank_distrib(): self.remove_cb(ProgressCallback)
     return self
