@@ -269,6 +269,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/distributed.py'),
                                              'self_supervised.distributed.RankDL._broadcast': ( 'distributed.html#rankdl._broadcast',
                                                                                                 'self_supervised/distributed.py'),
+                                             'self_supervised.distributed.RankDL.new': ( 'distributed.html#rankdl.new',
+                                                                                         'self_supervised/distributed.py'),
                                              'self_supervised.distributed.RankDL.rng': ( 'distributed.html#rankdl.rng',
                                                                                          'self_supervised/distributed.py'),
                                              'self_supervised.distributed.RankTrainer': ( 'distributed.html#ranktrainer',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['join_ranks', 'RankDL', 'Stream', 'rank_part', 'check_batches', 'RankTrainer']
 
-# %% ../nbs/33_distributed.ipynb #c002
+# %% ../nbs/33_distributed.ipynb #c003
 from datetime import timedelta
 from importlib.util import find_spec
 
@@ -27,7 +27,7 @@ from torch import nn
 
 from .ranks import in_step, least, mean_over_ranks, once
 
-# %% ../nbs/33_distributed.ipynb #c003
+# %% ../nbs/33_distributed.ipynb #c005
 def join_ranks()->tuple: # Rank of this process, and how many there are; (0,1) in a script that was started once
     "Meet the other processes and, where there are GPUs, take this one's own; `distrib_ctx` does it too"
     if num_distrib()<2: return 0,1
@@ -38,7 +38,7 @@ def join_ranks()->tuple: # Rank of this process, and how many there are; (0,1) i
 # Unless it is told so, accelerate takes processes without a GPU for unrelated ones, and each trains alone (1.15)
 def _on_cpu(): return default_device().type=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU')
 
-# %% ../nbs/33_distributed.ipynb #c004
+# %% ../nbs/33_distributed.ipynb #c007
 def _fastai_loader(dl):
     "The same batches from a loader of fastai's"
     if not isinstance(dl, torch.utils.data.DataLoader): return dl
@@ -62,6 +62,7 @@ class RankDL(DistributedDL):
         return n if self.bs is None else n//self.bs if self.drop_last else -(-n//self.bs)
 
     def __iter__(self): return in_step(super().__iter__())
+    def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)   # the whole: `embed` is to see all pictures
 
     @property
     def rng(self): return self.dl.rng
@@ -90,7 +91,7 @@ def rank_part(
     if not getattr(dl, 'indexed', not isinstance(getattr(dl, 'dataset', None), torch.utils.data.IterableDataset)): return Stream(dl)
     return RankDL(dl, device=device) if len(dl.dataset) else dl
 
-# %% ../nbs/33_distributed.ipynb #c005
+# %% ../nbs/33_distributed.ipynb #c010
 def check_batches(
     dl, # The part of the training data that is this rank's
 )->None:
@@ -146,7 +147,7 @@ class RankTrainer(DistributedTrainer):
         # A callback may have taken a loader away that it had lent
         self.learn.model,self.learn.dls.loaders,self.wrapped = self.learn.model.module,self.old_dls[:len(self.dls.loaders)],False
 
-# %% ../nbs/33_distributed.ipynb #c006
+# %% ../nbs/33_distributed.ipynb #c012
 @patch
 def to_distributed(self:Learner,
     sync_bn:bool=True, # Batchnorm over the batches of all ranks, where that exists: on CUDA
@@ -156,8 +157,9 @@ def to_distributed(self:Learner,
     if num_distrib()<2: return self
     self.add_cb(RankTrainer(**kwargs))
     device = self.distributed_trainer.accelerator.device
-    if all(hasattr(dl, 'to') for dl in self.dls.loaders): self.dls.to(device)   # loaders built before `join_ranks` are on the first GPU
-    # timm's knows its own batchnorms, which end in an activation; torch's would drop it
-    if sync_bn and device.type=='cuda': self.model = convert_sync_batchnorm(self.model)
+    if device.type=='cuda':
+        if all(hasattr(dl, 'to') for dl in self.dls.loaders): self.dls.to(device)   # loaders built before `join_ranks` are on the first GPU
+        # timm's knows its own batchnorms, which end in an activation; torch's would drop it
+        if sync_bn: self.model = convert_sync_batchnorm(self.model)
     if rank_distrib(): self.remove_cb(ProgressCallback)
     return self

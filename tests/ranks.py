@@ -4,6 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from fastai.callback.core import CancelBatchException, Callback
 from fastai.callback.progress import CSVLogger
@@ -16,6 +17,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from self_supervised.data import TensorDL, digits, seed_everything, tensor_dls
 from self_supervised.layers import LayerEncoder
 from self_supervised.optimizer import LARS
+from self_supervised.pretrain import byol_pretrain
 from self_supervised.ranks import any_rank
 from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
@@ -97,6 +99,12 @@ def joint(out, **kwargs):
     torch.manual_seed(0)
     return result(train(tiny('none'), fixed_augs(), **kwargs))
 
+def joint_alone(out):
+    "The same in one process"
+    import self_supervised.data as data
+    data.TensorDL = JointDL
+    return joint(out, bs=2*BS)
+
 def accumulated(out): return joint(out, bs=BS//2, cbs=[GradientAccumulation(BS)])
 
 def bad_batch(out):
@@ -123,6 +131,10 @@ def files(out):
     learn.save('after')
     return dict(files=sorted(str(f.relative_to(own)) for f in own.rglob('*') if f.is_file()))
 
+def command(out):
+    byol_pretrain(epochs=1, bs=128, out=str(out/'run'))
+    return dict(folders=sorted(f.name for f in out.glob('run*')), files=sorted(f.name for f in (out/'run').iterdir()))
+
 class Shards(torch.utils.data.IterableDataset):
     "What this rank has on its disk: the last has less than the others"
     def __init__(self): self.x = X[rank_distrib()::num_distrib()][:160-40*(rank_distrib()==num_distrib()-1)]
@@ -143,6 +155,6 @@ def main(out, *names):
     torch.set_num_threads(1), default_device(False)
     out = Path(out)
     for name in names: torch.save(globals()[name](out), out/f'{name}-{rank_distrib()}.pt')
-    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    if dist.is_initialized(): dist.destroy_process_group()
 
 if __name__=='__main__': main(*sys.argv[1:])

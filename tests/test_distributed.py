@@ -7,6 +7,7 @@ import pytest, torch
 import ranks
 from self_supervised.data import tensor_dls
 from self_supervised.distributed import RankDL
+from self_supervised.evaluate import embed
 
 HERE = Path(__file__).parent
 TORCHRUN = '-m torch.distributed.run --standalone --nproc-per-node 2'.split()
@@ -15,7 +16,7 @@ ACCELERATE = '-m accelerate.commands.launch --multi_gpu --num_processes 4 --num_
 
 def launch(launcher, out, *names, timeout=240):
     "Run what `ranks.py` calls `names`; nothing is left running, whatever happens"
-    env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH','')]), CUDA_VISIBLE_DEVICES='')
+    env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH','')]), CUDA_VISIBLE_DEVICES='', MPLBACKEND='Agg')
     p = subprocess.Popen([sys.executable, *launcher, HERE/'ranks.py', out, *names], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try: said,_ = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -27,7 +28,7 @@ def launch(launcher, out, *names, timeout=240):
 def two(tmp_path_factory):
     "name → what each of two processes has to say; one launch for all"
     out = tmp_path_factory.mktemp('two')
-    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch unused simsiam stream files'.split())
+    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch unused simsiam stream files command'.split())
     return lambda name: [torch.load(out/f'{name}-{r}.pt') for r in range(2)]
 
 def check_same(ranks):
@@ -106,6 +107,11 @@ def test_shards_of_different_size(two):
 
 def test_files_are_written_once(two): assert [r['files'] for r in two('files')]==[['history.csv','models/after.pth'], []]
 
+def test_the_command_writes_one_folder(two):
+    "`torchrun --no-python byol_pretrain`: the batch is shared, one process judges and writes"
+    first = two('command')[0]
+    assert first['folders']==['run'] and first['files']=='embedding.png encoder.safetensors history.csv settings.json views.png'.split()
+
 @pytest.mark.parametrize('n,bs,drop_last,world', [(100,8,True,2), (101,8,True,3), (97,8,False,2), (24,8,True,2), (5,8,False,4)])
 def test_each_rank_has_its_part_and_knows_its_length(n, bs, drop_last, world):
     x = torch.arange(n).float()[:,None]
@@ -116,3 +122,7 @@ def test_each_rank_has_its_part_and_knows_its_length(n, bs, drop_last, world):
         assert len({len(b) for b in batches})==1 and all(len(p)==len(b) for p,b in zip(parts, batches))
         seen = torch.cat([torch.cat([b[0] for b in bs]) if bs else torch.zeros(0,1) for bs in batches])[:,0].tolist()
         assert set(seen)<=set(range(n)) and (drop_last or set(seen)==set(range(n))) and len(seen)-len(set(seen))<world
+
+def test_embed_sees_all_pictures_from_within_a_fit():
+    x = torch.rand(50, 3)
+    assert torch.equal(embed(torch.nn.Identity(), RankDL(tensor_dls(x, bs=8, device='cpu').train, rank=1, world_size=2, device='cpu'))[0], x)
