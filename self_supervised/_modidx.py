@@ -415,7 +415,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'self_supervised.guard._places': ('guard.html#_places', 'self_supervised/guard.py'),
                                        'self_supervised.guard._scaler': ('guard.html#_scaler', 'self_supervised/guard.py'),
                                        'self_supervised.guard._which': ('guard.html#_which', 'self_supervised/guard.py'),
-                                       'self_supervised.guard.any_rank': ('guard.html#any_rank', 'self_supervised/guard.py'),
                                        'self_supervised.guard.finite': ('guard.html#finite', 'self_supervised/guard.py')},
             'self_supervised.layers': { 'self_supervised.layers.ClipEncoder': ('layers.html#clipencoder', 'self_supervised/layers.py'),
                                         'self_supervised.layers.ClipEncoder.__init__': ( 'layers.html#clipencoder.__init__',
