@@ -6,7 +6,8 @@ Trains a tiny network with `BYOL` on digits, with everything that is on by defau
 epoch, momentum on record) and a csv log, and notes at even distances the resident memory, the objects that Python tracks, and the time of
 a step. fastai's recorder keeps a tensor for each batch; a second, shorter run empties it after each epoch, and shows what else grows.
 """
-import argparse, csv, gc, json, os, platform, statistics, sys, tempfile, time, warnings
+import argparse, gc, json, os, platform, statistics, sys, tempfile, time, warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ def rss():
 class Watch(Callback):
     "Note memory, objects and the median time of a step, every `every` steps"
     order,run_valid = 1000,False
-    def __init__(self, every): self.every,self.rows,self.times = every,[],[]
+    def __init__(self, every, save): self.every,self.save,self.rows,self.times = every,save,[],[]
     def before_batch(self): self.cpu,self.wall = time.process_time(),time.perf_counter()
     def after_batch(self):
         self.times.append((time.process_time()-self.cpu, time.perf_counter()-self.wall))
@@ -34,20 +35,21 @@ class Watch(Callback):
         gc.collect()
         self.rows.append(dict(step=n, rss_mb=round(rss(), 2), objects=len(gc.get_objects()), cpu_ms=cpu, wall_ms=wall))
         print(self.rows[-1], flush=True)
+        self.save(self.rows)
 
 class EmptyRecorder(Callback):
     "Forget what is kept of each batch"
     def after_epoch(self):
         for o in (self.recorder.losses, self.recorder.lrs, self.learn.byol.momenta): o.clear()
 
-def make(bs, every, path, cbs):
+def make(bs, every, path, cbs, save=lambda rows: None):
     "The learner to watch"
     x,_,_ = digits()
     dls = tensor_dls(x, splits=(torch.arange(1600), torch.arange(1600,1797)), bs=bs)
     seed_everything(0, dls)
     net = nn.Sequential(nn.Conv2d(1,16,3,2,1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16,32,3,2,1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     views = dict(flip_p=0., rotate=True, jitter=False, bw=False, blur=False, solarize=False, resize_scale=(.6,1.), stats=None)
-    learn = byol_learner(dls, create_byol_model(net, hidden_size=64, projection_size=32), get_byol_aug_pipelines(8, **views), path=path, cbs=[CSVLogger(), watch := Watch(every), *cbs])
+    learn = byol_learner(dls, create_byol_model(net, hidden_size=64, projection_size=32), get_byol_aug_pipelines(8, **views), path=path, cbs=[CSVLogger(), watch := Watch(every, save), *cbs])
     learn.remove_cb(ProgressCallback)
     return learn,watch
 
@@ -55,19 +57,18 @@ def slope(rows, key):
     "Least-squares growth of `key` per 1000 steps"
     return round(1000*statistics.linear_regression([r['step'] for r in rows], [r[key] for r in rows]).slope, 4)
 
-def run(steps, bs, cbs):
-    "Train for `steps` and note 20 times what it takes"
+def run(steps, bs, cbs, save):
+    "Train for `steps`, note 20 times what it takes, and `save` each time: a run that is cut leaves its figures"
     with tempfile.TemporaryDirectory() as path:
-        learn,watch = make(bs, steps//20, path, cbs)
-        epochs = -(-steps//len(learn.dls.train))
-        with learn.no_logging(): learn.fit(epochs, 1e-3)
-        with open(learn.path/'history.csv') as f: n_log = len(list(csv.reader(f)))-1
-    rows,late = watch.rows,watch.rows[4:]      # the first notes are of allocators that still warm up
-    res = dict(steps=steps, epochs=epochs, rss_mb_per_1000=slope(late,'rss_mb'), objects_per_1000=slope(late,'objects'), cpu_ms_per_1000=slope(late,'cpu_ms'),
-               loss=[round(float(learn.recorder.values[i][0]), 4) for i in (0,-1)], losses=len(learn.recorder.losses), momenta=len(learn.byol.momenta),
-               skipped=len(learn.guard.skipped), log_rows=n_log, rows=rows)
-    print({k:v for k,v in res.items() if k!='rows'}, flush=True)
-    return res
+        learn,_ = make(bs, steps//20, path, cbs, lambda rows: save(summary(rows, learn)))
+        with learn.no_logging(): learn.fit(-(-steps//len(learn.dls.train)), 1e-3)
+
+def summary(rows, learn):
+    "Growth from the fourth note on, when allocators have warmed up"
+    late,res = rows[3:],dict(steps=rows[-1]['step'])
+    if len(late)>1: res |= {f'{k}_per_1000': slope(late, k) for k in ('rss_mb','objects','cpu_ms')}
+    return res | dict(losses=len(learn.recorder.losses), momenta=len(learn.byol.momenta), skipped=len(learn.guard.skipped),
+                      loss=round(float(learn.smooth_loss), 4), rows=list(rows))
 
 def machine():
     "What the figures depend on"
@@ -86,10 +87,14 @@ def main():
     args = p.parse_args()
     if min(args.steps, args.steps_emptied) < 400: p.error('a slope wants 400 steps or more')
     warnings.simplefilter('ignore')
-    res = dict(machine=machine(), command='python benchmarks/long_run.py '+' '.join(sys.argv[1:]), everything_on=run(args.steps, args.bs, []),
-               recorder_emptied=run(args.steps_emptied, args.bs, [EmptyRecorder()]))
-    res['machine']['load_after'] = machine()['load']
-    if args.out:
-        with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
+    res = dict(machine=machine(), command='python benchmarks/long_run.py '+' '.join(sys.argv[1:]))
+    def save(name, figures):
+        res[name] = figures
+        res['machine']['load_after'] = machine()['load']
+        if args.out:
+            with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
+    run(args.steps, args.bs, [], partial(save, 'everything_on'))
+    run(args.steps_emptied, args.bs, [EmptyRecorder()], partial(save, 'recorder_emptied'))
+    for name in ('everything_on','recorder_emptied'): print(name, {k:v for k,v in res[name].items() if k!='rows'})
 
 if __name__ == '__main__': main()
