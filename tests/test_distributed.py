@@ -104,6 +104,7 @@ def test_shards_of_different_size(two):
     res = two('stream')
     check_same(res)
     assert all(len(r['losses'])==2*3 for r in res)
+    assert all(r['n_loaders']==1 for r in res)     # the empty one that BYOL lent is gone
 
 def test_files_are_written_once(two): assert [r['files'] for r in two('files')]==[['history.csv','models/after.pth'], []]
 
