@@ -46,7 +46,7 @@ def pack(
     if isinstance(o, L): return {KIND: 'L', 'value': pack(list(o))}
     if type(o) is tuple: return tuple(map(pack, o))
     if type(o) is list: return _pack_list(o)
-    return {KIND: 'object', 'value': get_state(o)}
+    raise TypeError(f"{type(o).__name__} is no plain value")
 
 def _pack_tensor(t):
     "`t` without its class, and without the rest of the memory it is a part of"
@@ -81,9 +81,14 @@ def get_state(
     if not isinstance(o, (Callback,Metric)): raise TypeError(f"{type(o).__name__} has no state_dict")
     state = {}
     for k in vars(o).keys()-_settings(type(o))-_not_state:
-        try: state[k] = pack(vars(o)[k])
+        try: state[k] = _pack_attr(vars(o)[k])
         except TypeError: pass
     return state
+
+def _pack_attr(v):
+    "An attribute: plain values, or something that has a state. In a list or a dict only the first can be put back"
+    try: return pack(v)
+    except TypeError: return {KIND: 'object', 'value': get_state(v)}
 
 def set_state(
     o, # Changed in place

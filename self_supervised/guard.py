@@ -6,7 +6,6 @@
 __all__ = ['fixes', 'finite', 'Guard']
 
 # %% ../nbs/32_guard.ipynb #c002
-from collections import Counter
 from warnings import warn
 
 import torch
@@ -47,7 +46,7 @@ class Guard(Callback):
         self.n = n
         self._forget()
 
-    def _forget(self): self.skipped,self.held_out,self.row,self.seen,self.kept = [],0,Counter(),0,[]
+    def _forget(self): self.skipped,self.held_out,self.row,self.seen,self.kept = [],0,dict(batch=0, step=0),0,[]
 
     def before_fit(self):
         self._forget()

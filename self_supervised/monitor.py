@@ -97,6 +97,8 @@ class Latest:
         self.seen += len(xs[0])
 
     def rows(self): return [k[:self.seen] for k in self.kept] if self.kept else []
+    def state_dict(self): return dict(seen=self.seen, kept=self.kept)   # a run may be cut within an epoch
+    def load_state_dict(self, state): self.seen,self.kept = state['seen'],state['kept']
 
 # %% ../nbs/21_monitor.ipynb #c010
 # Chosen on seeds 0 to 2 of the digits, `update` on seed 11 too; `kept` is relative to the network before training

@@ -17,7 +17,7 @@ COMMAND = Path(sys.executable).with_name('byol_pretrain')       # as pip install
 def run(*args, cwd):
     return subprocess.run([COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, env=os.environ|dict(MPLBACKEND='Agg'))
 
-FILES = 'checkpoints embedding.png encoder.safetensors history.csv settings.json views.png'.split()
+FILES = 'checkpoints embedding.png encoder.safetensors history.csv neighbors.png report.html results.json settings.json views.png'.split()
 
 def check_run(folder, epochs, shape):
     assert sorted(f.name for f in folder.iterdir()) == FILES

@@ -59,7 +59,8 @@ def test_from_a_folder_to_a_classifier(run):
     encoder = load_encoder(out/'encoder.safetensors')
     assert encoder_info(out/'encoder.safetensors')['size'] == 8
 
-    # Report: the page of the run, once there is one, is made and looked at here
+    page = (out/'report.html').read_text()
+    for said in ('No labels', 'effective rank', 'Nearest neighbours', 'rotate_deg', 'data:image/png;base64,'): assert said in page, said
 
     write(TEST, d/'test', labelled=True)
     gains = []
