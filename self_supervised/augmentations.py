@@ -243,7 +243,7 @@ _pairs = dict(resize_scale=(1, "part of the area, in (0,1], e.g. (.08,1.)"), res
 def _check_pairs(**given):
     "Raise for what is no pair of numbers, the smaller one first, within their limits"
     for k,v in given.items():
-        if not is_listy(v) or len(v)!=2 or not all(map(_is_number, v)) or not 0<v[0]<=v[1]<=_pairs[k][0]:
+        if not is_listy(v) or len(v)!=2 or not all(map(_is_number, v)) or not 1e-6<=v[0]<=v[1]<=_pairs[k][0]:   # what is smaller may be 0 in float32
             raise ValueError(f"{k}={v!r} must be a pair: pass (smallest,largest) {_pairs[k][1]}")
 
 def _check_stats(stats):

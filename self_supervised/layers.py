@@ -386,7 +386,7 @@ def _at_least_one(nlayers):
     raise ValueError(f"nlayers={nlayers!r}: pass the number of linear layers, 1 or more")
 
 def _width(n):
-    if isinstance(n, Integral) and n > 0: return n
+    if isinstance(n, Integral) and n > 0 and n is not True: return n
     raise ValueError(f"hidden_size or projection_size={n!r} must be 1 or more: pass the width of a layer, a whole number")
 
 # %% ../nbs/00_layers.ipynb #c057
