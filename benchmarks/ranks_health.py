@@ -26,7 +26,7 @@ def train(seed, epochs, bs=128):
     learn = byol_learner(tensor_dls(x, splits=splits, bs=bs//(num_distrib() or 1), seed=seed), model, augs)
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx() if num_distrib()>1 else nullcontext(): learn.fit_byol(epochs, 'adamw', lr=4e-3, m=.95)
     (_,train_x,train_y),(z,test_x,test_y) = (embeddings(model, (x[i],y[i])) for i in splits)
-    return dict(loss=torch.stack(learn.recorder.losses)[-9:].mean().item(), spread=spread(z), effective_rank=float(effective_rank(z)), knn=knn_accuracy(train_x, train_y, test_x, test_y))
+    return dict(loss=torch.stack(learn.recorder.losses)[-9:].mean().item(), spread=float(spread(z)), effective_rank=float(effective_rank(z)), knn=knn_accuracy(train_x, train_y, test_x, test_y))
 
 def runs(seeds, epochs, out):
     torch.set_num_threads(1), default_device(False)
@@ -35,10 +35,10 @@ def runs(seeds, epochs, out):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument('--seeds', type=int, nargs='+', default=[1,2,3]); p.add_argument('--epochs', type=int, default=12); p.add_argument('--out'); p.add_argument('--run', action='store_true')
+    p.add_argument('--seeds', type=int, nargs='+', default=[1,2,3]); p.add_argument('--epochs', type=int, default=12); p.add_argument('--out'); p.add_argument('--inside', action='store_true')
     a = p.parse_args()
-    if a.run: return runs(a.seeds, a.epochs, a.out)
-    args,res = [__file__, '--run', '--seeds', *map(str, a.seeds), '--epochs', str(a.epochs), '--out'],{}
+    if a.inside: return runs(a.seeds, a.epochs, a.out)
+    args,res = [__file__, '--inside', '--seeds', *map(str, a.seeds), '--epochs', str(a.epochs), '--out'],{}
     with tempfile.TemporaryDirectory() as d:
         for n,launcher in {1: [], 2: '-m torch.distributed.run --standalone --nproc-per-node 2'.split()}.items():
             subprocess.run([sys.executable, '-W', 'ignore', *launcher, *args, f'{d}/{n}'], check=True)
