@@ -163,7 +163,7 @@ class Health(Figures):
         Figures.learn.fset(self, learn)
 
     def before_fit(self):
-        self.fresh = True
+        self.fresh,self.kept = True,Latest(self.n)
         super().before_fit()
 
     def before_epoch(self):
