@@ -503,7 +503,7 @@ def _pack_some(o, names):
     "Those of the attributes that can be packed"
     state = {}
     for k in names:
-        try: state[k] = pack(vars(o)[k])
+        try: state[k] = _pack_attr(vars(o)[k])
         except (KeyError, TypeError): pass
     return state
 

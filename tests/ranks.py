@@ -1,12 +1,15 @@
 "What each process of test_distributed.py does: `torchrun tests/ranks.py FOLDER NAME…` writes what came out of each to FOLDER/NAME-RANK.pt"
-import sys, warnings
+import sys, tarfile, warnings
+from contextlib import redirect_stdout, suppress
 from copy import deepcopy
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
-from fastai.callback.core import CancelBatchException, Callback
+from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
 from fastai.callback.training import GradientAccumulation
 from fastai.callback import schedule   # brings `fit_one_cycle`
@@ -14,11 +17,13 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 
-from self_supervised.data import TensorDL, digits, seed_everything, tensor_dls
+from self_supervised.checkpoint import Checkpoint
+from self_supervised.data import TensorDL, digits, image_dls, seed_everything, tensor_dls
+from self_supervised.distributed import join_ranks
 from self_supervised.layers import LayerEncoder
 from self_supervised.optimizer import LARS
 from self_supervised.pretrain import byol_pretrain
-from self_supervised.ranks import any_rank
+from self_supervised.ranks import once
 from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
 N,BS = 640,32       # pictures, and what one of two processes sees of them a step: 10 steps an epoch
@@ -41,18 +46,9 @@ class Seen(Callback):
     def after_loss(self):
         if self.training: self.losses.append(self.loss.detach().clone())
 
-class SkipBad(Callback):
-    "What a guard does: a batch that any rank cannot use is used by none"
-    order = BYOL.order+1
-    skipped = 0
-    def before_batch(self):
-        if not any_rank(not torch.isfinite(self.xb[0]).all()): return
-        self.skipped += 1
-        raise CancelBatchException()
-
 class Spoil(Callback):
     "One bad picture on one rank, in one batch"
-    order = BYOL.order-1
+    order = BYOL.order-5   # before the guard
     def before_batch(self):
         if self.training and self.train_iter==4 and rank_distrib()==num_distrib()-1: self.learn.xb = (self.x.clone().index_fill_(0, torch.tensor([3]), float('nan')),)
 
@@ -109,9 +105,45 @@ def accumulated(out): return joint(out, bs=BS//2, cbs=[GradientAccumulation(BS)]
 
 def bad_batch(out):
     torch.manual_seed(0)
-    skip = SkipBad()
-    learn = train(tiny(), small_augs(), epochs=1, cbs=[Spoil(), skip])
-    return result(learn, skipped=skip.skipped, steps=len(learn.byol.momenta))
+    learn = train(tiny(), small_augs(), epochs=1, cbs=[Spoil()])
+    return result(learn, skipped=len(learn.guard.skipped))
+
+class Die(Callback):
+    order = Checkpoint.order+1
+    def after_batch(self):
+        if self.training and self.train_iter==14: raise KeyboardInterrupt()
+
+def resumed(out):
+    "A run that dies between two checkpoints, and goes on; and one that does not"
+    def run(folder, *cbs):
+        torch.manual_seed(5)
+        learn = learner(tiny(), small_augs(), opt_func=LARS, cbs=[Checkpoint(folder, every=4), *cbs])
+        seed_everything(1, learn.dls)
+        with suppress(KeyboardInterrupt), learn.no_bar(), learn.no_logging(), redirect_stdout(StringIO()): fit(learn, 3, .05)
+        return learn
+    whole,_ = run(out/'whole'),run(out/'cut', Die())
+    return dict(whole=whole.model.state_dict(), resumed=run(out/'cut').model.state_dict())
+
+def write_shards(out):
+    "Three tars of 32 pictures each"
+    for s in range(3):
+        with tarfile.open(out/f's{s}.tar', 'w') as tar:
+            for i in range(32*s, 32*s+32):
+                f = BytesIO()
+                Image.fromarray((X[i,0]*255).byte().numpy()).save(f, 'png')
+                info = tarfile.TarInfo(f'{i:04}.png')
+                info.size = f.tell()
+                f.seek(0)
+                tar.addfile(info, f)
+
+def tars(out):
+    "Pictures of three tar shards, read by workers: which of them are this rank's"
+    join_ranks()
+    once(write_shards, out)
+    dls = image_dls(sorted(out.glob('s*.tar')), n_in=1, bs=8, valid=0., workers=2, device='cpu', seed=3)
+    learn = Learner(dls, tiny(), cbs=[BYOL(small_augs()), Seen()], opt_func=LARS)
+    with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(): learn.fit(1, .05)
+    return result(learn, read={tuple(p.flatten().tolist()) for b in learn.seen.pictures for p in b})
 
 def unused(out):
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def launch(launcher, out, *names, timeout=240):
 def two(tmp_path_factory):
     "name → what each of two processes has to say; one launch for all"
     out = tmp_path_factory.mktemp('two')
-    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch unused simsiam stream files command'.split())
+    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch resumed tars unused simsiam stream files command'.split())
     return lambda name: [torch.load(out/f'{name}-{r}.pt') for r in range(2)]
 
 def check_same(ranks):
@@ -96,6 +96,14 @@ def test_a_bad_batch_on_one_rank_is_skipped_by_all(two):
         assert r['skipped']==1 and len(r['losses'])==9
         assert all(v.isfinite().all() for v in r['model'].values())
 
+def test_a_run_that_dies_goes_on_to_the_same_end(two):
+    for r in two('resumed'): assert all(torch.equal(v, r['whole'][k]) for k,v in r['resumed'].items())
+
+def test_shards_are_shared_out(two):
+    a,b = two('tars')
+    check_same((a,b))
+    assert not a['read']&b['read'] and len(a['read']|b['read'])==96
+
 @pytest.mark.parametrize('name', ['unused','simsiam'])
 def test_parameters_without_a_gradient_and_a_model_without_a_target(two, name): check_same(two(name))
 
@@ -111,7 +119,7 @@ def test_files_are_written_once(two): assert [r['files'] for r in two('files')]=
 def test_the_command_writes_one_folder(two):
     "`torchrun --no-python byol_pretrain`: the batch is shared, one process judges and writes"
     first = two('command')[0]
-    assert first['folders']==['run'] and first['files']=='embedding.png encoder.safetensors history.csv settings.json views.png'.split()
+    assert first['folders']==['run'] and first['files']=='checkpoints embedding.png encoder.safetensors history.csv neighbors.png report.html results.json settings.json views.png'.split()
 
 @pytest.mark.parametrize('n,bs,drop_last,world', [(100,8,True,2), (101,8,True,3), (97,8,False,2), (24,8,True,2), (5,8,False,4)])
 def test_each_rank_has_its_part_and_knows_its_length(n, bs, drop_last, world):
