@@ -318,6 +318,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'self_supervised.evaluate': { 'self_supervised.evaluate.Accuracy': ('evaluate.html#accuracy', 'self_supervised/evaluate.py'),
                                           'self_supervised.evaluate.Accuracy.__str__': ( 'evaluate.html#accuracy.__str__',
                                                                                          'self_supervised/evaluate.py'),
+                                          'self_supervised.evaluate.Accuracy.of': ( 'evaluate.html#accuracy.of',
+                                                                                    'self_supervised/evaluate.py'),
                                           'self_supervised.evaluate.Comparison': ( 'evaluate.html#comparison',
                                                                                    'self_supervised/evaluate.py'),
                                           'self_supervised.evaluate.Comparison.__repr__': ( 'evaluate.html#comparison.__repr__',
