@@ -157,6 +157,14 @@ def linear_accuracy(
 class Accuracy(namedtuple('Accuracy', 'mean std all')):
     "Mean, standard deviation and every value of an accuracy over draws of the labels"
     __slots__ = ()
+    @classmethod
+    def of(cls,
+        accs, # Accuracies, one or more
+    ): # Their mean, their standard deviation (0 of one), and themselves
+        "Sum up several accuracies"
+        t = torch.tensor(list(accs), dtype=torch.float64)
+        return cls(t.mean().item(), t.std(correction=int(len(t)>1)).item(), t.tolist())
+
     def __str__(self): return f'{self.mean:.3f} ± {self.std:.3f}'
     __repr__ = __str__
 
@@ -190,8 +198,7 @@ def few_label_accuracy(
     if not callable(method) and method not in methods: raise ValueError(f"method: {method!r}; pass 'linear', 'knn' or a function")
     train_x,train_y,test_x,test_y = _check(train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
     f = method if callable(method) else methods[method]
-    accs = torch.tensor([f(train_x[i], train_y[i], test_x, test_y) for i in label_draws(train_y, n, draws, seed)], dtype=torch.float64)
-    return Accuracy(accs.mean().item(), accs.std(correction=int(draws>1)).item(), accs.tolist())
+    return Accuracy.of(f(train_x[i], train_y[i], test_x, test_y) for i in label_draws(train_y, n, draws, seed))
 
 # %% ../nbs/20_evaluate.ipynb #c024
 class Comparison(L):
