@@ -15,15 +15,16 @@ from fastcore.all import L
 from fastai.data.load import DataLoader
 from fastai.torch_core import no_random
 
+from .layers import undisturbed
+
 # %% ../nbs/20_evaluate.ipynb #c005
 @contextmanager
 def _in_eval(model, device):
-    "Put `model` on `device` in eval mode, and each module back as it was (a frozen batchnorm stays in eval)"
-    home,was = _device(model),[(m, m.training) for m in model.modules()]
-    try: yield model.to(device).eval()
-    finally:
-        model.to(home)
-        for m,t in was: m.training = t
+    "Put `model` on `device` in eval mode, and then back as it was"
+    home = _device(model)
+    with undisturbed(model):
+        try: yield model.to(device)
+        finally: model.to(home)
 
 @contextmanager
 def _whole(dl):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastcore.xtras import is_listy
 from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
@@ -117,7 +118,7 @@ class LARS(OptimWrapper):
         super().__init__(params, TorchLARS, lr=lr, momentum=mom, weight_decay=wd, eta=eta, exclude_wd=exclude_wd, exclude_adapt=exclude_adapt)
         self.opt.marks = self.state  # where a `Learner` writes `do_wd`
 
-# %% ../nbs/03_optimizer.ipynb #c025
+# %% ../nbs/03_optimizer.ipynb #c026
 def warmup_cosine(
     lr:float, # Peak, reached at the end of the warm-up
     warmup_pct:float=0., # Part of the run that warms up, in [0,1)
@@ -130,7 +131,7 @@ def _warmup_cosine(pct, lr, warmup):
     if pct<warmup: return lr*pct/warmup
     return lr*(1+math.cos(math.pi*min((pct-warmup)/(1-warmup), 1)))/2
 
-# %% ../nbs/03_optimizer.ipynb #c030
+# %% ../nbs/03_optimizer.ipynb #c031
 @dataclass(repr=False)
 class Recipe:
     "Hyper-parameters of a run, and where they come from"
@@ -193,7 +194,7 @@ recipes = Recipes([
     Recipe('ImageNet',   _imagenet, 'simsiam',  100,  512,   .0125, 4e-4,  None,    0, 'arXiv:2011.10566'),
 ])
 
-# %% ../nbs/03_optimizer.ipynb #c033
+# %% ../nbs/03_optimizer.ipynb #c034
 def byol_recipe(
     epochs:int, # Length of the run, above 0
     bs:int=256, # Pictures a step, over all processes and accumulated gradients
@@ -218,10 +219,10 @@ def _at_least_40(m, n_steps):
 
 def _check_run(epochs, bs=None, opt='lars', n_items=None):
     for name,v in dict(epochs=epochs, bs=bs, n_items=n_items).items():
-        if v is not None and v<=0: raise ValueError(f"{name}={v} must be above 0: a recipe is for a run of some length, e.g. byol_recipe(epochs=100, bs=256)")
+        if v is not None and not v>0: raise ValueError(f"{name}={v} must be above 0: a recipe is for a run of some length, e.g. byol_recipe(epochs=100, bs=256)")
     if opt not in opt_funcs: raise ValueError(f"opt={opt!r} has no recipe: pass one of {', '.join(map(repr, opt_funcs))}")
 
-# %% ../nbs/03_optimizer.ipynb #c039
+# %% ../nbs/03_optimizer.ipynb #c040
 def check_recipe(
     learn:Learner, # With a model and data; the optimizer is looked at when there is one
     lr=None, # Peak learning rate; None asks the optimizer and its schedulers
@@ -252,7 +253,7 @@ def _check_batchnorm(learn):
 
 def _dl_bs(dl): return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
 
-# %% ../nbs/03_optimizer.ipynb #c043
+# %% ../nbs/03_optimizer.ipynb #c044
 def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
@@ -263,7 +264,7 @@ def byol_splitter(
 @patch
 def fit_byol(self:Learner,
     epochs:int, # Length of the run, above 0
-    recipe:str|Recipe|None=None, # 'lars', 'sgd', 'adamw', 'simsiam', or your own; None: 'lars', or 'simsiam' for a model without a target
+    recipe:str|Recipe|None=None, # 'lars', 'sgd', 'adamw', 'simsiam', or your own, whose rate and momentum are taken as they are; None: 'lars', or 'simsiam' for a model without a target
     lr=None, # Peak learning rate, or one for each group; None takes the recipe's
     wd:float|None=None, # Weight decay; None takes the recipe's
     m=None, # Momentum of the target: a number rises to 1 along a cosine, or a function of the part of the run done; None takes what `BYOL` was given, or else the recipe's
@@ -274,13 +275,17 @@ def fit_byol(self:Learner,
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
+    _check_fit(self, epochs, recipe, lr, wd)
     cb,r = _byol_callback(self, cbs),_choose(self, epochs, recipe, cbs)
     if m is None: m = cb.given
     r = replace(r, **{k:v for k,v in dict(lr=lr, wd=wd, m=m, warmup=warmup_epochs).items() if v is not None})
     if not 0<=r.warmup<epochs: raise ValueError(f"warmup_epochs={r.warmup} must be in [0,{epochs}), the epochs of this run: pass e.g. warmup_epochs={epochs/4:g}")
+    if not _has_target(self): r = replace(r, m=None)
     if r.m is not None: cb.sched = r.m if callable(r.m) else cosine_momentum(r.m)
     constant = r.opt=='simsiam' and hasattr(self.model, 'predictor')
     _set_opt(self, opt_func or _own_lars(self, r) or r.opt_func, constant, reset_opt)
+    if is_listy(lr) and not isinstance(lr, slice) and len(lr)!=len(self.opt.param_lists):
+        raise ValueError(f"lr={lr} has {len(lr)} rates for {len(self.opt.param_lists)} groups of parameters: pass one for all, or one for each")
     self.opt.set_hyper('lr', r.lr)
     sched = partial(_group_lrs, lrs=[h['lr'] for h in self.opt.hypers], warmup=r.warmup/epochs, constant=constant)
     check_recipe(self)
@@ -292,11 +297,23 @@ def _byol_callback(learn, cbs):
         if getattr(cb, 'name', None)=='byol': return cb
     raise ValueError("fit_byol found no BYOL callback: pass cbs=BYOL(aug_pipelines) to the Learner")
 
-def _choose(learn, epochs, recipe, cbs):
+def _has_target(learn): return getattr(getattr(learn.model, 'module', learn.model), 'target', None) is not None
+
+def _check_fit(learn, epochs, recipe, lr, wd):
+    "Raise for what cannot be meant, before anything has changed"
+    if not isinstance(epochs, int): raise ValueError(f"epochs={epochs!r} must be a whole number above 0: pass e.g. epochs=100")
     _check_run(epochs)
-    if isinstance(recipe, Recipe): return replace(recipe, epochs=epochs)
-    if recipe is None: recipe = 'lars' if getattr(learn.model, 'target', None) is not None else 'simsiam'
+    if not isinstance(recipe, Recipe) and recipe not in (*opt_funcs, None): raise ValueError(f"recipe={recipe!r} is not known: pass one of {', '.join(map(repr, opt_funcs))}, or a Recipe")
+    opt = recipe.opt if isinstance(recipe, Recipe) else recipe
+    if opt=='simsiam' and _has_target(learn): raise ValueError("recipe='simsiam' is for a model without a target, and this one has one: pass 'lars', 'sgd' or 'adamw', or build it with create_simsiam_model")
+    for k,v in dict(lr=lr, wd=wd).items():
+        vs = [v.start or 0, v.stop] if isinstance(v, slice) else L(v)
+        if any(o<0 for o in vs if o is not None): raise ValueError(f"{k}={v} must be 0 or more: leave it out to take the recipe's")
+
+def _choose(learn, epochs, recipe, cbs):
     bs = batch_size(learn, cbs)
+    if isinstance(recipe, Recipe): return replace(recipe, epochs=epochs, bs=bs, warmup=recipe.warmup if recipe.warmup<epochs else epochs/4)
+    if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     # `distrib_ctx` splits the loader when the fit begins: here it still holds all
     try: n_items = len(learn.dls.train)*_dl_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length

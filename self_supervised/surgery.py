@@ -11,7 +11,7 @@ import math
 from contextlib import contextmanager, nullcontext
 
 import timm, torch
-from torch import nn, Tensor
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +27,9 @@ def adapt_input(
     n_in:int, # Channels its first convolution shall take, 1 or more
 )->nn.Module: # `net`
     "Give the first convolution of `net` `n_in` channels: its weights repeated and rescaled, for one channel summed"
-    name,conv = next((n,m) for n,m in net.named_modules() if isinstance(m, (nn.Conv2d,nn.Conv3d)))
+    if not isinstance(n_in, int) or n_in<1: raise ValueError(f"n_in={n_in!r}: pass the number of channels, 1 or more")
+    name,conv = next(((n,m) for n,m in net.named_modules() if n and isinstance(m, (nn.Conv2d,nn.Conv3d))), (None,None))
+    if conv is None: raise ValueError(f"{type(net).__name__} has no convolution inside to change: build it for {n_in} channels")
     if (was := conv.in_channels) == n_in: return net
     new,w = _like(conv, in_channels=n_in),conv.weight.data
     channels = [i % was for i in range(n_in)]

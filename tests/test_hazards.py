@@ -17,7 +17,7 @@ from self_supervised.augmentations import get_batch_augs, warn_once
 from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
 from self_supervised.guard import Guard, any_rank
-from self_supervised.layers import create_encoder, num_features
+from self_supervised.layers import create_encoder, create_mlp_encoder, num_features
 from self_supervised.optimizer import LARS
 from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
@@ -37,7 +37,7 @@ def make(bs=16, n=64, size=8, net=None, augs=None, dls=None, cbs=(), **kwargs):
     byol_kw = {k:kwargs.pop(k) for k in ('m',) if k in kwargs}
     dls = dls or tensor_dls(x[:n], y[:n], (torch.arange(n-16), torch.arange(n-16,n)), bs=bs, seed=0)
     torch.manual_seed(1)
-    model = create_byol_model(net or conv_net(), hidden_size=16, projection_size=8)
+    model = kwargs.pop('learn_model', None) or create_byol_model(net or conv_net(), hidden_size=16, projection_size=8)
     augs = augs or get_byol_aug_pipelines(size, flip_p=0., **GREY)
     learn = byol_learner(dls, model, augs, cbs=cbs, **byol_kw, **kwargs)
     learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
@@ -758,3 +758,12 @@ def test_views_of_vectors_are_drawn_as_they_are():
     learn = byol_learner(tensor_dls(x, bs=16), model, [lambda o: o, lambda o: o])
     axes = learn.byol.show(2)
     assert min(abs(ax.lines[0].get_ydata()).max() for ax in axes[:,1:].flat) > 2
+
+def test_rows_and_clips_for_an_encoder_of_pictures_are_not_told_to_change_channels():
+    for x in (torch.rand(32,8), torch.rand(32,3,2,8,8)):
+        with pytest.raises(ValueError, match='cannot take views') as e: byol_learner(tensor_dls(x, bs=16), create_byol_model(conv_net(), 16, 8), [lambda o: o]*2).fit(1)
+        assert 'n_in' not in str(e.value)
+
+def test_pictures_for_an_encoder_of_vectors_are_refused():
+    model = create_byol_model(create_mlp_encoder(8, 16, 16), 16, 8, bn=False, norm='layer')
+    with pytest.raises(ValueError, match='(bs,d) is needed'.replace('(','.').replace(')','.')): make(augs=[lambda o: o]*2, learn_model=model).fit(1)

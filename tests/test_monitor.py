@@ -6,16 +6,14 @@ from functools import partial
 
 import pytest, torch
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 from fastai.vision.all import (Callback, CancelFitException, DataLoaders, EarlyStoppingCallback, Learner, Recorder, ReduceLROnPlateau, SaveModelCallback)
 
 from self_supervised.data import TensorData, TensorDL, digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum
-from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder
+from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
 from self_supervised.monitor import Health, Latest, Probe, labelled_parts, symptoms
 from self_supervised.optimizer import byol_recipe
-from self_supervised.surgery import StandardizedWeight, to_group_norm
 from self_supervised.vectors import get_vector_aug_pipelines
 from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
@@ -46,11 +44,7 @@ def without_predictor():
     return model
 
 def group_norm():
-    model = create_byol_model(to_group_norm(create_encoder('tiny_resnet', pretrained=False, n_in=1), groups=4), 512, 64, bn=False, norm='group', size=8)
-    for m in [*model.projector.modules(), *model.predictor.modules()]:
-        if isinstance(m, nn.Linear): parametrize.register_parametrization(m, 'weight', StandardizedWeight())
-    model.reset_target()
-    return model
+    return create_byol_model(create_encoder('tiny_resnet', pretrained=False, n_in=1, norm='group'), 512, 64, norm='group', size=8)
 
 def simsiam(): return create_simsiam_model(create_encoder('tiny_resnet', pretrained=False, n_in=1), 512, 512, 128, n_in=1, size=8)
 
@@ -323,3 +317,10 @@ def test_clips_and_vectors(kind, capsys):
     augs = get_byol_aug_pipelines(8, **GREY) if kind=='clips' else get_vector_aug_pipelines(2)
     learn = tiny(dls=tensor_dls(data, y[:64], (torch.arange(48), torch.arange(48,64)), bs=16, seed=0), net=net, augs=augs, cbs=[Probe()])
     learn.fit(1); assert all(v==v for v in learn.recorder.values[-1])
+
+def test_encoders_that_keep_their_map():
+    encoder = create_encoder('tiny_resnet', pretrained=False, n_in=1, widths=(8,16), pool_type=False)
+    model = BYOLModel(encoder, create_mlp_module(16, 32, 16, bn=True, pool=True), create_mlp_module(16, 32, 16, bn=True))
+    learn = Learner(tensor_dls(x[:256], bs=64), model, cbs=BYOL(get_byol_aug_pipelines(8, **GREY)))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert 1 <= learn.health.rows[-1]['feature_rank'] <= 16

@@ -34,7 +34,7 @@ from ..augmentations import get_batch_augs, get_multi_aug_pipelines, plain, warn
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
 from ..guard import Guard
-from ..layers import create_mlp_module, input_channels, num_features, undisturbed
+from ..layers import ClipEncoder, PoolFlat, create_mlp_module, input_channels, input_dims, num_features, undisturbed
 from ..monitor import Health
 from ..optimizer import check_recipe
 from ..plots import show_views
@@ -112,6 +112,7 @@ class BYOLModel(nn.Module):
 
     def loss(self, *views):
         "`byol_loss` of two or more views, for a training loop of your own"
+        if len(views)<2: raise ValueError(f"loss compares two or more views of the same pictures, and {len(views)} is given: pass model.loss(*(aug(x) for aug in augs))")
         return byol_loss(*cross(self(*views), self.project(*views)))
 
 def cross(
@@ -148,7 +149,7 @@ def create_byol_model(
     if not isinstance(encoder, nn.Module): raise TypeError(f"encoder={encoder!r} is no nn.Module: pass create_encoder({encoder!r}) or a network")
     nf = num_features(encoder, n_in=n_in, size=size)
     def head(n, width): return create_mlp_module(n, width, projection_size, bn=bn, nlayers=nlayers, **kwargs)
-    return BYOLModel(encoder, head(nf, hidden_size), head(projection_size, predictor_size or hidden_size), use_momentum)
+    return BYOLModel(encoder, head(nf, hidden_size), head(projection_size, hidden_size if predictor_size is None else predictor_size), use_momentum)
 
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
@@ -172,10 +173,22 @@ def embeddings(
     **kwargs
 )->tuple: # Projections (n,d), features (n,nf), labels (n,) or None, on the CPU
     "Compute projections and features of clean pictures in one call"
-    feats,labels = embed(model.encoder, dl, **kwargs)
-    return embed(model.projector, feats)[0],feats,labels
+    both = _Both(model)
+    out,labels = embed(both, dl, **kwargs)
+    return out[:,:both.d],out[:,both.d:],labels
 
-# %% ../../nbs/10_vision.byol.ipynb #c020
+class _Both(nn.Module):
+    "Projections and features side by side; features that are maps are averaged"
+    def __init__(self, model):
+        super().__init__()
+        self.model,self.pool = model,PoolFlat()
+    def forward(self, x):
+        f = self.model.encoder(x)
+        z = self.model.projector(f)
+        self.d = z.shape[1]
+        return torch.cat([z, self.pool(f)], 1)
+
+# %% ../../nbs/10_vision.byol.ipynb #c021
 @delegates(get_batch_augs)
 def get_byol_aug_pipelines(
     size:int|tuple, # Side of the square views, or their (h,w), pixels
@@ -186,14 +199,14 @@ def get_byol_aug_pipelines(
     "Make the two published pipelines (arXiv:2006.07733, appendix B); keyword arguments reach both"
     return get_multi_aug_pipelines(2, size, blur_p=blur_p, solarize_p=solarize_p, **kwargs)
 
-# %% ../../nbs/10_vision.byol.ipynb #c026
+# %% ../../nbs/10_vision.byol.ipynb #c027
 def check_pipelines(
     augs, # What was given as `aug_pipelines`
 )->list: # The same as a list
     "Raise unless `augs` is a list of at least two callables"
     what = f"{len(augs)} of them" if is_listy(augs) else f"one {type(augs).__name__}"
     if not is_listy(augs) or len(augs)<2 or not all(map(callable, augs)): raise ValueError(
-        f"aug_pipelines must be a list of two callables, one a view, and is {what}: pass get_byol_aug_pipelines(size) or [aug1, aug2]")
+        f"aug_pipelines must be a list of two or more callables, one a view, and is {what}: pass get_byol_aug_pipelines(size) or [aug1, aug2]")
     return list(augs)
 
 def check_model(model):
@@ -283,14 +296,16 @@ def check_online(
     for v in views:
         if len(v)!=len(x): raise ValueError(f"a pipeline made {len(v)} views of {len(x)} pictures: pass pipelines that answer one view a picture")
         try:
-            with undisturbed(model.online): model.online(v[:2])
+            with undisturbed(model.online): z = model.online(v[:2])
+            if z.dim()!=2: raise ValueError(f"they answer {tuple(z.shape)}, and (bs,d) is needed")
         except Exception as e: raise ValueError(_misfit(model.encoder, v, e)) from e
 
 def _misfit(encoder, v, e):
     "Why `encoder` and its head refuse the view `v`"
     try: c = input_channels(encoder)
     except ValueError: c = v.shape[1]
-    if c!=v.shape[1]: return f"the pictures have {v.shape[1]} channels, shape {tuple(v.shape)}, and the encoder takes {c}: build it with create_encoder(..., n_in={v.shape[1]})"
+    fits = input_dims(encoder) in (v.dim()-2, None) or isinstance(encoder, ClipEncoder)
+    if fits and c!=v.shape[1]: return f"the pictures have {v.shape[1]} channels, shape {tuple(v.shape)}, and the encoder takes {c}: build it with create_encoder(..., n_in={v.shape[1]})"
     return (f"the encoder ({type(encoder).__name__}) and its projector cannot take views of shape {tuple(v.shape)}: {(str(e).splitlines() or [''])[0]} "
             "(a feature map wants create_encoder(net) around it, clips ClipEncoder(encoder) or a 3D network, vectors create_mlp_encoder)")
 
@@ -303,7 +318,7 @@ def check_range(
     if lo<-.01 or hi>1.01: warn(f"the pictures span [{lo:.2f}, {hi:.2f}] and the views expect [0, 1], what lies outside is lost: "
                                 "leave Normalize out of the data, the views normalise at the end (stats=)")
 
-# %% ../../nbs/10_vision.byol.ipynb #c028
+# %% ../../nbs/10_vision.byol.ipynb #c029
 class BYOL(Callback):
     "Train a `BYOLModel` to predict its target network's projection of the other view (arXiv:2006.07733)"
     order = CastToTensor.order-1
@@ -461,7 +476,7 @@ class BYOL(Callback):
         targs = set(self.byol_model.target.parameters())
         if self.opt: self.opt.param_lists = L(L(p for p in ps if p not in targs) for ps in self.opt.param_lists)
 
-# %% ../../nbs/10_vision.byol.ipynb #c030
+# %% ../../nbs/10_vision.byol.ipynb #c031
 @delegates(Learner.__init__)
 def byol_learner(
     dls, # fastai or torch loaders, labelled or not, with a validation part or without
