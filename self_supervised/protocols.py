@@ -170,7 +170,7 @@ def linear_eval(
         return _heads_right(bank(x, y, (lr,), seed=seed), test_f, ty)[0],lr
     return _over_seeds(one, seeds)
 
-# %% ../nbs/23_protocols.ipynb #c025
+# %% ../nbs/23_protocols.ipynb #c027
 FINETUNE_LRS = (.01,.03,.1,.3,1.)
 
 def fine_tuned(
@@ -216,7 +216,7 @@ def finetune_eval(
         return right(models[lr], tx, ty),lr
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
 
-# %% ../nbs/23_protocols.ipynb #c029
+# %% ../nbs/23_protocols.ipynb #c031
 class _Flat(nn.Flatten):
     "Flatten pictures, and remember their shape"
     def forward(self, x):
