@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from fastcore.script import CliError, call_parse, store_true
 from fastai.data.transforms import parent_label
 from fastai.imports import noop
-from fastai.torch_core import default_device, defaults, no_random
+from fastai.torch_core import default_device, defaults
 from fastprogress.fastprogress import progress_bar
 
 from .data import image_dls
 from .evaluate import embed
-from .layers import create_encoder
 from .pictures import BadPicture, open_picture, picture_items
 from .pretrain import Pixels, features, results
+from .protocols import as_results, evaluate_features, untrained
 from .report import as_text
 from .transfer import encoder_info, load_encoder, write_atomic
 
@@ -115,7 +115,8 @@ def evaluate_pictures(
     bs:int=64, # Pictures at a time
     workers:int|None=None, # Processes that read; None for one a core, at most 16
     seed:int=42, # Of the part to test on, and of the untrained network
-)->dict: # As `results` gives it
+    full:bool=False, # With all labels, too, by `evaluate_features`?
+)->dict: # As `results` gives it; with `full` what was `chosen`, too
     "Set the encoder's features beside raw pixels and the same network untrained, by few-label accuracy"
     info,net = encoder_info(encoder),load_encoder(encoder)
     spec,size = info.get('spec') or {},size or info.get('size')
@@ -123,9 +124,15 @@ def evaluate_pictures(
     dls = image_dls(path, size, n_in=spec.get('n_in', 3), label_func=parent_label, valid=valid, bs=bs, workers=workers, seed=seed, check=True)
     if len(dls.vocab)<2: raise ValueError(f"{str(path)!r} has one folder of pictures, {dls.vocab[0]!r}, and labels are the names of folders: pass one with two or more")
     feats = {'raw pixels': features(Pixels(), dls, None)}
-    if spec:
-        with no_random(seed): feats['untrained encoder'] = features(create_encoder(**spec | dict(pretrained=False)), dls, info.get('stats'))
-    return results(feats | {'encoder': features(net, dls, info.get('stats'))}, n, draws)
+    if spec: feats['untrained encoder'] = features(untrained(net, seed), dls, info.get('stats'))
+    feats['encoder'] = features(net, dls, info.get('stats'))
+    return _add_full(results(feats, n, draws), feats) if full else results(feats, n, draws)
+
+def _add_full(res, feats):
+    "`res` with a column for every protocol that takes all labels"
+    both = as_results('', {k: evaluate_features(*a, *b) for k,(a,b) in feats.items()})
+    for k,cells in both['rows'].items(): res['rows'][k] |= {f'all: {c}': v for c,v in cells.items()}
+    return res | dict(title=f"{res['title']}; all: with all {len(feats['encoder'][0][1])} labels, over 3 held-out parts", chosen=both['chosen'])
 
 @call_parse(pos=['encoder','path'])
 def byol_evaluate(
@@ -138,10 +145,11 @@ def byol_evaluate(
     workers:int=None, # Processes that read; as many as there are cores, at most 16
     seed:int=42, # Of the part to test on, and of the untrained network
     out:str=None, # File to write the figures to as well, json
+    full:store_true=False, # With all labels, too: nearest neighbours, and a linear probe with its penalty chosen on held-out training pictures
 ):
     "Say what an encoder's features are worth on labelled pictures, beside raw pixels and the untrained network"
     try: part = float(valid)
     except ValueError: part = valid
-    res = _or_one_line('byol_evaluate', evaluate_pictures, encoder, path, n, draws, part, size, workers=workers, seed=seed)
+    res = _or_one_line('byol_evaluate', evaluate_pictures, encoder, path, n, draws, part, size, workers=workers, seed=seed, full=full)
     print(as_text(res))
     if out: _or_one_line('byol_evaluate', write_atomic, out, json.dumps(res, indent=1).encode())

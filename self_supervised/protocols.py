@@ -170,7 +170,7 @@ def linear_eval(
         return _heads_right(bank(x, y, (lr,), seed=seed), test_f, ty)[0],lr
     return _over_seeds(one, seeds)
 
-# %% ../nbs/23_protocols.ipynb #c025
+# %% ../nbs/23_protocols.ipynb #c027
 FINETUNE_LRS = (.01,.03,.1,.3,1.)
 
 def fine_tuned(
@@ -216,16 +216,21 @@ def finetune_eval(
         return right(models[lr], tx, ty),lr
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
 
-# %% ../nbs/23_protocols.ipynb #c029
+# %% ../nbs/23_protocols.ipynb #c031
+class _Flat(nn.Flatten):
+    "Flatten pictures, and remember their shape"
+    def forward(self, x):
+        self.shape = x.shape[1:]
+        return super().forward(x)
+
 def in_memory(
     data, # A labelled loader, of fastai or torch; or (x,y), which stays
 )->tuple: # (x,y): clean pictures (n,c,h,w), float32 in [0,1], and labels (n,)
     "Read the pictures of a loader once, without augmentation; they take 4 bytes a pixel and channel"
     if isinstance(data, tuple): return data
-    shape = next(iter(data))[0].shape[1:]
-    x,y = embed(nn.Flatten(), data)
+    x,y = embed(flat := _Flat(), data)
     if y is None: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
-    return x.unflatten(1, shape),y
+    return x.unflatten(1, flat.shape),y
 
 def untrained(
     encoder:nn.Module, # Made by `create_encoder`
