@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KIND', 'FORMAT', 'pack', 'unpack', 'get_state', 'set_state', 'set_attr', 'rng_state', 'set_rng_state', 'generators',
            'Passed', 'checkpoint_files', 'read_checkpoint', 'newest', 'fit_facts', 'check_same', 'Checkpoint',
-           'second_name', 'gather', 'agreed']
+           'second_name']
 
 # %% ../nbs/30_checkpoint.ipynb #c002
 import io, os, pickle, random, re, shutil, signal, sys, threading, time, warnings
@@ -26,6 +26,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
 from fastai.torch_core import get_model, get_random_states, num_distrib, rank_distrib, set_random_states
 
+from .ranks import any_rank, gather, most, once
 from .transfer import write_atomic
 
 # %% ../nbs/30_checkpoint.ipynb #c005
@@ -122,7 +123,8 @@ def _settings(cls):
 
 def _text(f):
     if f.closed or not f.writable() or not os.path.isfile(f.name): raise TypeError(f"{f.name} is no file to write to")
-    f.flush()
+    try: f.flush()
+    except OSError: raise TypeError(f"{f.name} cannot be written") from None   # the disk is full: the rest is saved, if it can be
     return dict(text=Path(f.name).read_text(f.encoding))
 
 # %% ../nbs/30_checkpoint.ipynb #c011
@@ -215,14 +217,19 @@ def fit_facts(
     try: n = len(dl)
     except TypeError: n = None  # a stream
     # fastai's optimizers are all one class, and differ in their steps
-    facts = {'epochs': learn.n_epoch, 'batches an epoch': n, 'batch size': getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None),
+    facts = {'epochs': learn.n_epoch, 'pictures': _n_items(dl), 'batches an epoch': n, 'batch size': getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None),
              'workers': _workers(dl), 'processes': num_distrib() or 1,
              'optimizer': ' '.join(getattr(c, 'func', c).__name__ for c in getattr(opt, 'cbs', [])) or type(opt).__name__, 'parameters': [len(ps) for ps in learn.opt.param_lists],
-             'learning rates': [float(h['lr']) for h in learn.opt.hypers]}    # every `fit` sets them; others may come from a fit before
+             'learning rates': [float(h['lr']) for h in learn.opt.hypers], 'weight decays': [float(h.get('wd', 0.)) for h in learn.opt.hypers]}    # every `fit` sets them; others may come from a fit before
     curves = {k: f for cb in learn.cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
     byol = next((cb for cb in learn.cbs if cb.name=='byol'), None)
     if byol is not None: curves["the target's momentum"] = byol.sched
     return facts | {f'schedule of {k}': [np.asarray(f(i/20), dtype=float).tolist() for i in range(21)] for k,f in curves.items()}
+
+def _n_items(dl):
+    "How many there are; None for a stream"
+    try: return len(dl.dataset)
+    except (TypeError, AttributeError): return None
 
 def _workers(dl): return getattr(getattr(dl, 'fake_l', dl), 'num_workers', 0)
 
@@ -279,6 +286,7 @@ class Checkpoint(Callback):
         "Take up the run where the folder has it"
         self.run = not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'))  # the lock is held by `validate` and `get_preds`
         if not self.run: return
+        if sum(isinstance(cb, Checkpoint) for cb in self.learn.cbs)>1: raise ValueError("cbs holds two Checkpoint callbacks, and one is allowed: learn.remove_cbs(Checkpoint), then add the one to keep")
         self._tidy()
         self.facts,self.clock,self.first,self.passing,self.complete,self.saved = fit_facts(self.learn),time.monotonic(),0,0,False,{}
         if self.monitor is not None: self._column()
@@ -306,7 +314,7 @@ class Checkpoint(Callback):
         if self.training and done<=self.passing: return self._pass(done)
         if self.training and done==self.n_iter: self.trained = self.state(done)   # tensors by reference: nothing is copied
         due = self.training and self.every and self.train_iter%self.every==0
-        wish = agreed(self.signum or (self.training and self._late()), self.model)
+        wish = most(int(self.signum or (self.training and self._late())))
         state = self.trained or (self.state(done) if self.training and (due or wish) else None)
         if state and (due or wish): self.save(state), self._end(wish)
 
@@ -315,15 +323,15 @@ class Checkpoint(Callback):
         self.complete = self.epoch==self.n_epoch-1
         if self.epoch<self.first: return self._mute(self.epoch<self.first-1)
         value = None if self.monitor is None else self.recorder.values[-1][self._column()]
-        best = agreed(value is not None and (self.best is None or bool(self.comp(value, self.best))), self.model)
+        best = any_rank(value is not None and (self.best is None or bool(self.comp(value, self.best))))
         if best: self.best = value
-        wish = agreed(self.signum or self._late(), self.model)
+        wish = most(int(self.signum or self._late()))
         if best or wish or self.complete or (self.every is None and self.minutes is None): self.save(self.state(), best)
         self._end(wish)
 
     def after_fit(self):
         "Note that the fit is finished, if it was ended early"
-        if not self.complete and agreed(bool(torch.isfinite(self.loss).all()), self.model): self.save(self.state(finished=True))
+        if not self.complete and any_rank(bool(torch.isfinite(self.loss).all())): self.save(self.state(finished=True))
         self.fit_no += 1
         self._tidy()
 
@@ -376,13 +384,17 @@ class Checkpoint(Callback):
 
     def _open(self):
         "Find what the folder holds"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for f in self.folder.glob('.*.pt.*'): f.unlink(missing_ok=True)   # left by a process that was killed in a save
+        once(self._clear)
         files = checkpoint_files(self.folder)
+        if once(lambda: [f.name for f in files])!=[f.name for f in files]: raise ValueError(f"path={str(self.folder)!r} does not hold the same checkpoints for all processes: pass a folder that all of them see")
         if not files: return
         if not self.resume and not self.fit_no: raise ValueError(f"resume=False, and path={str(self.folder)!r} holds a run ({files[-1].name}): pass resume=True to go on with it, or another folder")
         if int(files[-1].name[3:6])<self.fit_no: return   # of a fit before this one
         self.saved = newest(self.folder, next(self.model.parameters()).device)
+
+    def _clear(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for f in self.folder.glob('.*.pt.*'): f.unlink(missing_ok=True)   # left by a process that was killed in a save
 
     def _go_on(self, fit, epoch, batch, step, finished):
         "Put back what was saved; what is behind it will be passed"
@@ -521,25 +533,3 @@ def second_name(
     try: os.link(file, tmp)
     except OSError: shutil.copyfile(file, tmp)
     os.replace(tmp, name)
-
-def _distributed(): return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size()>1
-
-def gather(
-    o, # Plain values of this process
-)->list: # Of all processes
-    "Collect what each process has"
-    if not _distributed(): return [o]
-    mine,all_ = io.BytesIO(),[None]*torch.distributed.get_world_size()
-    torch.save(o, mine)     # tensors that plain pickle has carried cannot be saved again (torch 2.15)
-    torch.distributed.all_gather_object(all_, mine.getvalue())
-    return [torch.load(io.BytesIO(b), weights_only=True) for b in all_]
-
-def agreed(
-    value:int, # What this process wants; 0 is nothing
-    model:nn.Module, # On the device the processes talk over
-)->int: # The largest of all
-    "Let all processes do what one of them wants: a save by one alone would wait for the others for ever"
-    if not _distributed(): return value
-    t = torch.tensor(int(value), device=next(model.parameters()).device)
-    torch.distributed.all_reduce(t, torch.distributed.ReduceOp.MAX)
-    return t.item()

@@ -157,10 +157,12 @@ def byol_check(
     out:str=None, # File to write the list to as well, csv
 ):
     "List the pictures that training would skip, and why; exit code 1 if there are any"
-    try: n,bad = len(picture_items(path)),check_pictures(path, size, n_in, workers=workers, progress=sys.stdout.isatty())
-    except ValueError as e: raise CliError(f'byol_check: {e}')
+    if n_in not in (1,3) or (size is not None and size<1): raise CliError(f'byol_check: n_in={n_in} must be 1 or 3, and size={size} 1 or more: pass what training is to have')
+    try:
+        n,bad = len(picture_items(path)),check_pictures(path, size, n_in, workers=workers, progress=sys.stdout.isatty())
+        if out: write_list(bad, out)
+    except (ValueError, OSError) as e: raise CliError(f'byol_check: {e}')
     for name,reason in bad.items(): print(f'{name}: {reason}')
-    if out: write_list(bad, out)
     if bad: raise CliError(f'byol_check: {len(bad)} of {n} pictures cannot be read')
     print(f'All {n} pictures can be read')
 

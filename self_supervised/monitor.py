@@ -23,6 +23,7 @@ from fastai.torch_core import no_random, norm_types, num_distrib, rank_distrib
 
 from .augmentations import NormalizeViews
 from .evaluate import effective_rank, embed, knn_accuracy, linear_accuracy, mean_cosine, spread
+from .layers import PoolFlat
 
 # %% ../nbs/21_monitor.ipynb #c006
 class Figures(Callback):
@@ -181,7 +182,7 @@ class Health(Figures):
 
     def _keep(self, projector, inp, out):
         self._unhook()
-        self.kept.add(inp[0], out)
+        self.kept.add(PoolFlat()(inp[0]), out)   # a dense encoder answers maps
         if self.training and self.first is None and self.kept.seen>=self.n: self.first = [o.clone() for o in self.kept.rows()]
 
     def _unhook(self):

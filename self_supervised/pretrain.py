@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'results',
-           'free_folder', 'recorded', 'write_pictures', 'write_run', 'run_record', 'check_settings', 'share',
+           'free_folder', 'recorded', 'write_pictures', 'write_run', 'History', 'run_record', 'check_settings', 'share',
            'threads_for', 'pretrain', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
@@ -27,17 +27,16 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastai.vision.core import imagenet_stats
 
 from . import __version__
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, checkpoint_files
 from .data import digits, image_dls, seed_everything, tensor_dls
 from .evaluate import compare_features, effective_rank, embed, spread
-from .files import write_list
 from .layers import create_encoder
 from . import optimizer   # brings `Learner.fit_byol`
 from .pictures import picture_files
 from .plots import plot_embedding, plot_neighbors
 from .report import as_text, write_report
 from .ranks import once
-from .transfer import save_encoder
+from .transfer import save_encoder, write_atomic
 from .vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 
 # %% ../nbs/50_pretrain.ipynb #c006
@@ -53,10 +52,10 @@ def digit_dls(size, bs, seed, **_):
     x,y,splits = digits(size)
     return tensor_dls(x, y, splits, bs=bs, seed=seed)
 
-def folder_dls(path, size, n_in, bs, seed, workers, unlabelled):
+def folder_dls(path, size, n_in, bs, seed, workers, unlabelled, log=None):
     "Pictures of a folder, labelled by the folder each is in where that says anything; a fifth is held out"
     label_func = None if unlabelled or not has_labels(path) else parent_label
-    return image_dls(path, size, n_in=n_in, label_func=label_func, valid=.2, bs=bs, workers=workers, seed=seed)
+    return image_dls(path, size, n_in=n_in, label_func=label_func, valid=.2, bs=bs, workers=workers, seed=seed, log=log)
 
 def has_labels(
     path, # Folder of pictures
@@ -119,7 +118,8 @@ def recorded(
     "Read the settings of a run that is to go on, unless others are asked for"
     file = Path(out)/'settings.json'
     if not file.is_file(): raise ValueError(f"resume: {str(out)!r} holds no run; give the folder of one, or leave resume out")
-    was = json.loads(file.read_text())['settings']
+    try: was = json.loads(file.read_text())['settings']
+    except (ValueError, KeyError): raise ValueError(f"resume: {str(file)!r} is no whole record of a run; begin anew in another folder") from None
     was['views'] = {k: tuple(v) if isinstance(v, list) else v for k,v in was['views'].items()}
     for k,v in (asked | views).items():
         has = (was | was['views']).get(k)
@@ -147,10 +147,21 @@ def write_run(
 ):
     "Write what came out of a run: encoder, results, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
-    if getattr(learn.dls, 'skipped', None): write_list(learn.dls.skipped, out/'skipped.csv')
     (out/'results.json').write_text(json.dumps(results(feats), indent=1))
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)
+
+class History(CSVLogger):
+    "The training table as a file; a disk that is full costs a row and not the run"
+    def _write_line(self, log):
+        try: super()._write_line(log)
+        except OSError as e:
+            warnings.warn(f"a row of {self.fname} was not written ({e.strerror}); training goes on")
+            self.old_logger(log)
+
+    def after_fit(self):
+        try: super().after_fit()
+        except OSError: self.learn.logger = self.old_logger   # it was said already
 
 def run_record(settings):
     "What it takes to repeat a run"
@@ -217,17 +228,20 @@ def pretrain(
     bs = share(s['bs'])
     views = (DIGIT_VIEWS if path is None else dict(stats=imagenet_stats if s['n_in']==3 else None)) | (views or {})
     seed_everything(seed)
-    dls = digit_dls(s['size'], bs, seed) if path is None else folder_dls(path, s['size'], s['n_in'], bs, seed, workers, unlabelled)
+    if path is not None: picture_files(path)   # or say what is wrong before a folder is made
+    out = Path(out) if resume else once(free_folder, out)
+    # One list of bad files for all processes that read
+    dls = digit_dls(s['size'], bs, seed) if path is None else folder_dls(path, s['size'], s['n_in'], bs, seed, workers, unlabelled, out/'skipped.csv')
     encoder = create_encoder(s['arch'], pretrained=pretrained, n_in=s['n_in'], size=s['size'])
     # What is judged, printed and written is so by the first process alone
     first = not rank_distrib()
     feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])} if first else {}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
-    out = Path(out) if resume else once(free_folder, out)
-    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), CSVLogger('history.csv'),
+    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), History('history.csv'),
                                                Checkpoint(out/'checkpoints', minutes=5, keep=1)])
     record = dict(path=path and str(path), seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, views=views, **s)
-    if first and not resume: (out/'settings.json').write_text(json.dumps(run_record(record), indent=1, default=str))
+    if first and not resume: write_atomic(out/'settings.json', json.dumps(run_record(record), indent=1, default=str).encode())
+    if first and resume and not checkpoint_files(out/'checkpoints'): print(f'{out}: no checkpoint yet, the run begins anew')
     seed_everything(seed, dls)
     start = time.perf_counter()
     with threads_for(s['size']), learn.distrib_ctx() if num_distrib()>1 else nullcontext(): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
@@ -262,6 +276,7 @@ def byol_pretrain(
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
     try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, resume, **settings)
+    except KeyboardInterrupt: raise CliError(f'byol_pretrain: stopped; go on with `byol_pretrain --resume --out {out}`')
     # The last line: before it fastai says in which callback
     except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
     if rank_distrib(): return

@@ -396,3 +396,22 @@ def test_an_unknown_monitor_is_refused_before_the_first_epoch(tmp_path):
 @pytest.mark.parametrize('kwargs', [dict(every=0), dict(minutes=-1), dict(keep=0)])
 def test_settings(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))+'=.* must be'): Checkpoint('x', **kwargs)
+
+def test_two_checkpoints_are_refused(tmp_path):
+    learn = make(tmp_path)
+    with pytest.raises(ValueError, match='two Checkpoint callbacks'): learn.fit(1, cbs=[Checkpoint(tmp_path/'a'), Checkpoint(tmp_path/'b')])
+
+def a_full_disk(path):
+    from self_supervised.pretrain import History
+    learn = make(path)
+    learn.remove_cbs(CSVLogger)
+    learn.add_cb(History('history.csv'))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    class Full(Callback):
+        def before_epoch(self):
+            if self.epoch==1: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        def after_fit(self): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with pytest.warns(UserWarning, match='a row of history.csv was not written'), redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck'), Full()])
+    assert len(learn.recorder.values)==3
+
+def test_a_full_disk_costs_the_log_a_row_and_not_the_run(tmp_path): assert in_child(a_full_disk, tmp_path)==0
