@@ -180,7 +180,7 @@ def stream(out):
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(): learn.fit_one_cycle(2, .05)
     return result(learn, n_loaders=len(learn.dls.loaders))
 
-def joint4(out): return joint(out, bs=BS//2, epochs=1)
+def joint4(out): return joint(out, bs=BS//2)
 
 def main(out, *names):
     warnings.filterwarnings('ignore')

@@ -86,8 +86,13 @@ def test_two_ranks_train_as_one_process_with_the_joint_batch(two, monkeypatch): 
 def test_accumulated_gradients_too(two, monkeypatch): check_joint(alone(monkeypatch), two('accumulated'), 50, groups=2)
 
 def test_four_ranks_started_by_accelerate(tmp_path, monkeypatch):
-    launch(ACCELERATE, tmp_path, 'joint4')
-    check_joint(alone(monkeypatch, parts=4, epochs=1), [torch.load(tmp_path/f'joint4-{r}.pt') for r in range(4)], 10)
+    launch(ACCELERATE, tmp_path, 'joint4', 'as_it_comes', 'bad_batch')
+    joint,own,bad = ([torch.load(tmp_path/f'{name}-{r}.pt') for r in range(4)] for name in ('joint4','as_it_comes','bad_batch'))
+    check_joint(alone(monkeypatch, parts=4), joint, 50)
+    check_same(own)
+    assert not any(torch.equal(own[0]['view_of_one'], o['view_of_one']) for o in own[1:])
+    check_same(bad)
+    assert all(r['skipped']==1 and all(v.isfinite().all() for v in r['model'].values()) for r in bad)
 
 def test_a_bad_batch_on_one_rank_is_skipped_by_all(two):
     res = two('bad_batch')
