@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'self_supervised.protocols.untrained': ( 'protocols.html#untrained',
                                                                                     'self_supervised/protocols.py')},
             'self_supervised.ranks': { 'self_supervised.ranks._meeting_place': ('ranks.html#_meeting_place', 'self_supervised/ranks.py'),
+                                       'self_supervised.ranks._reduced': ('ranks.html#_reduced', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.any_rank': ('ranks.html#any_rank', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.gather': ('ranks.html#gather', 'self_supervised/ranks.py'),
                                        'self_supervised.ranks.in_step': ('ranks.html#in_step', 'self_supervised/ranks.py'),

@@ -22,32 +22,29 @@ def _meeting_place():
     "Where tensors must be to travel: nccl knows GPUs alone"
     return 'cuda' if dist.get_backend()=='nccl' else 'cpu'
 
+def _reduced(n, op):
+    "One number of all ranks'"
+    n = torch.as_tensor(n, device=_meeting_place()).int()
+    dist.all_reduce(n, op)
+    return n.item()
+
 def any_rank(
     flag:bool|Tensor, # What this rank saw, e.g. a batch it cannot use
 )->bool: # True on every rank if it was on one
     "Ask all ranks: every one must ask, and all get the same answer"
-    if not several(): return bool(flag)
-    flag = torch.as_tensor(flag, device=_meeting_place()).int()
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+    return bool(_reduced(flag, dist.ReduceOp.MAX) if several() else flag)
 
 def least(
     n:int, # What this rank has, e.g. batches
 )->int: # What every rank has
     "Find the smallest `n` of all ranks"
-    if not several(): return n
-    n = torch.tensor(n, device=_meeting_place())
-    dist.all_reduce(n, dist.ReduceOp.MIN)
-    return n.item()
+    return _reduced(n, dist.ReduceOp.MIN) if several() else n
 
 def most(
     n:int, # What this rank wants
 )->int: # The largest of all
     "Find the largest `n` of all ranks"
-    if not several(): return n
-    n = torch.tensor(n, device=_meeting_place())
-    dist.all_reduce(n, dist.ReduceOp.MAX)
-    return n.item()
+    return _reduced(n, dist.ReduceOp.MAX) if several() else n
 
 def gather(
     o, # Tensors and plain values of this rank
