@@ -221,6 +221,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'self_supervised.commands._Readable.__len__': ( 'commands.html#_readable.__len__',
                                                                                           'self_supervised/commands.py'),
                                           'self_supervised.commands._add_full': ('commands.html#_add_full', 'self_supervised/commands.py'),
+                                          'self_supervised.commands._check_out': ( 'commands.html#_check_out',
+                                                                                   'self_supervised/commands.py'),
                                           'self_supervised.commands._or_one_line': ( 'commands.html#_or_one_line',
                                                                                      'self_supervised/commands.py'),
                                           'self_supervised.commands.byol_embed': ( 'commands.html#byol_embed',

@@ -7,6 +7,7 @@ __all__ = ['embed_pictures', 'write_features', 'byol_embed', 'evaluate_pictures'
 
 # %% ../nbs/52_commands.ipynb #c003
 import json, os, sys, warnings
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -65,20 +66,25 @@ def embed_pictures(
         raise ValueError(f"source: none of its {len(items)} pictures can be read, e.g. {': '.join(next(iter(bad.items())))}; `byol_check` lists them all") from None
     return names,feats,bad
 
+def _check_out(out):
+    "`out` as a path, or what is wrong with it, before hours of computing"
+    out = Path(out)
+    if out.suffix not in ('.npz','.parquet'): raise ValueError(f"out={str(out)!r} must end in .npz or .parquet")
+    if out.suffix=='.parquet' and not find_spec('pyarrow'): raise ValueError(f"out={str(out)!r} needs pyarrow: `pip install pyarrow`, or name a .npz file")
+    return out
+
 def write_features(
     names, # (n,) one a row
     feats:Tensor, # (n,nf)
     out, # File to write: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
 )->Path: # The file
     "Write features beside the names of what they belong to"
-    out = Path(out)
+    out = _check_out(out)
     if out.suffix=='.npz':
         f = BytesIO()
         np.savez(f, names=np.array(names), features=feats.numpy())   # text and numbers: reading it runs no code
         return write_atomic(out, f.getvalue())
-    if out.suffix!='.parquet': raise ValueError(f"out={str(out)!r} must end in .npz or .parquet")
-    try: import pyarrow as pa, pyarrow.parquet as pq
-    except ImportError: raise ValueError(f"out={str(out)!r} needs pyarrow: `pip install pyarrow`, or name a .npz file") from None
+    import pyarrow as pa, pyarrow.parquet as pq
     f = BytesIO()
     pq.write_table(pa.table({'name': list(names)} | {f'f{i}': col for i,col in enumerate(feats.numpy().T)}), f)
     return write_atomic(out, f.getvalue())
@@ -87,7 +93,7 @@ def write_features(
 def _or_one_line(name, f, *args, **kwargs):
     "What `f` answers; an error of the user's as one line and exit code 1"
     try: return f(*args, **kwargs)
-    except (ValueError, TypeError, RuntimeError, OSError) as e: raise CliError(f'{name}: {str(e).strip().splitlines()[-1].strip()}')
+    except (ValueError, TypeError, RuntimeError, OSError) as e: raise CliError(f'{name}: {(str(e).strip() or type(e).__name__).splitlines()[-1].strip()}')
 
 @call_parse(pos=['encoder','path'])
 def byol_embed(
@@ -99,7 +105,7 @@ def byol_embed(
     workers:int=None, # Processes that read; as many as there are cores, at most 16
 ):
     "Write the features of pictures, with their names, to a file"
-    if Path(out).suffix not in ('.npz','.parquet'): raise CliError(f"byol_embed: out={out!r} must end in .npz or .parquet")
+    _or_one_line('byol_embed', _check_out, out)
     names,feats,bad = _or_one_line('byol_embed', embed_pictures, encoder, path, size, bs, workers, progress=sys.stdout.isatty())
     _or_one_line('byol_embed', write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {name}: {reason}')

@@ -220,4 +220,4 @@ class OpenPicture(Transform):
         n_in:int=3, # Channels: 1 reads grey, 3 RGB
         size=None, # Side in pixels or (h,w); None keeps it
     ): self.n_in,self.size = n_in,size
-    def encodes(self, f:Path|Picture): return open_picture(f, self.n_in, self.size)
+    def encodes(self, f): return open_picture(f, self.n_in, self.size)

@@ -278,7 +278,7 @@ def byol_pretrain(
     try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, resume, **settings)
     except KeyboardInterrupt: raise CliError(f'byol_pretrain: stopped; go on with `byol_pretrain --resume --out {out}`')
     # The last line: before it fastai says in which callback
-    except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {str(e).strip().splitlines()[-1].strip()}')
+    except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {(str(e).strip() or type(e).__name__).splitlines()[-1].strip()}')
     if rank_distrib(): return
     print(f"\n{as_text(json.loads((folder/'results.json').read_text()))}\n")
     print(f'{folder}: report.html shows the run, encoder.safetensors holds what it learned. To use it:\n')

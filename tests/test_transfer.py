@@ -46,6 +46,7 @@ def test_a_process_without_this_library_reads_the_file(tmp_path):
     script = '''
 import json, sys, timm, torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 sys.modules['self_supervised'] = None      # whoever imports it fails
 with safe_open('e.safetensors', 'pt') as f: meta = json.loads(f.metadata()['self_supervised'])
 net = timm.create_model(meta['spec']['arch'], in_chans=meta['spec']['n_in'], global_pool=meta['spec']['pool_type'], num_classes=0).eval()
