@@ -41,7 +41,9 @@ class Page:
         for c in nb.cells: parts += {'markdown':self.markdown, 'code':self.code}.get(c.cell_type, lambda c: [])(c)
         self.text = '\n\n'.join(o for o in parts if o.strip()) + '\n'
 
-    def markdown(self, cell): return [re.sub(r'(!?)\[([^][]*)\]\((?!\w+:|#)([^)\s]+)\)', self.relink, cell.source)]
+    def markdown(self, cell):
+        src = re.sub(r'\[\[([^][]*)\]\([^)]*\)\](?=\()', r'[\1]', cell.source) # nbdev links a `name` that is the text of a link: the author's link stays
+        return [re.sub(r'(!?)\[([^][]*)\]\((?!\w+:|#)([^)\s]+)\)', self.relink, src)]
     def relink(self, m): return f'{m[1]}[{m[2]}]({target})' if (target:=self.link(m[3])) else m[2]
 
     def code(self, cell):
