@@ -25,7 +25,7 @@ from fastprogress.fastprogress import progress_bar
 from .data import image_dls
 from .evaluate import embed
 from .pictures import BadPicture, open_picture, picture_items
-from .pretrain import Pixels, features, results
+from .pretrain import Pixels, features, last_line, results
 from .protocols import as_results, evaluate_features, untrained
 from .report import as_text
 from .transfer import encoder_info, load_encoder, write_atomic
@@ -37,7 +37,14 @@ class _Readable:
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
         try: return i,open_picture(self.items[i], self.n_in, self.size).as_subclass(Tensor)
-        except BadPicture as e: return i,' '.join(str(e.__cause__).split())
+        except BadPicture as e: return i,e.reason
+
+def _said(encoder, size):
+    "What the file of an encoder says: how it was made, the size of its pictures unless one is given, how they are normalised"
+    info = encoder_info(encoder)
+    size = size or info.get('size')
+    if not size: raise ValueError(f"size=None and {str(encoder)!r} does not say how large its pictures were: pass size, e.g. size=224")
+    return info.get('spec') or {},size,info.get('stats')
 
 def embed_pictures(
     encoder, # File that `save_encoder` wrote
@@ -49,19 +56,18 @@ def embed_pictures(
     progress:bool=False, # Show a bar?
 )->tuple: # Names (n), features (n,nf) in float32, and a dictionary of what could not be read: name → reason
     "Compute the features of every picture of `source` that can be read, in its order"
-    info,net = encoder_info(encoder),load_encoder(encoder, device=default_device() if device is None else device)
-    n_in,size = (info.get('spec') or {}).get('n_in', 3),size or info.get('size')
-    if not size: raise ValueError(f"size=None and {str(encoder)!r} does not say how large its pictures were: pass size, e.g. size=224")
+    net = load_encoder(encoder, device=default_device() if device is None else device)
+    spec,size,stats = _said(encoder, size)
     items,names,bad = picture_items(source),[],{}
-    dl = DataLoader(_Readable(items, n_in, size), batch_size=bs, num_workers=min(16, defaults.cpus) if workers is None else workers, collate_fn=noop)
+    dl = DataLoader(_Readable(items, spec.get('n_in', 3), size), batch_size=bs, num_workers=min(16, defaults.cpus) if workers is None else workers, collate_fn=noop)
     def batches():
         for batch in progress_bar(dl, leave=False) if progress else dl:
             bad.update((os.fspath(items[i]),o) for i,o in batch if isinstance(o, str))
             good = [(os.fspath(items[i]),o) for i,o in batch if not isinstance(o, str)]
             names.extend(name for name,_ in good)
             if good: yield torch.stack([x for _,x in good])
-    try: feats,_ = embed(net, batches(), stats=info.get('stats'))
-    except ValueError: 
+    try: feats,_ = embed(net, batches(), stats=stats)
+    except ValueError:
         if names: raise
         raise ValueError(f"source: none of its {len(items)} pictures can be read, e.g. {': '.join(next(iter(bad.items())))}; `byol_check` lists them all") from None
     return names,feats,bad
@@ -93,7 +99,7 @@ def write_features(
 def _or_one_line(name, f, *args, **kwargs):
     "What `f` answers; an error of the user's as one line and exit code 1"
     try: return f(*args, **kwargs)
-    except (ValueError, TypeError, RuntimeError, OSError) as e: raise CliError(f'{name}: {(str(e).strip() or type(e).__name__).splitlines()[-1].strip()}')
+    except (ValueError, TypeError, RuntimeError, OSError) as e: raise CliError(f'{name}: {last_line(e)}')
 
 @call_parse(pos=['encoder','path'])
 def byol_embed(
@@ -124,14 +130,12 @@ def evaluate_pictures(
     full:bool=False, # With all labels, too, by `evaluate_features`?
 )->dict: # As `results` gives it; with `full` what was `chosen`, too
     "Set the encoder's features beside raw pixels and the same network untrained, by few-label accuracy"
-    info,net = encoder_info(encoder),load_encoder(encoder)
-    spec,size = info.get('spec') or {},size or info.get('size')
-    if not size: raise ValueError(f"size=None and {str(encoder)!r} does not say how large its pictures were: pass size, e.g. size=224")
+    net,(spec,size,stats) = load_encoder(encoder),_said(encoder, size)
     dls = image_dls(path, size, n_in=spec.get('n_in', 3), label_func=parent_label, valid=valid, bs=bs, workers=workers, seed=seed, check=True)
     if len(dls.vocab)<2: raise ValueError(f"{str(path)!r} has one folder of pictures, {dls.vocab[0]!r}, and labels are the names of folders: pass one with two or more")
     feats = {'raw pixels': features(Pixels(), dls, None)}
-    if spec: feats['untrained encoder'] = features(untrained(net, seed), dls, info.get('stats'))
-    feats['encoder'] = features(net, dls, info.get('stats'))
+    if spec: feats['untrained encoder'] = features(untrained(net, seed), dls, stats)
+    feats['encoder'] = features(net, dls, stats)
     return _add_full(results(feats, n, draws), feats) if full else results(feats, n, draws)
 
 def _add_full(res, feats):

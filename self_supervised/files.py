@@ -131,7 +131,7 @@ class _Reasons:
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
         try: open_picture(self.items[i], self.n_in, self.size)
-        except BadPicture as e: return ' '.join(str(e.__cause__).split()) or type(e.__cause__).__name__
+        except BadPicture as e: return e.reason
 
 def check_pictures(
     source, # As of `picture_items`: a folder, list, table, data set or tar; or items

@@ -165,6 +165,8 @@ def _tar_label(shard, files, key, label):
 # %% ../nbs/38_pictures.ipynb #c018
 class BadPicture(ValueError):
     "A picture that cannot be read; the message names it, `__cause__` is the reason"
+    @property
+    def reason(self): return ' '.join(str(self.__cause__).split()) or type(self.__cause__).__name__   # in one line
 
 def open_image(
     f, # Path, `Picture`, or what a `Picture` may hold

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'results',
            'free_folder', 'recorded', 'write_pictures', 'write_run', 'History', 'run_record', 'check_settings', 'share',
-           'threads_for', 'pretrain', 'byol_pretrain']
+           'threads_for', 'pretrain', 'last_line', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
 import json, platform, sys, time, warnings
@@ -252,6 +252,12 @@ def pretrain(
     return learn,feats,out
 
 # %% ../nbs/50_pretrain.ipynb #c017
+def last_line(
+    e:Exception, # Caught
+)->str: # What is wrong; before it fastai says in which callback
+    "The last line of what an error says, or its name where it says nothing"
+    return (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+
 @call_parse(pos=['path'])
 def byol_pretrain(
     path:str=None, # Folder of pictures, searched to the bottom; without one, scikit-learn's digits
@@ -277,8 +283,7 @@ def byol_pretrain(
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
     try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, resume, **settings)
     except KeyboardInterrupt: raise CliError(f'byol_pretrain: stopped; go on with `byol_pretrain --resume --out {out}`')
-    # The last line: before it fastai says in which callback
-    except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {(str(e).strip() or type(e).__name__).splitlines()[-1].strip()}')
+    except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {last_line(e)}')
     if rank_distrib(): return
     print(f"\n{as_text(json.loads((folder/'results.json').read_text()))}\n")
     print(f'{folder}: report.html shows the run, encoder.safetensors holds what it learned. To use it:\n')
