@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np, torch
-from torch import Tensor, nn
+from torch import Tensor
 from fastcore.basics import GetAttr
 from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException

@@ -21,7 +21,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device, set_seed
 
 from .files import Skipped, check_pictures, picture_data
-from .pictures import open_picture, picture_files, picture_items
+from .pictures import picture_items
 
 # %% ../nbs/40_data.ipynb #c005
 def digits(

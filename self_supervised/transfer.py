@@ -27,7 +27,7 @@ from fastai.metrics import accuracy
 from fastai.vision.models.unet import DynamicUnet
 
 from . import __version__
-from .layers import FlatEncoder, LayerEncoder, create_cls_module, create_encoder, input_channels, num_features, undisturbed
+from .layers import FlatEncoder, create_cls_module, create_encoder, input_channels, num_features, undisturbed
 from .surgery import bake_weights
 from .vision.byol import first_batch, prepare, without_hooks
 
