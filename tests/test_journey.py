@@ -39,10 +39,10 @@ def fine_tuned(folder, encoder, seed):
     return learn
 
 def from_scratch(folder, seed):
-    "As many epochs as its rival, and the rate that was best for it on pictures held out from training (nbs/tutorial.journey.ipynb)"
+    "The epochs and the rate that were best for it on pictures held out from training (nbs/tutorial.journey.ipynb): twice its rival's epochs"
     learn = learner(folder, None, seed)
     learn.unfreeze()
-    learn.fit_one_cycle(20, 1e-2, cbs=Unseen())
+    learn.fit_one_cycle(40, 1e-2, cbs=Unseen())
     return learn
 
 @pytest.fixture(scope='module')
@@ -73,7 +73,7 @@ def test_from_a_folder_to_a_classifier(run):
         gains.append(learn.validate()[1]-from_scratch(folder, draw).validate()[1])
     gains = torch.tensor(gains)
     print(f'better than from scratch by {gains.mean():.3f} ± {gains.std():.3f}')
-    assert gains.mean() > .01
+    assert gains.mean() > .01 and gains.mean() > 2*gains.std()/len(gains)**.5   # stated: .023 ± .005 over five draws
 
     learn.export(d/'classifier.pkl')
     assert export_onnx(learn.model, d/'classifier.onnx', 8, labels=list(learn.dls.vocab)) < 1e-4
