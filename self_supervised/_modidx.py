@@ -1040,6 +1040,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol._wants_labels': ( 'vision.byol.html#_wants_labels',
                                                                                             'self_supervised/vision/byol.py'),
+                                             'self_supervised.vision.byol.autocast_of': ( 'vision.byol.html#autocast_of',
+                                                                                          'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.byol_learner': ( 'vision.byol.html#byol_learner',
                                                                                            'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.byol_loss': ( 'vision.byol.html#byol_loss',

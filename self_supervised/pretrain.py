@@ -20,6 +20,7 @@ from torch import nn
 import torch.nn.functional as F
 from fastcore.script import CliError, call_parse, store_true
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.data.transforms import parent_label
 from fastai.learner import Learner
@@ -213,14 +214,15 @@ def pretrain(
     workers:int|None=None, # Processes that read pictures
     pretrained:bool=False, # Start from published weights?
     unlabelled:bool=False, # Ignore folder names?
+    bf16:bool=False, # Compute in bfloat16? Weights, target and optimizer stay in float32
     views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     resume:bool=False, # Go on with the run in `out`, with its settings?
     **settings # Any of `DIGITS` or `PICTURES` that differ from the default
 )->tuple: # The learner, the features of raw pixels, untrained and trained encoder, and the folder
     "Train an encoder with BYOL and write it to a run folder"
     if resume:
-        was = recorded(out, views or {}, path=path and str(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled, **settings)
-        path,seed,workers,pretrained,unlabelled,views = (was.pop(k) for k in ('path','seed','workers','pretrained','unlabelled','views'))
+        was = recorded(out, views or {}, path=path and str(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, **settings)
+        path,seed,workers,pretrained,unlabelled,bf16,views = (was.pop(k) for k in ('path','seed','workers','pretrained','unlabelled','bf16','views'))
         settings = was
     seed = 42 if seed is None else seed
     s = (DIGITS if path is None else PICTURES) | {k:v for k,v in settings.items() if v is not None}
@@ -237,9 +239,9 @@ def pretrain(
     first = not rank_distrib()
     feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])} if first else {}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
-    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), History('history.csv'),
-                                               Checkpoint(out/'checkpoints', minutes=5, keep=1)])
-    record = dict(path=path and str(path), seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, views=views, **s)
+    learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), *([MixedPrecision('bf16')] if bf16 else []),
+                                               History('history.csv'), Checkpoint(out/'checkpoints', minutes=5, keep=1)])
+    record = dict(path=path and str(path), seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, **s)
     if first and not resume: write_atomic(out/'settings.json', json.dumps(run_record(record), indent=1, default=str).encode())
     if first and resume and not checkpoint_files(out/'checkpoints'): print(f'{out}: no checkpoint yet, the run begins anew')
     seed_everything(seed, dls)
@@ -277,11 +279,12 @@ def byol_pretrain(
     no_flip:store_true=False, # Never mirror: for text, digits, and whatever has a left and a right
     pretrained:store_true=False, # Start from published weights
     unlabelled:store_true=False, # Do not take folder names for labels
+    bf16:store_true=False, # Compute in bfloat16: where the processor has it, in half the time or less
     resume:store_true=False, # Go on with the run in `out`, with the settings it has: after a crash, or Ctrl-C
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
-    try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, dict(flip_p=0.) if no_flip else None, resume, **settings)
+    try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, bf16, dict(flip_p=0.) if no_flip else None, resume, **settings)
     except KeyboardInterrupt: raise CliError(f'byol_pretrain: stopped; go on with `byol_pretrain --resume --out {out}`')
     except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {last_line(e)}')
     if rank_distrib(): return

@@ -59,10 +59,11 @@ def test_a_bad_file_does_not_end_the_run(tmp_path):
 
 def losses(folder): return [r['train_loss'] for r in csv.DictReader(open(folder/'history.csv'))]
 
-def test_goes_on_with_the_settings_it_has(tmp_path, monkeypatch):
+@pytest.mark.parametrize('bf16', [False,True])
+def test_goes_on_with_the_settings_it_has(tmp_path, monkeypatch, bf16):
     "Stopped by SIGTERM in a process of its own, at a step, and resumed: the log and the encoder are those of a run that was not"
     monkeypatch.chdir(tmp_path)
-    kw = dict(epochs=2, hidden_size=64, seed=3, views=dict(rotate_deg=10))
+    kw = dict(epochs=2, hidden_size=64, seed=3, bf16=bf16, views=dict(rotate_deg=10))
     pretrain.pretrain(out='whole', **kw)
     class Stop(ChannelsLast):
         def after_batch(self):

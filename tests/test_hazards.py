@@ -3,6 +3,7 @@
 Each test fails on a straightforward callback: one that copies the model in `before_fit`, keeps the copy to itself, makes its views
 after `CastToTensor` and moves the target in every `after_step`."""
 import copy, pickle, warnings
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np, pytest, torch
@@ -337,15 +338,61 @@ def test_17_target_runs_inside_autocast_and_the_loss_in_float32():
 
 # Row 19
 
-@pytest.mark.parametrize('to', ['to_fp16', 'to_bf16'])
-def test_19_mixed_precision_on_the_cpu_is_said_once(to):
+def test_19_half_precision_on_the_cpu_is_said_once():
     warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
-        for _ in range(2):
-            learn = make(); getattr(learn, to)(); learn.fit(1)
-    said = [str(o.message) for o in w if 'to_fp16() and to_bf16() have no effect' in str(o.message)]
-    assert len(said)==1 and 'cpu' in said[0] and 'float32' in said[0]
+        for _ in range(2): make().to_fp16().fit(1)
+    said = [str(o.message) for o in w if 'to_fp16() is for CUDA' in str(o.message)]
+    assert len(said)==1 and 'cpu' in said[0] and 'float32' in said[0] and 'to_bf16()' in said[0]
+
+class Passes(Callback):
+    "Note the precision in which the networks answer"
+    def before_fit(self):
+        self.seen = dict(online=[], target=[])
+        self.hooks = [getattr(self.model, k).register_forward_hook(lambda m,x,z,k=k: self.seen[k].append((x[0].dtype, z.dtype))) for k in self.seen]
+    def after_fit(self):
+        for h in self.hooks: h.remove()
+
+@pytest.mark.parametrize('how', ['to_bf16', 'to_channelslast'])
+def test_19_bfloat16_is_what_it_says_on_the_cpu_too(how):
+    learn = make(cbs=[look := Passes()], m=.5)
+    start,target = weights(learn.model),weights(learn.model.target)
+    getattr(learn, how)(**({} if how=='to_bf16' else dict(amp_mode='bf16')))
+    learn.fit(1, .01)
+    half = torch.float32,torch.bfloat16                                                               # views as they were drawn
+    assert set(look.seen['target'])=={half} and look.seen['online'].count(half)==2*4                  # the others: is this what the network expects?
+    assert {p.dtype for p in learn.model.parameters()}=={torch.float32} and weights(learn.model).isfinite().all()
+    assert not torch.equal(start, weights(learn.model)) and not torch.equal(target, weights(learn.model.target))
+    x,_ = learn.dls.one_batch()
+    assert learn.model.project(x, x)[0].dtype==torch.float32==learn.model(x).dtype                    # lent for the fit alone
+    learn.remove_cb(MixedPrecision)
+    learn.fit(1)
+    assert set(look.seen['online'])=={(torch.float32, torch.float32)}
+
+def test_19_an_interrupted_fit_leaves_no_autocast_behind():
+    class Interrupt(Callback):
+        def after_pred(self): raise KeyboardInterrupt
+    learn = make(cbs=[Interrupt()]).to_bf16()
+    with pytest.raises(KeyboardInterrupt): learn.fit(1)
+    assert not torch.is_autocast_enabled('cpu')
+    x,_ = learn.dls.one_batch()
+    assert learn.model.encoder(x).dtype==torch.float32
+
+def test_19_bfloat16_has_the_loss_and_the_gradient_of_float32_nearly():
+    x,_,_ = digits(8)
+    torch.manual_seed(0)
+    model = create_byol_model(create_encoder('tiny_resnet', n_in=1, pretrained=False), 64, 32)
+    views = [aug(x[:256]) for aug in get_byol_aug_pipelines(8, flip_p=0., **GREY)]
+    found = []
+    for autocast in (nullcontext, partial(torch.autocast, 'cpu', torch.bfloat16)):
+        model.autocast = autocast
+        loss = model.loss(*views)
+        model.zero_grad(); loss.backward()
+        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    (l32,g32),(l16,g16) = found
+    assert 0<abs(l32-l16)<.01 and loss.dtype==torch.float32
+    assert .95<torch.cosine_similarity(g32, g16, dim=0)<1
 
 # Row 24
 

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'Predictions', 'nothing_to_show', 'BYOLModel', 'cross', 'without_hooks', 'create_byol_model',
            'create_simsiam_model', 'embeddings', 'get_byol_aug_pipelines', 'check_pipelines', 'check_model',
-           'check_alone', 'check_companions', 'check_ranks', 'check_loader', 'prepare', 'first_batch', 'check_inputs',
-           'check_batch', 'check_online', 'check_range', 'BYOL', 'byol_learner']
+           'check_alone', 'check_companions', 'autocast_of', 'check_ranks', 'check_loader', 'prepare', 'first_batch',
+           'check_inputs', 'check_batch', 'check_online', 'check_range', 'BYOL', 'byol_learner']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
 from collections import OrderedDict
+from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from itertools import permutations
 from random import SystemRandom
 from warnings import warn
@@ -23,7 +25,7 @@ from fastcore.meta import delegates
 from fastcore.xtras import is_listy
 from fasttransform import Pipeline
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import LRFinder
 from fastai.learner import AvgMetric, CastToTensor, Learner
@@ -78,6 +80,7 @@ def nothing_to_show():
 # %% ../../nbs/10_vision.byol.ipynb #c013
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that trails the online one"
+    autocast = nullcontext   # makes the context of each pass; `learn.to_bf16()` lends another
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): what is kept after training
         projector:nn.Module, # (bs,nf) → (bs,d)
@@ -99,16 +102,18 @@ class BYOLModel(nn.Module):
     def forward(self, *views):
         "Predictions of two or more views, or the features (bs,nf) of a single batch"
         if len(views)==1: return self.encoder(*views)
-        zs = tuple(self.online(v) for v in views)
-        if self.target is None: self.passed = views,tuple(z.detach() for z in zs)   # for `project`: no second pass
-        return tuple(self.predictor(z) for z in zs)
+        with self.autocast():
+            zs = tuple(self.online(v) for v in views)
+            if self.target is None: self.passed = views,tuple(z.detach() for z in zs)   # for `project`: no second pass
+            return tuple(self.predictor(z) for z in zs)
 
     @torch.no_grad()
     def project(self, *views):
         "Target projections (bs,d) of each view"
-        if self.target is not None: return tuple(self.target(v.float()) for v in views)
-        (seen,zs),self.passed = self.passed or ((),()),()
-        return zs if len(seen)==len(views) and all(a is b for a,b in zip(seen, views)) else tuple(self.online(v) for v in views)
+        with self.autocast():
+            if self.target is not None: return tuple(self.target(v.float()) for v in views)
+            (seen,zs),self.passed = self.passed or ((),()),()
+            return zs if len(seen)==len(views) and all(a is b for a,b in zip(seen, views)) else tuple(self.online(v) for v in views)
 
     def loss(self, *views):
         "`byol_loss` of two or more views, for a training loop of your own"
@@ -220,15 +225,19 @@ def check_alone(learn):
     if n>1: raise ValueError(f"cbs holds {n} BYOL callbacks, and one is allowed: learn.remove_cb(BYOL), then add the one to keep")
 
 def check_companions(learn):
-    "Raise for callbacks and metrics that look for labels, and say when mixed precision has no effect"
+    "Raise for callbacks and metrics that look for labels"
     for cb in learn.cbs:
         if isinstance(cb, MixHandler): raise TypeError(f"cbs holds {cb}, which blends pictures together with their labels, and BYOL has no labels: leave {cb} out, the views are the augmentation")
     for name in (m.name for m in learn.metrics if _wants_labels(m)): raise TypeError(
         f"metrics holds {name}, which compares predictions with labels, and BYOL has projections of two views instead: set learn.metrics=[], "
         "and measure the features with evaluate.knn_accuracy or evaluate.linear_accuracy")
+
+def autocast_of(learn):
+    "Context in which `learn`'s model makes its passes: fastai's `to_bf16()` where fastai's own autocast, which is for CUDA, does nothing"
     device = next(learn.model.parameters()).device.type
-    if device!='cuda' and any(isinstance(cb, MixedPrecision) for cb in learn.cbs):
-        warn_once(f"fastai's mixed precision is for CUDA, and the model is on the {device}: to_fp16() and to_bf16() have no effect here, training is in float32")
+    modes = [cb.amp_mode for cb in learn.cbs if isinstance(cb, MixedPrecision)] if device!='cuda' else []
+    if AMPMode.FP16 in modes: warn_once(f"fastai's to_fp16() is for CUDA, and the model is on the {device}: training is in float32; to_bf16() works here too")
+    return partial(torch.autocast, device, torch.bfloat16) if AMPMode.BF16 in modes else nullcontext
 
 def _wants_labels(metric):
     "Does `metric` fail on what BYOL has to offer?"
@@ -363,6 +372,7 @@ class BYOL(Callback):
         if any(isinstance(cb, LRFinder) for cb in self.learn.cbs): self._set_trial_aside()
         self.momenta,self.pictures,self.begun = [],None,None
         check_alone(self.learn)
+        self.byol_model.autocast = autocast_of(self.learn)
         self.guard.run = not any(isinstance(cb, Guard) and cb is not self.guard for cb in self.learn.cbs)   # another was added: that one is meant
         check_model(self.byol_model), check_companions(self.learn), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
@@ -372,6 +382,7 @@ class BYOL(Callback):
     def after_fit(self):
         "Leave no gradients: fastai's optimizers decay what has one, also in an encoder that is frozen later"
         self._tidy()
+        self.byol_model.autocast = nullcontext
         self.model.zero_grad()
     def _tidy(self):
         "Take away what was lent, also by a fit that was interrupted"

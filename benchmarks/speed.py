@@ -1,0 +1,176 @@
+"""What a step costs beside the work of its networks: step, views, moving average, memory, growth.
+
+    python benchmarks/speed.py --out benchmarks/speed.json
+    python benchmarks/speed.py --device cuda --out benchmarks/speed-cuda.json
+
+The bare step is what no BYOL can do without, on views that lie ready: two passes of the online network forward and backward, two of the
+target forward, the loss, one step of the optimizer, one of the moving average. The other is `Learner.fit`, with everything that comes
+with `BYOL`: loader, views, guard, health. Both train in one process, a batch each in turn, so that whatever else the machine does meets
+both; each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` begins with files).
+"""
+import argparse, json, os, platform, resource, statistics, subprocess, sys, tempfile, time, warnings
+from contextlib import nullcontext
+from functools import partial
+
+import fastai, kornia, torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.fp16 import MixedPrecision
+from self_supervised import __version__
+from self_supervised.data import seed_everything, tensor_dls
+from self_supervised.ema import ema_update
+from self_supervised.layers import create_encoder
+from self_supervised.optimizer import LARS, byol_splitter
+from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+
+# name: channels-last?, bfloat16?
+settings = {'float32': (False,False), 'float32, channels-last': (True,False), 'bfloat16, channels-last': (True,True)}
+steps = dict(cpu =[('resnet18', px, 64, o) for px in (64,128) for o in settings],
+             cuda=[('resnet50', 224, 256, 'bfloat16, channels-last'), *(('resnet18', 32, bs, 'bfloat16, channels-last') for bs in (256,512))])
+growth = [('resnet18', px, bs, 'float32, channels-last') for px,bs in ((32,64),(64,32),(64,64),(64,128),(96,64))]
+
+def model_of(arch, device, channels_last):
+    "Network with the published heads; small pictures get the small stem"
+    torch.manual_seed(0)
+    model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg')).to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+def bare_step(arch, px, bs, setting, device):
+    "A function that takes a step on views that lie ready"
+    channels_last,bf16 = settings[setting]
+    model = model_of(arch, device, channels_last)
+    if bf16: model.autocast = partial(torch.autocast, device, torch.bfloat16)
+    opt = LARS(list(byol_splitter(model)), lr=.1)
+    views = [torch.randn(bs, 3, px, px, device=device) for _ in range(2)]
+    def step():
+        loss = model.loss(*views)
+        loss.backward(); opt.step(); opt.zero_grad()
+        ema_update(model.target, model.online, .99)
+    return step
+
+def learner(arch, px, bs, setting, device, n=512, cbs=()):
+    "A `Learner` with `BYOL` as it comes"
+    channels_last,bf16 = settings[setting]
+    x = torch.randint(256, (max(n, 2*bs), 3, px*5//4, px*5//4), dtype=torch.uint8)
+    dls = tensor_dls(x, bs=bs, seed=0, device=device)
+    cbs = [*cbs, *([ChannelsLast()] if channels_last else []), *([MixedPrecision('bf16')] if bf16 else [])]
+    return byol_learner(dls, model_of(arch, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=cbs)
+
+def now(device):
+    "Wall and processor time, seconds; work handed to a GPU is waited for"
+    if device=='cuda': torch.cuda.synchronize()
+    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
+
+class Turns(Callback):
+    "After each batch of the learner a bare step, and a look at the clock around both"
+    order,run_valid = 1000,False
+    def __init__(self, bare, n, warmup, device): self.bare,self.n,self.warmup,self.device,self.times = bare,n,warmup,device,[]
+    def before_train(self): self.start = now(self.device)
+    def after_batch(self):
+        mine = now(self.device)-self.start
+        start = now(self.device)
+        self.bare()
+        self.times.append((mine, now(self.device)-start))
+        if len(self.times)==self.n+self.warmup: raise CancelFitException
+        self.start = now(self.device)
+
+def fit_quietly(learn, epochs=1000):
+    with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('ignore')
+        learn.fit(epochs)
+
+def median(ts): return statistics.median(t.item() for t in ts)
+
+def step_row(arch, px, bs, setting, device, n, warmup=3):
+    "Step of the learner and bare step, in turns"
+    turns = Turns(bare_step(arch, px, bs, setting, device), n, warmup, device)
+    fit_quietly(learner(arch, px, bs, setting, device, cbs=[turns]))
+    mine,bare = (torch.stack(ts)[warmup:] for ts in zip(*turns.times))
+    return dict(arch=arch, px=px, bs=bs, setting=setting, n=n, bare_ms=round(1000*median(bare[:,0]), 1), fit_ms=round(1000*median(mine[:,0]), 1),
+                ratio=round(median(mine[:,0])/median(bare[:,0]), 3), cpu_ratio=round(median(mine[:,1])/median(bare[:,1]), 3),
+                bare_pictures_a_second=round(bs/median(bare[:,0]), 1), fit_pictures_a_second=round(bs/median(mine[:,0]), 1))
+
+def in_turns(fs, n, device, warmup=2):
+    "Median milliseconds of each of `fs`, taken in turns"
+    times = {k:[] for k in fs}
+    for i in range(n+warmup):
+        for k,f in fs.items():
+            start = now(device)
+            f()
+            times[k].append((now(device)-start)[0])
+    return {k: round(1000*median(ts[warmup:]), 2) for k,ts in times.items()}
+
+def views_row(px, bs, device, n):
+    "Each operation of the two pipelines on a batch that the ones before it made"
+    x = torch.rand(bs, 3, px*5//4, px*5//4, device=device)
+    rows = {}
+    for i,pipe in enumerate(get_byol_aug_pipelines(px)):
+        fs,y = {},x
+        for f in pipe.fs:
+            fs[f.name] = partial(f, y, split_idx=0)
+            y = f(y, split_idx=0)
+        rows[f'view {i+1}'] = in_turns({'all': partial(pipe, x), **fs}, n, device)
+    return dict(px=px, bs=bs, ms=rows)
+
+def average_row(arch, device, n):
+    "The moving average beside a plain copy of as many bytes"
+    model = model_of(arch, device, False)
+    flat = torch.cat([p.detach().flatten() for p in model.online.parameters()])
+    into = torch.empty_like(flat)
+    ms = in_turns(dict(average=lambda: ema_update(model.target, model.online, .99), copy=lambda: into.copy_(flat)), n, device)
+    return dict(arch=arch, mb=round(flat.numel()*4/1e6, 1), ms=ms, ratio=round(ms['average']/ms['copy'], 3))
+
+def peak(what, px, bs, setting, device, n=6):
+    "In a process of its own: most memory held at once, MB, and how much of it came after the imports"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    if what=='bare':
+        step = bare_step('resnet18', px, bs, setting, device)
+        for _ in range(n): step()
+    else: fit_quietly(learner('resnet18', px, bs, setting, device, n=n*bs), 1)
+    mb = torch.cuda.max_memory_allocated()/2**20 if device=='cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    print(json.dumps(dict(mb=round(mb), own=round(mb if device=='cuda' else mb-before))))
+
+def memory_row(px, bs, setting, device):
+    def child(what): return json.loads(subprocess.run([sys.executable, __file__, '--child', what, str(px), str(bs), setting, '--device', device],
+                                                      check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    bare,fit = child('bare'),child('fit')
+    return dict(px=px, bs=bs, setting=setting, bare_mb=bare['mb'], fit_mb=fit['mb'], ratio=round(fit['mb']/bare['mb'], 3), ratio_without_imports=round(fit['own']/bare['own'], 3))
+
+def machine(device):
+    "What the figures depend on"
+    def cpu():
+        try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+        except (OSError, StopIteration): return platform.processor()
+    return dict(device=torch.cuda.get_device_name() if device=='cuda' else cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+                load_before=[round(o, 2) for o in os.getloadavg()], system=platform.system(), python=platform.python_version(),
+                torch=torch.__version__, fastai=fastai.__version__, kornia=kornia.__version__, self_supervised=__version__)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--device', default='cpu', choices=('cpu','cuda'))
+    p.add_argument('--n', type=int, default=20, help='steps to time, of each')
+    p.add_argument('--only', nargs='*', default=['step','views','average','memory','growth'])
+    p.add_argument('--out', help='JSON file to write; parts that are not run stay as they are')
+    p.add_argument('--child', nargs=4, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.child: return peak(args.child[0], *map(int, args.child[1:3]), args.child[3], args.device)
+    d,res = args.device,{}
+    if args.out and os.path.exists(args.out):
+        with open(args.out) as f: res = json.load(f)
+    res |= dict(machine=machine(d), command='python benchmarks/speed.py ' + ' '.join(sys.argv[1:]))
+    def note(part, rows):
+        if part not in args.only: return
+        res[part] = []
+        for row in rows:
+            res[part].append(row)
+            print(part, row, flush=True)
+            if args.out:
+                with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
+    bs = 64 if d=='cpu' else 256
+    note('average', (average_row(a, d, 5*args.n) for a in ('resnet18','resnet50')))
+    note('views',   (views_row(px, bs, d, args.n) for px in ((32,64,128) if d=='cpu' else (32,224))))
+    note('memory',  (memory_row(px, bs, o, d) for px in ((64,128) if d=='cpu' else (32,224)) for o in ('float32','bfloat16, channels-last')))
+    note('step',    (step_row(*o, d, args.n) for o in steps[d]))
+    note('growth',  (step_row(*o, d, max(10, args.n//2)) for o in growth))
+
+if __name__ == '__main__': main()
