@@ -154,7 +154,8 @@ class Health(Figures):
         for o in columns:
             if o not in allowed: raise ValueError(f"columns={o!r} must be among {', '.join(allowed)}: drop or replace it")
         if n<2: raise ValueError(f"n={n} must be 2 or more: health compares projections")
-        self.columns,self.stop,self.n,self.rows,self.before,self.ill,self.hook,self.first,self.trained = tuple(columns),stop,n,[],None,{},None,None,False
+        self.columns,self.stop,self.n,self.before,self.hook,self.first,self.trained = tuple(columns),stop,n,None,None,None,False
+        self.rows,self.ill,self.said = [],{},[]   # of the latest fit: figures of each epoch, symptoms by name, and what was warned of: (epoch, message)
 
     @property
     def learn(self): return self._learn
@@ -172,7 +173,7 @@ class Health(Figures):
         self.kept,self.trained,self.grad,self.size,self.was = Latest(self.n),False,False,None,None
 
     def before_train(self):
-        if self.fresh: self.rows,self.ill,self.fresh = [],{},False
+        if self.fresh: self.rows,self.ill,self.said,self.fresh = [],{},[],False
         self.trained = True
 
     def before_batch(self):
@@ -223,10 +224,11 @@ class Health(Figures):
         return res
 
     def _warn(self):
+        "Say each symptom once, and keep what was said"
         found = symptoms(self.rows, self.before)
-        for k,what in found.items():
-            if k not in self.ill and not rank_distrib(): warn(f"epoch {self.epoch}: {what}. Likely cause: {likely_cause(k, self.latest, self.net, self.grad)}", stacklevel=2)
-        self.ill |= found
+        new = [(self.epoch, f"{what}. Likely cause: {likely_cause(k, self.latest, self.net, self.grad)}") for k,what in found.items() if k not in self.ill]
+        self.said,self.ill = self.said+new,self.ill|found
+        for epoch,message in new if not rank_distrib() else (): warn(f"epoch {epoch}: {message}", stacklevel=2)
 
 # %% ../nbs/21_monitor.ipynb #c019
 class Probe(Figures):
