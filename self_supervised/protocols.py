@@ -170,7 +170,7 @@ def in_memory(
 )->tuple: # (x,y): clean pictures (n,c,h,w), uint8 where all are of 8 bits and float32 in [0,1] where not, and labels (n,)
     "Read the pictures of a loader once, without augmentation; one byte, or four, a pixel and channel"
     if isinstance(data, tuple): return data
-    parts = [(_bytes(x),*(o.cpu() for o in y)) for x,*y in clean_batches(data, 'cpu')]
+    parts = [(_bytes(x),*(torch.as_tensor(o).cpu().as_subclass(Tensor) for o in y)) for x,*y in clean_batches(data, 'cpu')]
     if not parts or len(parts[0])<2: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
     xs,ys = zip(*parts)
     if len({x.dtype for x in xs})>1: xs = [x.float()/255 if x.dtype==torch.uint8 else x for x in xs]
@@ -188,7 +188,7 @@ def _labelled(data):
     if not hasattr(data, 'dataset'): raise ValueError(f"data={type(data).__name__} must be (x,y), or a loader of a data set with a length: make one with `image_dls`")
     _,y = embed(net := _Shape(), OnDisk(data, None).loader())
     if y is None: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
-    return OnDisk(data, net.shape),y
+    return OnDisk(data, net.shape),y.as_subclass(Tensor)
 
 def _coded(train, test):
     "Pictures, and labels as numbers from 0: (x,y) of each"
