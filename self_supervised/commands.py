@@ -181,9 +181,10 @@ def evaluate_pictures(
     workers:int|None=None, # Processes that read; None for one a core, at most 16
     seed:int=42, # Of the part to test on, and of the untrained network
     full:bool=False, # By `evaluate_encoder`, with all its protocols, too?
+    seeds:int=3, # Of the protocols
     device=None, # Where to compute; None for fastai's default
     progress:bool=False, # Show bars?
-    **kwargs # For `published`, with `full`: seeds, epochs, flip_p
+    **kwargs # For `published`, with `full`: epochs, flip_p
 )->dict: # As `results` gives it; with `full` what was `chosen`, too
     "Set the encoder's features beside raw pixels and the same network untrained, by few-label accuracy"
     _at_least(n=(n,1), draws=(draws,1), size=(size,1))
@@ -196,12 +197,13 @@ def evaluate_pictures(
     broken = [k for k,fs in feats.items() if not all(f.isfinite().all() for f,_ in fs)]
     if broken: raise ValueError(f"{broken[0]}: some of its features of {str(path)!r} are NaN or inf; `byol_embed` says of which pictures")
     res = results(feats, n, draws)
-    return _beside(res, published(net, *parts, vocab, size, stats, progress=progress, **kwargs)) if full else res
+    if not full: return res
+    return _beside(res, published(net, *parts, vocab, size, stats, seeds, progress=progress, **kwargs), len(feats['encoder'][0][1]), seeds)
 
-def _beside(res, both):
+def _beside(res, both, n, seeds):
     "`res` with a column for every published protocol"
     for k,cells in both['rows'].items(): res['rows'][k] |= {f'all: {c}' if '%' not in c else c: v for c,v in cells.items()}
-    return res | dict(title=f"{res['title']}. {both['title']}", chosen=both['chosen'])
+    return res | dict(title=f"{res['title']}; all: with all {n} labels, 1% and 10%: fine-tuned on that part of them, over {seeds} seeds", chosen=both['chosen'])
 
 def published(
     net, # Encoder
@@ -252,7 +254,7 @@ def byol_evaluate(
     try: part = float(valid)
     except ValueError: part = valid
     if out: _or_one_line('byol_evaluate', check_place, out)
-    kw = dict(seeds=seeds, epochs=epochs, flip_p=0. if no_flip else .5) if full else {}
-    res = _or_one_line('byol_evaluate', evaluate_pictures, encoder, path, n, draws, part, size, bs, workers, seed, full, progress=sys.stdout.isatty(), **kw)
+    kw = dict(epochs=epochs, flip_p=0. if no_flip else .5) if full else {}
+    res = _or_one_line('byol_evaluate', evaluate_pictures, encoder, path, n, draws, part, size, bs, workers, seed, full, seeds, progress=sys.stdout.isatty(), **kw)
     print(as_text(res))
     if out: _or_one_line('byol_evaluate', write_atomic, out, json.dumps(res, indent=1).encode())
