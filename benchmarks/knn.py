@@ -46,7 +46,7 @@ def brute(train_x, train_y, test_x, k, T=.07):
     for q in b:
         s = a@(q/np.linalg.norm(q))
         i = np.argsort(-s, kind='stable')[:k]
-        yield np.bincount(y[i], weights=np.exp(s[i]/T)).argmax()
+        yield int(np.bincount(y[i], weights=np.exp(s[i]/T)).argmax())
 
 def agreement(train_x, train_y, test_x, k, checked):
     "Predictions among `checked` drawn ones that are those of `brute`"
