@@ -171,12 +171,20 @@ def image_dls(
     if check: items = _readable(items, skipped, size, n_in, workers)
     splits = _split(items, source, valid, seed)
     _check_bs(bs, len(splits[0]))
-    y_tfms = [attrgetter('label') if named else label_func, Categorize()] if label_func else None
+    label = attrgetter('label') if named else label_func
+    if label_func: _check_classes(items, splits, label)
+    y_tfms = [label, Categorize()] if label_func else None
     dls = picture_data(items, splits, n_in, size, y_tfms, skipped).dataloaders(
         bs=bs, num_workers=workers, before_batch=_one_size, after_iter=partial(skipped.say), device=device)
     if not label_func: dls.train_ds.loss_func = no_labels
     _seed(seed, dls)
     return dls
+
+def _check_classes(items, splits, label):
+    "Refuse classes that nothing can learn, before `Categorize` fails over the first of them in the middle of an epoch"
+    train,held = ({str(label(items[i])) for i in idxs} for idxs in splits)
+    lost = sorted(held-train)
+    if lost: raise ValueError(f"valid: no picture of {', '.join(map(repr, lost[:5]))}{', …' if len(lost)>5 else ''} is left to train on; add pictures of it, hold out others (valid, seed), or remove it")
 
 def _readable(items, skipped, size, n_in, workers):
     "Those of `items` that can be read; the others are noted"

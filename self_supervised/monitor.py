@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['limits', 'Figures', 'projection_figures', 'distance', 'Latest', 'symptoms', 'likely_cause', 'Health', 'Probe',
-           'labelled_parts']
+           'labelled_parts', 'some_of']
 
 # %% ../nbs/21_monitor.ipynb #c003
 import time
@@ -154,7 +154,8 @@ class Health(Figures):
         for o in columns:
             if o not in allowed: raise ValueError(f"columns={o!r} must be among {', '.join(allowed)}: drop or replace it")
         if n<2: raise ValueError(f"n={n} must be 2 or more: health compares projections")
-        self.columns,self.stop,self.n,self.rows,self.before,self.ill,self.hook,self.first,self.trained = tuple(columns),stop,n,[],None,{},None,None,False
+        self.columns,self.stop,self.n,self.before,self.hook,self.first,self.trained = tuple(columns),stop,n,None,None,None,False
+        self.rows,self.ill,self.said = [],{},[]   # of the latest fit: figures of each epoch, symptoms by name, and what was warned of: (epoch, message)
 
     @property
     def learn(self): return self._learn
@@ -172,7 +173,7 @@ class Health(Figures):
         self.kept,self.trained,self.grad,self.size,self.was = Latest(self.n),False,False,None,None
 
     def before_train(self):
-        if self.fresh: self.rows,self.ill,self.fresh = [],{},False
+        if self.fresh: self.rows,self.ill,self.said,self.fresh = [],{},[],False
         self.trained = True
 
     def before_batch(self):
@@ -223,10 +224,11 @@ class Health(Figures):
         return res
 
     def _warn(self):
+        "Say each symptom once, and keep what was said"
         found = symptoms(self.rows, self.before)
-        for k,what in found.items():
-            if k not in self.ill and not rank_distrib(): warn(f"epoch {self.epoch}: {what}. Likely cause: {likely_cause(k, self.latest, self.net, self.grad)}", stacklevel=2)
-        self.ill |= found
+        new = [(self.epoch, f"{what}. Likely cause: {likely_cause(k, self.latest, self.net, self.grad)}") for k,what in found.items() if k not in self.ill]
+        self.said,self.ill = self.said+new,self.ill|found
+        for epoch,message in new if not rank_distrib() else (): warn(f"epoch {epoch}: {message}", stacklevel=2)
 
 # %% ../nbs/21_monitor.ipynb #c019
 class Probe(Figures):
@@ -292,10 +294,10 @@ def labelled_parts(
     seed:int=0, # Of the draw
 )->list: # Two loaders or tuples of tensors, for `embed`
     "Draw the pictures to learn from and those to be tested on"
-    if test is not None: return [_some(o, _draw(o, n, seed)) for o in (train,test)]
+    if test is not None: return [some_of(o, _draw(o, n, seed)) for o in (train,test)]
     idxs = _draw(train, n+n//2, seed)
     held = torch.arange(len(idxs))%3==2
-    return [_some(train, idxs[~held]), _some(train, idxs[held])]
+    return [some_of(train, idxs[~held]), some_of(train, idxs[held])]
 
 def _size(data):
     try: return len(data[0] if isinstance(data, tuple) else getattr(data, 'dataset', data))
@@ -303,9 +305,13 @@ def _size(data):
 
 def _draw(data, n, seed): return torch.randperm(_size(data), generator=torch.Generator().manual_seed(seed))[:n].sort().values
 
-def _some(data, idxs):
-    "The items `idxs` of `data`"
+def some_of(
+    data, # A fastai or torch loader, or a tuple of tensors
+    idxs, # Positions in its data set
+    bs:int|None=None, # Batch size; None leaves that of the loader
+): # The same kind, for `embed`
+    "Take some items of labelled pictures, in the order given"
     if isinstance(data, tuple): return tuple(o[idxs] for o in data)
     if num_distrib(): data = getattr(data, 'dl', data)   # every process probes with all pictures, and sees the same figures
-    if isinstance(data, DataLoader): return data.new(shuffle=False, drop_last=False, get_idxs=partial(list, idxs.tolist()))
-    return TorchLoader(Subset(data.dataset, idxs.tolist()), batch_size=data.batch_size, num_workers=data.num_workers, collate_fn=data.collate_fn)
+    if isinstance(data, DataLoader): return data.new(shuffle=False, drop_last=False, bs=bs or data.bs, get_idxs=partial(list, idxs.tolist()))
+    return TorchLoader(Subset(data.dataset, idxs.tolist()), batch_size=bs or data.batch_size, num_workers=data.num_workers, collate_fn=data.collate_fn)

@@ -148,7 +148,7 @@ def write_run(
 ):
     "Write what came out of a run: encoder, results, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
-    (out/'results.json').write_text(json.dumps(results(feats), indent=1))
+    (out/'results.json').write_text(json.dumps(results(feats) | dict(said=learn.health.said), indent=1))   # with what `Health` warned of
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Evaluated', 'KNN', 'CS', 'crop_and_flip', 'LINEAR_LRS', 'FINETUNE_LRS', 'draw_part', 'choose', 'knn_protocol',
-           'linear_probe', 'linear_bank', 'linear_eval', 'fine_tuned', 'finetune_eval', 'in_memory', 'untrained',
-           'evaluate_features', 'as_results', 'evaluate_encoder']
+           'linear_probe', 'OnDisk', 'linear_bank', 'in_memory', 'linear_eval', 'fine_tuned', 'finetune_eval',
+           'untrained', 'evaluate_features', 'as_results', 'evaluate_encoder']
 
 # %% ../nbs/23_protocols.ipynb #c002
 from collections import namedtuple
@@ -16,11 +16,13 @@ from warnings import warn
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from fastai.torch_core import no_random
+from fastprogress.fastprogress import progress_bar
 
 from .augmentations import get_batch_augs
 from .data import tensor_dls
-from .evaluate import Accuracy, embed, knn_accuracy, linear_accuracy
+from .evaluate import Accuracy, clean_batches, embed, knn_accuracy, linear_accuracy
 from .layers import create_cls_module, create_encoder
+from .monitor import some_of
 from .pretrain import Pixels
 from .transfer import classifier
 
@@ -108,11 +110,35 @@ def _sgd(groups, dl, loss, epochs):
 
 def _batches(x, y, bs, seed, net):
     "Shuffled batches where `net` is"
-    return tensor_dls(x, y, bs=min(bs, len(x)), seed=seed, device=next((p.device for p in net.parameters()), None)).train
+    kept = isinstance(x, Tensor)
+    dl = tensor_dls(x if kept else torch.arange(len(x)), y, bs=min(bs, len(x)), seed=seed, device=next((p.device for p in net.parameters()), None)).train
+    return dl if kept else _ReadBatches(x, dl)
+
+class OnDisk:
+    "Pictures of a loader, read each time they are wanted, and indexed as a tensor is"
+    def __init__(self,
+        dl, # A fastai or torch loader; its batch size, augmentation and order have no say
+        shape, # Of a picture, (c,h,w)
+        idxs=None, # Which of them; None for all
+    ): self.dl,self.shape,self.idxs = dl,shape,torch.arange(len(dl.dataset)) if idxs is None else idxs
+    def __len__(self): return len(self.idxs)
+    def __getitem__(self, i): return OnDisk(self.dl, self.shape, self.idxs[i])
+    def loader(self, bs=None): return some_of(self.dl, self.idxs, bs)
+
+class _ReadBatches:
+    "The batches of a loader of indices and labels, with pictures for the indices"
+    def __init__(self, x, dl): self.x,self.dl,self.device = x,dl,dl.device
+    def __len__(self): return len(self.dl)
+    def __iter__(self):
+        order = [(i.cpu(),yb) for i,yb in self.dl]   # as for pictures in memory, so that nothing depends on where they are
+        xs = clean_batches(self.x[torch.cat([i for i,_ in order])].loader(self.dl.bs), self.device)
+        return ((x,yb) for (x,*_),(_,yb) in zip(xs, order))
+
+def _source(x): return x.loader() if isinstance(x, OnDisk) else x
 
 def linear_bank(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
-    x:Tensor, # (n,c,h,w) training pictures, float in [0,1] or uint8
+    x, # Training pictures: tensor (n,c,h,w), float in [0,1] or uint8; or `OnDisk`
     y:Tensor, # (n,) labels 0..n_out-1
     lrs:tuple=LINEAR_LRS, # Rates to begin with, one for each classifier; not scaled by the batch
     views=None, # Function of a batch in [0,1] that augments it, once for all classifiers; None crops and flips at the pictures' own size
@@ -123,7 +149,7 @@ def linear_bank(
 )->nn.ModuleList: # A linear classifier (bs,nf) → (bs,n_out) for each of `lrs`
     "Train a linear classifier at each rate on the same features of the frozen encoder (arXiv:2006.07733, appendix C.1)"
     views = views or crop_and_flip(tuple(x.shape[-2:]))
-    nf = embed(encoder, x[:1], stats)[0].shape[1]
+    nf = embed(encoder, _source(x[:1]), stats)[0].shape[1]
     with no_random(seed):
         dl,head = _batches(x, y, bs, seed, encoder),create_cls_module(nf, int(y.max())+1)
         heads = nn.ModuleList(deepcopy(head) for _ in lrs).to(dl.device)
@@ -134,16 +160,45 @@ def linear_bank(
     return heads.cpu()
 
 # %% ../nbs/23_protocols.ipynb #c018
+def _bytes(x):
+    "Pictures in [0,1] as bytes, or as they are where that would change them"
+    b = (255*x).round().byte()
+    return b if torch.equal(b.float()/255, x) else x
+
+def in_memory(
+    data, # A labelled loader, of fastai or torch; or (x,y), which stays
+)->tuple: # (x,y): clean pictures (n,c,h,w), uint8 where all are of 8 bits and float32 in [0,1] where not, and labels (n,)
+    "Read the pictures of a loader once, without augmentation; one byte, or four, a pixel and channel"
+    if isinstance(data, tuple): return data
+    parts = [(_bytes(x),*(torch.as_tensor(o).cpu().as_subclass(Tensor) for o in y)) for x,*y in clean_batches(data, 'cpu')]
+    if not parts or len(parts[0])<2: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
+    xs,ys = zip(*parts)
+    if len({x.dtype for x in xs})>1: xs = [x.float()/255 if x.dtype==torch.uint8 else x for x in xs]
+    return torch.cat(xs),torch.cat(ys)
+
+class _Shape(nn.Module):
+    "No features, but the shape of a picture"
+    def forward(self, x):
+        self.shape = tuple(x.shape[1:])
+        return x.new_empty(len(x), 0)
+
+def _labelled(data):
+    "Pictures and labels; those of a loader are read once for the labels"
+    if isinstance(data, tuple): return torch.as_tensor(data[0]),torch.as_tensor(data[1]).cpu()
+    if not hasattr(data, 'dataset'): raise ValueError(f"data={type(data).__name__} must be (x,y), or a loader of a data set with a length: make one with `image_dls`")
+    _,y = embed(net := _Shape(), OnDisk(data, None).loader())
+    if y is None: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
+    return OnDisk(data, net.shape),y.as_subclass(Tensor)
+
 def _coded(train, test):
     "Pictures, and labels as numbers from 0: (x,y) of each"
-    (x,y),(tx,ty) = train,test
-    y,ty = torch.as_tensor(y).cpu(),torch.as_tensor(ty).cpu()
+    (x,y),(tx,ty) = map(_labelled, (train,test))
     for name,a,b in (('train',x,y),('test',tx,ty)):
         if len(a)!=len(b): raise ValueError(f"{name}: {len(b)} labels for {len(a)} pictures; give one label a picture")
     classes = y.unique()
     if len(classes)<2: raise ValueError(f"train: holds one class only, {classes.tolist()}; a classifier needs two or more")
     if not torch.isin(ty, classes).all(): raise ValueError(f"test: has classes that train has not, e.g. {ty[~torch.isin(ty, classes)][0].item()}; split so that both have all")
-    return torch.as_tensor(x),torch.searchsorted(classes, y),torch.as_tensor(tx),torch.searchsorted(classes, ty)
+    return x,torch.searchsorted(classes, y),tx,torch.searchsorted(classes, ty)
 
 def _right(preds, y): return (preds.argmax(1)==y).double().mean().item()
 
@@ -152,8 +207,8 @@ def _heads_right(heads, f, y): return [_right(h(f), y) for h in heads]
 
 def linear_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
-    train:tuple, # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,)
-    test:tuple, # The same; its labels are met once a seed
+    train, # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
+    test, # The same; its labels are met once a seed
     lrs:tuple=LINEAR_LRS, # Rates to try, ascending; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
     seeds:tuple=(0,1,2), # Of held-out part, order, views and first weights
@@ -162,11 +217,12 @@ def linear_eval(
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
     "Train a linear classifier on augmented pictures of the frozen encoder, at the rate that is best on a held-out part (arXiv:2006.07733, appendix C.1)"
     x,y,tx,ty = _coded(train, test)
-    clean,test_f = (embed(encoder, o, stats)[0] for o in (x,tx))
+    def feats(x): return embed(encoder, _source(x), stats)[0]
+    test_f = feats(tx)
     bank = partial(linear_bank, encoder, stats=stats, **kwargs)
     def one(seed):
         fit,held = draw_part(y, part, seed)
-        lr = choose('lr', lrs, _heads_right(bank(x[fit], y[fit], lrs, seed=seed), clean[held], y[held]))
+        lr = choose('lr', lrs, _heads_right(bank(x[fit], y[fit], lrs, seed=seed), feats(x[held]), y[held]))
         return _heads_right(bank(x, y, (lr,), seed=seed), test_f, ty)[0],lr
     return _over_seeds(one, seeds)
 
@@ -175,7 +231,7 @@ FINETUNE_LRS = (.01,.03,.1,.3,1.)
 
 def fine_tuned(
     encoder:nn.Module, # To fine-tune a copy of
-    x:Tensor, # (n,c,h,w) labelled pictures, float in [0,1] or uint8
+    x, # Labelled pictures: tensor (n,c,h,w), float in [0,1] or uint8; or `OnDisk`
     y:Tensor, # (n,) labels 0..n_out-1
     lr:float=.1, # Rate to begin with, the same for all layers
     n_out:int|None=None, # Number of classes; None for the largest label and one
@@ -195,8 +251,8 @@ def fine_tuned(
 
 def finetune_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
-    train:tuple, # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,)
-    test:tuple, # The same; its labels are met once a seed and fraction
+    train, # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
+    test, # The same; its labels are met once a seed and fraction
     fractions:tuple=(.01,.1), # Parts of train whose labels are used, above 0; with `part` at most 1
     lrs:tuple=FINETUNE_LRS, # Rates to try, ascending; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
@@ -207,7 +263,7 @@ def finetune_eval(
     "Fine-tune on a part of the labels, at the rate that is best on a held-out part"
     if not 0<min(fractions)<=max(fractions)<1-part: raise ValueError(f"fractions={fractions} must be in (0,{1-part:g}): a part of {part:g} is held out")
     x,y,tx,ty = _coded(train, test)
-    def right(model, x, y): return _right(embed(model, x)[0], y)
+    def right(model, x, y): return _right(embed(model, _source(x))[0], y)
     def one(fraction, seed):
         rest,held = draw_part(y, part, seed)
         few = rest[draw_part(y[rest], fraction/(1-part), seed)[1]]
@@ -216,22 +272,7 @@ def finetune_eval(
         return right(models[lr], tx, ty),lr
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
 
-# %% ../nbs/23_protocols.ipynb #c031
-class _Flat(nn.Flatten):
-    "Flatten pictures, and remember their shape"
-    def forward(self, x):
-        self.shape = x.shape[1:]
-        return super().forward(x)
-
-def in_memory(
-    data, # A labelled loader, of fastai or torch; or (x,y), which stays
-)->tuple: # (x,y): clean pictures (n,c,h,w), float32 in [0,1], and labels (n,)
-    "Read the pictures of a loader once, without augmentation; they take 4 bytes a pixel and channel"
-    if isinstance(data, tuple): return data
-    x,y = embed(flat := _Flat(), data)
-    if y is None: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
-    return x.unflatten(1, flat.shape),y
-
+# %% ../nbs/23_protocols.ipynb #c034
 def untrained(
     encoder:nn.Module, # Made by `create_encoder`
     seed:int=0, # Of the weights
@@ -263,30 +304,36 @@ def as_results(
 
 def _pooled(evals): return Evaluated(Accuracy.of(sum((e.accuracy.all for e in evals), [])), sum((e.chosen for e in evals), []))
 
-def _row(nets, train, test, seeds, stats, views, linear, finetune):
-    "Every protocol on networks that differ in the seed of their training only: the seeds are dealt out among them"
-    def one(net, seeds):
-        res = evaluate_features(*embed(net, train, stats), *embed(net, test, stats), seeds)
-        if linear is not False: res['linear'] = linear_eval(net, train, test, seeds=seeds, **dict(stats=stats, views=views) | (linear or {}))
-        if finetune is False or not any(True for _ in net.parameters()): return res
-        return res | {f'{k:.0%}': v for k,v in finetune_eval(net, train, test, seeds=seeds, **dict(stats=stats, views=views) | (finetune or {})).items()}
-    each = [one(net, seeds[i::len(nets)]) for i,net in enumerate(nets)]
-    return {k: _pooled([e[k] for e in each]) for k in each[0]}
+def _protocols(net, train, test, seeds, stats, views, linear, finetune):
+    "What is to be done with a network, piece by piece: functions without arguments that give protocol → `Evaluated`"
+    kw = dict(stats=stats, views=views)
+    yield lambda: evaluate_features(*embed(net, train, stats), *embed(net, test, stats), seeds)
+    for o in seeds:
+        if linear is not False: yield lambda o=o: dict(linear=linear_eval(net, train, test, seeds=(o,), **kw | (linear or {})))
+        if finetune is False or not any(True for _ in net.parameters()): continue
+        yield lambda o=o: {f'{k:.0%}': v for k,v in finetune_eval(net, train, test, seeds=(o,), **kw | (finetune or {})).items()}
 
 def evaluate_encoder(
-    encoder, # Made by `create_encoder` and trained; or a list of such, trained with other seeds
-    train, # Labelled pictures: (x,y), or a loader
+    encoder, # Trained; or a list of such, trained with other seeds
+    train, # Labelled pictures: (x,y), or a loader, read anew for every pass; `in_memory` of one, where that fits, is faster
     test, # The same, to be met at the end
     stats:tuple|None=None, # (mean,std) the views normalised with in training, None for [0,1]
     views=None, # Function of a batch in [0,1] that augments it; None crops and flips
     seeds:tuple=(0,1,2), # As many as encoders, or more
     linear:dict|bool|None=None, # Arguments of `linear_eval`; False leaves it out
     finetune:dict|bool|None=None, # Arguments of `finetune_eval`; False leaves it out
+    progress:bool=False, # Show a bar?
 )->dict: # As `as_results` gives it
-    "Set an encoder beside raw pixels and beside itself untrained, by every protocol"
+    "Set an encoder beside raw pixels and, if `create_encoder` made it, beside itself untrained, by every protocol"
     nets = [encoder] if isinstance(encoder, nn.Module) else list(encoder)
     if not 1<=len(nets)<=len(seeds): raise ValueError(f"seeds={seeds} must be as many as there are encoders, {len(nets)}, or more")
-    train,test = in_memory(train),in_memory(test)
-    row = partial(_row, train=train, test=test, seeds=seeds, views=views, linear=linear, finetune=finetune)
-    return as_results(f'Accuracy on {len(test[1])} test pictures, from {len(train[1])} with labels (in the last columns a part of them), mean ± std over {len(seeds)} seeds',
-                      {'raw pixels': row([Pixels()], stats=None), 'untrained encoder': row([untrained(nets[0], s) for s in seeds], stats=stats), 'encoder': row(nets, stats=stats)})
+    rows = {'raw pixels': [Pixels()], 'untrained encoder': [untrained(nets[0], s) for s in seeds] if getattr(nets[0], 'spec', None) else [], 'encoder': nets}
+    # Networks of one row differ in the seed of their training only: the seeds are dealt out among them
+    jobs = [(k,job) for k,ns in rows.items() for i,net in enumerate(ns)
+            for job in _protocols(net, train, test, seeds[i::len(ns)], None if k=='raw pixels' else stats, views, linear, finetune)]
+    found = {}
+    for k,job in progress_bar(jobs, leave=False) if progress else jobs:
+        for c,e in job().items(): found.setdefault(k, {}).setdefault(c, []).append(e)
+    n_train,n_test = (len(o[1] if isinstance(o, tuple) else o.dataset) for o in (train,test))
+    return as_results(f'Accuracy on {n_test} test pictures, from {n_train} with labels (in the last columns a part of them), mean ± std over {len(seeds)} seeds',
+                      {k: {c: _pooled(es) for c,es in r.items()} for k,r in found.items()})

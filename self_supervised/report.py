@@ -10,6 +10,7 @@ import csv, json, re
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
+from warnings import warn
 
 import matplotlib.pyplot as plt
 from jinja2 import Environment
@@ -20,8 +21,8 @@ from .transfer import write_atomic
 def read_history(
     path, # File of fastai's `CSVLogger`
 )->dict: # Column → one number an epoch, None where there was none
-    "Read a training table; a heading repeated in the middle, where a run was taken up again, is passed over"
-    with open(path, newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
+    "Read a training table; a heading repeated in the middle, where a run was taken up again, is passed over, and so is an empty row"
+    with open(path, newline='', encoding='utf-8') as f: rows = [r for r in csv.reader(f) if any(r)]
     if not rows: return {}
     names,rows = rows[0],[r for r in rows[1:] if r!=rows[0]]
     return {k: [_number(r[i]) if i<len(r) else None for r in rows] for i,k in enumerate(names)}
@@ -45,7 +46,7 @@ def plot_history(
     epochs = history.get('epoch') or range(len(next(iter(shown.values()))))
     for ax,kind in zip(axes, kinds):
         cols = [k for k in shown if _kind(k)==kind]
-        for k in cols: ax.plot(*zip(*((e,v) for e,v in zip(epochs, shown[k]) if v is not None)), marker='.', ms=3, lw=1.2, label=k.removesuffix(f'_{kind}'))
+        for k in cols: ax.plot(*zip(*((e,v) for e,v in zip(epochs, shown[k]) if None not in (e,v))), marker='.', ms=3, lw=1.2, label=k.removesuffix(f'_{kind}'))
         ax.set_title(kind, fontsize=10)
         if len(cols)>1: ax.legend(frameon=False, fontsize=8)
     return axes
@@ -85,11 +86,15 @@ img { max-width: 100% } code, pre { font: 13px/1.4 ui-monospace, monospace; back
 </style></head><body>
 <h1>{{ name }}</h1>
 {% if command %}<p><code>{{ command }}</code></p>{% endif %}
+{% for file, why in unread.items() %}<p><b><code>{{ file }}</code> cannot be read and is left out: {{ why }}</b></p>{% endfor %}
 {% if results %}<h2>What the features are worth</h2><p>{{ results.title }}</p>
 <table><tr><th></th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for row, cells in results['rows'].items() %}<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ cells[c]|figure if c in cells }}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
 {% if curves %}<h2>Training</h2><p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest.</p><img alt="A curve for each column of the training table" src="{{ curves }}">{% endif %}
+{% if said is not none %}<h2>What was warned of</h2>{% if said %}<table><tr><th>epoch</th><th>message</th></tr>
+{% for epoch, message in said %}<tr><td>{{ epoch }}</td><td>{{ message }}</td></tr>
+{% endfor %}</table>{% else %}<p>Nothing.</p>{% endif %}{% endif %}
 {% for title, src in pictures %}<h2>{{ title }}</h2><img alt="{{ title }}" src="{{ src }}">{% endfor %}
 {% if tables %}<div class="two">{% for title, rows in tables.items() %}<div><h2>{{ title }}</h2><table>{% for k, v in rows.items() %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>
 {% endfor %}</table></div>{% endfor %}</div>{% endif %}
@@ -109,20 +114,42 @@ def _png(axes):
     plt.close(fig)
     return f.getvalue()
 
-def _json(path): return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+def _record(path):
+    "Settings of a run, checked by setting them in tables"
+    res = json.loads(path.read_text(encoding='utf-8'))
+    return _tables(res) and res
+
+def _results(path):
+    "Results of a run, checked by setting them in columns"
+    res = json.loads(path.read_text(encoding='utf-8'))
+    as_text(res)
+    return res | dict(said=[(epoch,message) for epoch,message in res['said']] if 'said' in res else None)
+
+def _curves(path):
+    "A training table, and the picture of it as bytes where it has a figure"
+    history = read_history(path)
+    drawn = any(o is not None for k,v in history.items() if k not in ('epoch','time') for o in v)
+    return dict(epochs=len(history.get('epoch', [])), png=drawn and _png(plot_history(history)))
+
+def _read(read, file, unread):
+    "What `read` makes of a file; nothing where there is none, or where it cannot be read, and then the reason goes into `unread`"
+    try: return read(file) if file.is_file() else {}
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, csv.Error) as e:
+        unread[file.name] = f'{type(e).__name__}: {e}'.splitlines()[0]
+        warn(f"{str(file)!r} cannot be read and is left out of the report ({unread[file.name]})")
+        return {}
 
 def write_report(
     folder, # Folder of a run, as `byol_pretrain` writes it
 )->Path: # The page, `folder`/report.html
     "Write one self-contained HTML page of what a run's folder holds"
-    folder = Path(folder)
+    folder,unread = Path(folder),{}
     if not folder.is_dir(): raise FileNotFoundError(f"folder={str(folder)!r} is no folder: pass one that byol_pretrain wrote")
-    record,results = _json(folder/'settings.json'),_json(folder/'results.json')
-    history = read_history(folder/'history.csv') if (folder/'history.csv').is_file() else {}
+    record,results,curves = (_read(f, folder/o, unread) for f,o in ((_record,'settings.json'), (_results,'results.json'), (_curves,'history.csv')))
     return write_atomic(folder/'report.html', _page.render(
-        name=folder.name, command=record.get('command'), results=results,
+        name=folder.resolve().name, command=record.get('command'), results=results,
         columns=list(dict.fromkeys(c for cells in results.get('rows', {}).values() for c in cells)),
-        curves=history.get('epoch') and _data_url(_png(plot_history(history))), epochs=len(history.get('epoch', [])),
+        curves=curves.get('png') and _data_url(curves['png']), epochs=curves.get('epochs'), said=results.get('said'), unread=unread,
         pictures=[(_titles.get(o.stem, o.stem), _data_url(o.read_bytes())) for o in sorted(folder.glob('*.png'), key=_place)],
         tables={k.capitalize(): v for k,v in _tables(record).items() if v},
         encoder=repr(str(folder/'encoder.safetensors')) if (folder/'encoder.safetensors').is_file() else None).encode())

@@ -85,12 +85,13 @@ def test_what_is_broken_is_named_within_three_epochs(name):
     assert symptom in learn.health.ill and any(cause in o for o in said), said
     assert len(said)==len(learn.health.ill), 'each symptom once'
     assert not any('\n' in o for o in said)
+    assert said==[f'epoch {e}: {m}' for e,m in learn.health.said], 'and kept for a report'
 
 @pytest.mark.parametrize('name', sound)
 def test_what_is_sound_is_left_in_peace(name):
     make,kwargs = sound[name]
     learn,said = watched(make, **kwargs)
-    assert not said and not learn.health.ill
+    assert not said and not learn.health.ill and learn.health.said==[]
 
 # The rules, on figures noted from whole runs
 
