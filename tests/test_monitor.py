@@ -1,7 +1,7 @@
 """Health and probes: what is known to collapse is named within three epochs, what is sound is left in peace, and nobody else notices either
 
 Each test fails on a naive callback: thresholds of the spread alone, a second pass through the network, `.item()` in every step, probes that draw from the training's generator."""
-import contextlib, io, random, warnings
+import contextlib, io, random, re, warnings
 from functools import partial
 
 import pytest, torch
@@ -293,10 +293,119 @@ def test_unlabelled_training_with_labels_from_elsewhere(kind, capsys):
     assert learn.recorder.values[-1][2:]==ref.recorder.values[-1][2:]
     assert learn.probe.counts==(54,26)
 
-def test_without_labels_the_probe_says_so(capsys):
-    with pytest.raises(ValueError, match="has no labels to probe with; pass labelled loaders"): tiny(y=None, cbs=[Probe()]).fit(1)
+def test_a_probe_says_what_it_cannot_do():
     with pytest.raises(ValueError, match="methods="): Probe(methods=('svm',))
     with pytest.raises(ValueError, match="every=0"): Probe(every=0)
+
+# Probes of what is no labelled set
+
+def probed(**kwargs):
+    learn = tiny(dls=tensor_dls(x[:64], bs=16, seed=0), cbs=[Probe(**kwargs)])
+    learn.fit(1)
+    return learn.probe
+
+X,Y = x[300:380],y[300:380]
+natural = dict(tuple=(X,Y), list=[X,Y], numpy=(X.numpy(),Y.numpy()), float64=(X.numpy().astype('float64'),Y.numpy().astype('int32')), bools=(X,Y>4), uint8=((X*255).byte(),Y.to(torch.uint8)))
+
+@pytest.mark.parametrize('kind', natural)
+def test_what_is_natural_is_taken(kind, capsys):
+    ref,got = probed(train=(X,Y>4) if kind=='bools' else (X,Y)),probed(train=natural[kind])
+    assert got.counts==ref.counts==(54,26)
+    if kind!='uint8': assert got.latest==ref.latest and got.before==ref.before
+
+def loader(*ts): return TorchLoader(TensorDataset(*ts), batch_size=16)
+class Named(TensorDataset):
+    "Labels that are names"
+    def __getitem__(self, i): return self.tensors[0][i],f'digit {self.tensors[1][i]}'
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter(zip(X, Y))
+
+bad_sources = {
+    'no labels':      (dict(train=X), r'train=Tensor must be a labelled loader or a pair \(x,y\)'),
+    'array alone':    (dict(train=X.numpy()), 'train=ndarray must be'),
+    'a path':         (dict(train='labels.csv'), 'train=str must be'),
+    'three things':   (dict(train=(X,Y,Y)), 'train=tuple must be'),
+    'a data set':     (dict(train=TensorDataset(X,Y)), 'train=TensorDataset must be a labelled loader'),
+    'DataLoaders':    (dict(train=tensor_dls(X, bs=16)), 'pass train=dls.train, test=dls.valid'),
+    'no length':      (dict(train=TorchLoader(Stream())), 'must have a length'),
+    'list of pictures': (dict(train=(list(X),Y)), 'torch.stack a list'),
+    'names':          (dict(train=(X,[f'digit {i}' for i in Y])), 'number the classes'),
+    'one-hot':        (dict(train=(X,nn.functional.one_hot(Y))), r'shape \(80, 10\): pass y.argmax\(1\)'),
+    'column':         (dict(train=(X,Y[:,None])), r'y.flatten\(\)'),
+    'floats':         (dict(train=(X,Y.float())), 'integer labels, and they are float32: pass y.long'),
+    'too few labels': (dict(train=(X,Y[:-1])), 'x has 80, y has 79'),
+    'empty':          (dict(train=(X[:0],Y[:0])), 'train=tuple must hold pictures, and is empty'),
+    'one class':      (dict(train=(X,torch.full_like(Y, 7))), 'two classes or more: all 80 are of class 7'),
+    'test, no labels': (dict(train=(X,Y), test=X), 'test=Tensor must be'),
+    'test, floats':   (dict(train=(X,Y), test=(X,Y.float())), 'test must have integer labels'),
+    'k > pictures':   (dict(train=(X,Y), k=81), 'k=81 must be 1 to 80'),
+    'k > n':          (dict(n=50, k=51), 'k=51 must be 1 to 50'),
+    'k = 0':          (dict(k=0), 'k=0 must be 1 to 500'),
+    'T = 0':          (dict(T=0.), 'T=0.0 must be above 0'),
+}
+
+@pytest.mark.parametrize('name', bad_sources)
+def test_a_bad_source_is_named_when_the_probe_is_made(name):
+    kwargs,message = bad_sources[name]
+    with pytest.raises(ValueError, match=message) as e: Probe(**kwargs)
+    assert '\n' not in str(e.value)
+
+nans = X.clone(); nans[::2,0,0,0] = float('nan')
+bad_reads = {
+    'no labels':     (dict(train=loader(X)), 'train must have labels to probe with'),
+    'fastai, no labels': (dict(train=TensorDL(TensorData(X), bs=16)), 'train must have labels to probe with'),
+    "learner's own": (dict(), r"the learner's data \(train part\) must have labels to probe with: pass labelled pictures"),
+    "learner's train, test given": (dict(test=(X,Y)), r"the learner's data \(train part\) must have labels"),
+    'one-hot':       (dict(train=loader(X, nn.functional.one_hot(Y))), r'train must have one label a picture, and they are of shape \(16, 10\)'),
+    'floats':        (dict(train=loader(X, Y.float())), 'train must have integer labels'),
+    'names':         (dict(train=TorchLoader(Named(X, Y), batch_size=16)), 'number the classes'),
+    'test, no labels': (dict(train=(X,Y), test=loader(X)), 'test must have labels to probe with'),
+    'two pictures':  (dict(train=(X[:2],Y[:2])), 'train=2 pictures must be 3 or more'),
+    'one class':     (dict(train=loader(X, torch.full_like(Y, 7))), 'train must hold two classes or more, and the 54 pictures drawn are all of class 7'),
+    'k > pictures':  (dict(train=loader(X, Y), k=60), 'k=60 must be 1 to 54'),
+    'NaN':           (dict(train=(nans,Y)), 'train gives features with NaN or inf, for 27 of 54 pictures'),
+}
+
+@pytest.mark.parametrize('name', bad_reads)
+def test_what_only_reading_shows_is_named_before_the_first_step(name, capsys):
+    kwargs,message = bad_reads[name]
+    steps = []
+    class Count(Callback):
+        def after_step(self): steps.append(1)
+    learn = tiny(dls=tensor_dls(x[:64], bs=16, seed=0), cbs=[Probe(**kwargs), Count()])
+    with pytest.raises(ValueError, match=message): learn.fit(2)
+    assert not steps
+
+def test_an_encoder_that_diverges_is_named(capsys):
+    class Break(Callback):
+        def after_train(self):
+            with torch.no_grad(): next(self.model.encoder.parameters()).fill_(float('nan'))
+    with pytest.raises(ValueError, match='train gives features with NaN or inf, for 54 of 54 pictures'): tiny(cbs=[Probe((X,Y)), Break()], health=False).fit(1)
+
+def test_few_pictures_are_enough_for_the_defaults(capsys):
+    "Two to learn from, one to be tested on"
+    two = torch.stack([x[y==0][0], x[y==1][0]]),torch.tensor([0,1])
+    assert probed(train=two, test=(x[y==0][1:2],y[y==0][1:2])).counts==(2,1)
+    assert probed(train=(x[:30],y[:30]), k=20, methods=('knn',)).counts==(20,10)
+
+# What it costs
+
+def test_the_default_bounds_the_cost():
+    "A picture to train on takes the time of about eight passes forward, two of six and the way back; 5 % of 5,000 are 2,000 passes, and half of them is room"
+    parts = labelled_parts((torch.zeros(4000,1),torch.arange(4000)%10), (torch.zeros(1000,1),torch.arange(1000)%10), Probe().n)
+    assert sum(len(o) for o,_ in parts) <= 1000
+
+def test_the_cost_is_printed_once_beside_the_epoch(capsys):
+    learn = tiny(cbs=[Probe(every=2)]); learn.fit(4)
+    lines = [o for o in capsys.readouterr().out.splitlines() if o.startswith('Probe: ')]
+    assert len(lines)==1 and re.match(r'Probe: \S+ s, \S+ % of an epoch, every 2 epochs', lines[0]) and learn.probe.share>0
+    learn.fit(1); assert 'Probe' not in capsys.readouterr().out
+
+@pytest.mark.parametrize('every,seconds,line', [(1, .3, '0.3 s, 3 % of an epoch'), (1, 2., '2 s, 20 % of an epoch: every=4 keeps it under 5 % of the training'), (5, 2., '2 s, 20 % of an epoch, every 5 epochs')])
+def test_a_dear_probe_names_its_cure(every, seconds, line, capsys):
+    learn = tiny(cbs=[Probe(every=every)]); learn.probe.seconds = [seconds]
+    learn.probe._account(10.)
+    assert capsys.readouterr().out==f'Probe: {line}\n'
 
 def test_probe_on_plain_torch_loaders(capsys):
     dls = DataLoaders(TorchLoader(TensorDataset(x[:64], y[:64]), batch_size=16, drop_last=True), TorchLoader(TensorDataset(x[64:96], y[64:96]), batch_size=16))
