@@ -586,6 +586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'self_supervised.monitor._check_k': ('monitor.html#_check_k', 'self_supervised/monitor.py'),
                                          'self_supervised.monitor._check_labels': ( 'monitor.html#_check_labels',
                                                                                     'self_supervised/monitor.py'),
+                                         'self_supervised.monitor._collapses': ('monitor.html#_collapses', 'self_supervised/monitor.py'),
                                          'self_supervised.monitor._draw': ('monitor.html#_draw', 'self_supervised/monitor.py'),
                                          'self_supervised.monitor._narrow': ('monitor.html#_narrow', 'self_supervised/monitor.py'),
                                          'self_supervised.monitor._pair': ('monitor.html#_pair', 'self_supervised/monitor.py'),

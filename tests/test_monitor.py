@@ -49,10 +49,11 @@ def group_norm():
 def simsiam(): return create_simsiam_model(create_encoder('tiny_resnet', pretrained=False, n_in=1), 512, 512, 128, n_in=1, size=8)
 
 class StopAt(Callback):
+    "After `n` epochs, or with what was waited for"
     order = Recorder.order+1
-    def __init__(self, n): self.n = n
+    def __init__(self, n, symptom): self.n,self.symptom = n,symptom
     def after_epoch(self):
-        if self.epoch+1>=self.n: raise CancelFitException()
+        if self.epoch+1>=self.n or self.symptom in self.learn.health.ill: raise CancelFitException()
 
 @contextlib.contextmanager
 def listening():
@@ -63,9 +64,10 @@ def listening():
         yield said
     said += [str(o.message) for o in w if str(o.message).startswith('epoch')]
 
-def watched(make, seed=11, stop=3, bs=64, epochs=12, recipe='adamw', **kwargs):
+def watched(make, seed=31, stop=3, symptom=None, bs=64, epochs=12, recipe='adamw', **kwargs):
+    "Of a seed that chose no limit"
     seed_everything(seed)
-    learn = Learner(tensor_dls(x[train], bs=bs, seed=seed), make(), cbs=[BYOL(get_byol_aug_pipelines(8, **VIEWS)), StopAt(stop)])
+    learn = Learner(tensor_dls(x[train], bs=bs, seed=seed), make(), cbs=[BYOL(get_byol_aug_pipelines(8, **VIEWS)), StopAt(stop, symptom)])
     with learn.no_bar(), learn.no_logging(), listening() as said: learn.fit_byol(epochs, recipe, **kwargs)
     return learn,said
 
@@ -76,12 +78,12 @@ zoo = {'no predictor, tau 0': (without_predictor, base|dict(m=constant_momentum(
        'tau 1':               (create, base|dict(m=constant_momentum(1.)), 'standing target', 'pass m='),
        'Adam, rate of LARS':  (create, base|dict(lr=byol_recipe(12, 64, 'lars', len(train)).lr), 'large steps', 'learning rate')}
 sound = {'adamw': (create, base), 'lars': (create, dict(bs=128, recipe='lars')), 'sgd': (create, dict(bs=128, recipe='sgd')),
-         'simsiam': (simsiam, dict(bs=128, recipe='simsiam')), 'group norm, 16': (group_norm, dict(bs=16, lr=6e-3, m=.99))}
+         'simsiam': (simsiam, dict(bs=128, recipe='simsiam')), 'group norm, 16': (group_norm, dict(bs=16, epochs=6, lr=6e-3, m=.99))}
 
 @pytest.mark.parametrize('name', zoo)
 def test_what_is_broken_is_named_within_three_epochs(name):
     make,kwargs,symptom,cause = zoo[name]
-    learn,said = watched(make, **kwargs)
+    learn,said = watched(make, symptom=symptom, **kwargs)
     assert symptom in learn.health.ill and any(cause in o for o in said), said
     assert len(said)==len(learn.health.ill), 'each symptom once'
     assert not any('\n' in o for o in said)
@@ -89,8 +91,9 @@ def test_what_is_broken_is_named_within_three_epochs(name):
 
 @pytest.mark.parametrize('name', sound)
 def test_what_is_sound_is_left_in_peace(name):
+    "Six epochs: of group norm the whole of a run that ends narrow. Whole runs of all: the table of the page"
     make,kwargs = sound[name]
-    learn,said = watched(make, **kwargs)
+    learn,said = watched(make, stop=6, **kwargs)
     assert not said and not learn.health.ill and learn.health.said==[]
 
 # The rules, on figures noted from whole runs
@@ -105,6 +108,19 @@ def test_a_sound_run_may_begin_narrow():
     assert not found((.49,.097,.141,.213,.336,.505), (34,45,39,33,28,23), (131,128,128,125,124,121))
     assert not found((.47,.088,.093,.125,.188,.285), (33,45,44,39,33,28), (125,124,124,119,118,117))
     assert not found((.48,.090,.088,.125,.188,.285), (33,45,44,39,33,28), (125,124,124,119,118,117))   # falls once more, with all its directions
+
+def test_a_short_sound_run_may_end_narrow():
+    "Group norm in 6 epochs: the spread rests where the schedule ends, and the accuracy has risen, .820 → .859 and .820 → .848"
+    assert not found((.50,.070,.091,.147,.197,.232,.227), (28,38,33,28,24.3,23.0,22.8), (131,127,125,124,122,122,122))
+    assert not found((.43,.056,.043,.053,.070,.080,.083), (26,39,43,40,36,33,33), (127,126,126,125,122,121,120))
+
+def test_a_collapse_is_found_whatever_its_pace():
+    flat = (60,)*9
+    assert 'collapse' in found((.75,.299,.099), (52,42,25), flat)               # no predictor
+    assert 'collapse' in found((.9,.9,.49,.47,.45,.43), (30,30,29,28,26,25), flat)   # slowly, from wide
+    assert 'collapse' in found((.9,.1,.1,.1), (30,5,5,5), flat)                 # at once: nothing is left to fall
+    assert 'collapse' in found((.9,.01,.01), (30,40,40), flat)                  # a point, and noise around it
+    assert not found((.9,.1,.6), (30,5,20), flat)
 
 def test_few_directions_are_found_where_the_spread_is_wide():
     "No norm, 16 pictures a step: the spread comes back, the features do not"
