@@ -4,7 +4,7 @@
 
 The digits, drawn again up to 5,000 and enlarged; batch 64, one thread. Everything is processor time of the process, which does not count the
 wait for a processor that others hold: the training between two events, each call of `Probe.measure`, each call that training makes of
-`Health`. All are medians over epochs. Large networks train a few steps an epoch, and the epoch of 78 steps is reckoned from them. The probe is
+`Health`. All are medians over epochs. An epoch trains a few of its 78 steps, and the whole is reckoned from them. The probe is
 that of a whole epoch: two labelled sets of 5,000 pictures are offered, and it takes what its defaults take. Loading and decoding are not in it:
 the pictures are in memory. The validation part, which would make the epoch longer, neither.
 """
@@ -22,8 +22,8 @@ from self_supervised.monitor import Probe
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 
 N,BS = 5000,64
-networks = dict(resnet18=dict(px=64, steps=8, hidden_size=4096, projection_size=256), tiny_resnet=dict(px=32, steps=24, hidden_size=512, projection_size=64),
-                tiny_resnet_16=dict(px=16, steps=N//BS, hidden_size=512, projection_size=64))
+networks = dict(resnet18=dict(px=64, steps=6, hidden_size=4096, projection_size=256), tiny_resnet=dict(px=32, steps=12, hidden_size=512, projection_size=64),
+                tiny_resnet_16=dict(px=16, steps=39, hidden_size=512, projection_size=64))
 each_step = 'before_batch','_keep','after_pred','after_batch'
 each_epoch = 'before_epoch','before_train','before_step','after_step','after_train','after_validate'   # the two of a step work in one of them
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 from fastai.vision.all import (Callback, CancelFitException, DataLoaders, EarlyStoppingCallback, Learner, Recorder, ReduceLROnPlateau, SaveModelCallback)
 
+from self_supervised.checkpoint import get_state, set_state
 from self_supervised.data import TensorData, TensorDL, digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum
 from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
@@ -232,6 +233,14 @@ def test_lr_find_is_not_watched(tmp_path, capsys):
 def test_get_preds_is_not_watched():
     learn = tiny(); learn.fit(1); latest = dict(learn.health.latest)
     learn.get_preds(); assert learn.health.latest==latest and learn.health.run
+
+def test_a_checkpoint_keeps_what_was_said_and_no_clock():
+    a,b = (tiny(cbs=[Probe(labelled)]) for _ in range(2))
+    with listening(): b.fit(1, 1e-4)
+    with listening() as said: a.fit(1, 1e3)
+    assert said and [f'epoch {e}: {m}' for e,m in a.health.said]==said
+    for k in ('health','probe'): set_state(getattr(b, k), get_state(getattr(a, k)))
+    assert b.health.said==a.health.said and b.probe.share==a.probe.share and 'spent' not in get_state(a.probe)
 
 # The table
 
