@@ -119,7 +119,7 @@ def symptoms(
     if now['feature_rank']<limits['feature_rank_kept']*before['feature_rank']:
         res['few directions'] = f"the features have lost directions: rank {now['feature_rank']:.0f} of {before['feature_rank']:.0f} before training"
     if now.get('way',1)<limits['way']: res['standing target'] = f"the target stands still: momentum {now['momentum']:.6g}"
-    if now['update']>limits['update']: res['large steps'] = f"a step changes {now['update']:.0%} of the weights, and a sound one 4 % at most"
+    if now['update']>limits['update']: res['large steps'] = f"a step changes {now['update']:.0%} of the weights, and a sound one less than 5 %"
     return res
 
 def _narrow(row): return row['spread']<limits['spread'] or row['mean_cosine']>limits['mean_cosine']
