@@ -39,7 +39,7 @@ def bare_step(arch, px, bs, setting, device):
     "A function that takes a step on views that lie ready"
     channels_last,bf16 = settings[setting]
     model = model_of(arch, device, channels_last)
-    if bf16: model.autocast = partial(torch.autocast, device, torch.bfloat16)
+    if bf16: model.precision = partial(torch.autocast, device, torch.bfloat16)
     opt = LARS(list(byol_splitter(model)), lr=.1)
     views = [torch.randn(bs, 3, px, px, device=device) for _ in range(2)]
     def step():

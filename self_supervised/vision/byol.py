@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['byol_loss', 'BYOLLoss', 'Predictions', 'nothing_to_show', 'BYOLModel', 'cross', 'without_hooks', 'create_byol_model',
            'create_simsiam_model', 'embeddings', 'get_byol_aug_pipelines', 'check_pipelines', 'check_model',
-           'check_alone', 'check_companions', 'autocast_of', 'check_ranks', 'check_loader', 'prepare', 'first_batch',
+           'check_alone', 'check_companions', 'precision_of', 'check_ranks', 'check_loader', 'prepare', 'first_batch',
            'check_inputs', 'check_batch', 'check_online', 'check_range', 'BYOL', 'byol_learner']
 
 # %% ../../nbs/10_vision.byol.ipynb #c003
@@ -80,7 +80,7 @@ def nothing_to_show():
 # %% ../../nbs/10_vision.byol.ipynb #c013
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that trails the online one"
-    autocast = nullcontext   # makes the context of each pass; `learn.to_bf16()` lends another
+    precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` lends another
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): what is kept after training
         projector:nn.Module, # (bs,nf) → (bs,d)
@@ -102,7 +102,7 @@ class BYOLModel(nn.Module):
     def forward(self, *views):
         "Predictions of two or more views, or the features (bs,nf) of a single batch"
         if len(views)==1: return self.encoder(*views)
-        with self.autocast():
+        with self.precision():
             zs = tuple(self.online(v) for v in views)
             if self.target is None: self.passed = views,tuple(z.detach() for z in zs)   # for `project`: no second pass
             return tuple(self.predictor(z) for z in zs)
@@ -110,7 +110,7 @@ class BYOLModel(nn.Module):
     @torch.no_grad()
     def project(self, *views):
         "Target projections (bs,d) of each view"
-        with self.autocast():
+        with self.precision():
             if self.target is not None: return tuple(self.target(v.float()) for v in views)
             (seen,zs),self.passed = self.passed or ((),()),()
             return zs if len(seen)==len(views) and all(a is b for a,b in zip(seen, views)) else tuple(self.online(v) for v in views)
@@ -232,7 +232,7 @@ def check_companions(learn):
         f"metrics holds {name}, which compares predictions with labels, and BYOL has projections of two views instead: set learn.metrics=[], "
         "and measure the features with evaluate.knn_accuracy or evaluate.linear_accuracy")
 
-def autocast_of(learn):
+def precision_of(learn):
     "Context in which `learn`'s model makes its passes: fastai's `to_bf16()` where fastai's own autocast, which is for CUDA, does nothing"
     device = next(learn.model.parameters()).device.type
     modes = [cb.amp_mode for cb in learn.cbs if isinstance(cb, MixedPrecision)] if device!='cuda' else []
@@ -372,7 +372,7 @@ class BYOL(Callback):
         if any(isinstance(cb, LRFinder) for cb in self.learn.cbs): self._set_trial_aside()
         self.momenta,self.pictures,self.begun = [],None,None
         check_alone(self.learn)
-        self.byol_model.autocast = autocast_of(self.learn)
+        self.byol_model.precision = precision_of(self.learn)
         self.guard.run = not any(isinstance(cb, Guard) and cb is not self.guard for cb in self.learn.cbs)   # another was added: that one is meant
         check_model(self.byol_model), check_companions(self.learn), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
@@ -382,7 +382,7 @@ class BYOL(Callback):
     def after_fit(self):
         "Leave no gradients: fastai's optimizers decay what has one, also in an encoder that is frozen later"
         self._tidy()
-        self.byol_model.autocast = nullcontext
+        self.byol_model.precision = nullcontext
         self.model.zero_grad()
     def _tidy(self):
         "Take away what was lent, also by a fit that was interrupted"
