@@ -814,3 +814,17 @@ def test_rows_and_clips_for_an_encoder_of_pictures_are_not_told_to_change_channe
 def test_pictures_for_an_encoder_of_vectors_are_refused():
     model = create_byol_model(create_mlp_encoder(8, 16, 16), 16, 8, bn=False, norm='layer')
     with pytest.raises(ValueError, match='(bs,d) is needed'.replace('(','.').replace(')','.')): make(augs=[lambda o: o]*2, learn_model=model).fit(1)
+
+# torch.compile: in place, so that names of parameters stay
+
+def test_a_compiled_network_trains_saves_loads_and_is_copied(tmp_path):
+    plain,compiled = make(m=.5),make(m=.5)
+    for net in (compiled.model.online, compiled.model.predictor, compiled.model.target): net.compile(backend='eager')
+    for learn in (plain,compiled): set_seed(0); learn.fit(2, .01)
+    assert same(state(plain.model), state(compiled.model))                    # the same names, and the same numbers
+    compiled.save(tmp_path/'model'); compiled.export(tmp_path/'export.pkl')
+    again = make(); again.load(tmp_path/'model', with_opt=False)
+    assert same(state(again.model), state(load_learner(tmp_path/'export.pkl').model))
+    copied = copy.deepcopy(compiled.model).eval(); again.model.eval()
+    x,_ = compiled.dls.one_batch()
+    assert torch.equal(copied.project(x, x)[0], again.model.project(x, x)[0])
