@@ -15,7 +15,7 @@ from copy import deepcopy
 from functools import partial
 from itertools import permutations
 from random import SystemRandom
-from warnings import warn
+from warnings import filterwarnings, warn
 
 import torch
 from torch import Tensor, nn
@@ -237,7 +237,9 @@ def precision_of(learn):
     device = next(learn.model.parameters()).device.type
     modes = [cb.amp_mode for cb in learn.cbs if isinstance(cb, MixedPrecision)] if device!='cuda' else []
     if AMPMode.FP16 in modes: warn_once(f"fastai's to_fp16() is for CUDA, and the model is on the {device}: training is in float32; to_bf16() works here too")
-    return partial(torch.autocast, device, torch.bfloat16) if AMPMode.BF16 in modes else nullcontext
+    if AMPMode.BF16 not in modes: return nullcontext
+    filterwarnings('ignore', 'CUDA is not available', UserWarning, 'fastai.callback.fp16')   # fastai's own is off, and this one is on
+    return partial(torch.autocast, device, torch.bfloat16)
 
 def _wants_labels(metric):
     "Does `metric` fail on what BYOL has to offer?"
