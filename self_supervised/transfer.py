@@ -241,7 +241,7 @@ def _check_data(dls, model, normalizes):
 def _n_out(dls, n_out):
     "`n_out`, or as many classes as the data says it has"
     if n_out := n_out or get_c(dls): return n_out
-    raise ValueError("n_out: the data does not say how many classes it has; pass n_out, e.g. n_out=10")
+    raise ValueError("n_out: the loaders have no labels that say how many classes there are; give them some (label_func=), or pass n_out, e.g. n_out=10")
 
 @delegates(Learner.__init__)
 def class_learner(
