@@ -479,7 +479,8 @@ class Checkpoint(Callback):
         self._deafen()
         if not self._fitting(frame): signal.raise_signal(signum); return
         self.signum = signum
-        print(f'{signal.Signals(signum).name}: saving after this step; once more to stop at once', flush=True)
+        name = 'Ctrl-C' if signum==signal.SIGINT else signal.Signals(signum).name
+        print(f'\n{name}: saving after this step; once more to stop at once', flush=True)   # a bar may have the line
 
     def _fitting(self, frame):
         while frame and not (frame.f_code is Learner.fit.__code__ and frame.f_locals.get('self') is self.learn): frame = frame.f_back
