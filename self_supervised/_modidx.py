@@ -838,6 +838,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'self_supervised/surgery.py'),
                                          'self_supervised.surgery._TwiceRun.contexts': ( 'surgery.html#_twicerun.contexts',
                                                                                          'self_supervised/surgery.py'),
+                                         'self_supervised.surgery._alone': ('surgery.html#_alone', 'self_supervised/surgery.py'),
                                          'self_supervised.surgery._blocks': ('surgery.html#_blocks', 'self_supervised/surgery.py'),
                                          'self_supervised.surgery._group_norm': ('surgery.html#_group_norm', 'self_supervised/surgery.py'),
                                          'self_supervised.surgery._like': ('surgery.html#_like', 'self_supervised/surgery.py'),
