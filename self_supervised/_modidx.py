@@ -241,6 +241,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_supervised.data.TensorDL.create_batches': ( 'data.html#tensordl.create_batches',
                                                                                         'self_supervised/data.py'),
                                       'self_supervised.data.TensorDL.get_idxs': ('data.html#tensordl.get_idxs', 'self_supervised/data.py'),
+                                      'self_supervised.data.TensorDL.show_batch': ( 'data.html#tensordl.show_batch',
+                                                                                    'self_supervised/data.py'),
                                       'self_supervised.data.TensorData': ('data.html#tensordata', 'self_supervised/data.py'),
                                       'self_supervised.data.TensorData.__getitem__': ( 'data.html#tensordata.__getitem__',
                                                                                        'self_supervised/data.py'),
