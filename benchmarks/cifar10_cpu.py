@@ -19,6 +19,7 @@ from fastai.vision.core import imagenet_stats
 from self_supervised import __version__
 from self_supervised.evaluate import embed, knn_accuracy
 from self_supervised.protocols import linear_probe
+from self_supervised.vision.byol import small_views
 
 from benchmarks.cifar10 import draw_parts, load, machine, write
 from benchmarks.cifar10_systems import small_net
@@ -27,14 +28,14 @@ here = Path(__file__).parent
 N,EPOCHS,BS = 10_000,6,128
 
 # name: (system, arguments of `cifar10_systems.ours`)
-BEST = dict(recipe='adamw', lr=3e-3, wd=1e-2, m=.9, views=dict(blur=False, jitter_s=.25))
+BEST = dict(recipe='adamw', views=small_views)     # rate, decay and momentum are the recipe's
 def but(**changes): return 'ours',BEST | changes
 def views(**changes): return but(views=BEST['views'] | changes)
 RUNS = {
     'lightly': ('lightly', {}), 'byol-pytorch': ('byol-pytorch', {}), 'older': ('older', {}), 'ours': ('ours', BEST),
     'tau 0': but(variant='tau 0'), 'tau 1': but(variant='tau 1'), 'no predictor': but(variant='no predictor'),
     'crop only': views(flip_p=0., jitter=False, bw=False, solarize=False), 'no colour': views(jitter=False, bw=False, solarize=False),
-    'joint batchnorm': but(variant='joint batchnorm'),
+    'joint batchnorm': but(variant='joint batchnorm'), 'published views': but(views={}), 'LARS': but(recipe='lars', lr=4., wd=1e-6, m=.9), 'SGD': but(recipe='sgd', lr=.1, wd=5e-4, m=.9),
 }
 RIVALS = 'lightly','byol-pytorch','older'
 

@@ -130,8 +130,7 @@ def ours(x, net, epochs, bs, clock, recipe='sgd', lr=None, wd=None, m=None, warm
     fixed = {'tau 0': 0., 'tau 1': 1.}
     with clock, learn.no_bar(), learn.no_logging():
         learn.fit_byol(epochs, recipe, lr=lr, wd=wd, m=constant_momentum(fixed[variant]) if variant in fixed else m, warmup_epochs=warmup_epochs)
-    return dict(source='this library', optimizer=recipe, lr=learn.opt.hypers[0].get('lr') if lr is None else lr, wd=wd, m=m, warmup_epochs=warmup_epochs,
-                heads=[hidden_size,projection_size], views=views, variant=variant), ['fastai','kornia']
+    return dict(source='this library', optimizer=recipe, lr=max(learn.recorder.hps['lr']), wd=wd, m=[learn.byol.momenta[0], learn.byol.momenta[-1]], heads=[hidden_size,projection_size], views=views, variant=variant), ['fastai','kornia']
 
 systems = {'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older, 'ours':ours}
 
