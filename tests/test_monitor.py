@@ -292,6 +292,16 @@ def test_unlabelled_training_with_labels_from_elsewhere(kind, capsys):
     assert learn.recorder.values[-1][2:]==ref.recorder.values[-1][2:]
     assert learn.probe.counts==(54,26)
 
+def test_bytes_are_probed_as_the_pictures_they_are(capsys):
+    "The same figures from uint8 and from what it stands for, in training and in the probe"
+    xu = (x[:380]*255).byte()
+    rows = []
+    for o in (xu, xu.float()/255):
+        learn = tiny(dls=tensor_dls(o[:300], y[:300], (torch.arange(268), torch.arange(268,300)), bs=16, seed=0), cbs=[Probe((o[300:],y[300:380]))])
+        learn.fit(1)
+        rows.append(learn.recorder.values[-1])
+    assert rows[0]==rows[1]
+
 def test_without_labels_the_probe_says_so(capsys):
     with pytest.raises(ValueError, match="has no labels to probe with; pass labelled loaders"): tiny(y=None, cbs=[Probe()]).fit(1)
     with pytest.raises(ValueError, match="methods="): Probe(methods=('svm',))
