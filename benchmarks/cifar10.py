@@ -83,28 +83,35 @@ ROWS = {
     '1000 epochs, batch 256': dict(epochs=1000, bs=256, precision='bf16'),   # published: linear 92.58 (solo-learn)
 }
 
-def command(epochs, bs, precision, seed=0): return f'python -m benchmarks.cifar10 --epochs {epochs} --bs {bs} --precision {precision} --seed {seed}'
+def command(**settings):
+    "What to type for a run"
+    return ' '.join(['python -m benchmarks.cifar10', *(f"--{k.replace('_', '-')}"+f' {v}'*(v is not True) for k,v in settings.items())])
 
 def train_time():
     "A callback that adds up the wall time of training, over all the processes of a run"
     from fastai.callback.core import Callback
     class TrainTime(Callback):
         order = 990                      # before `Checkpoint`, which saves `seconds` as it saves every plain value
-        def __init__(self): pass
-        def before_fit(self): self.seconds = getattr(self, 'seconds', 0.)
+        def before_fit(self):
+            if not hasattr(self, 'seconds'): self.seconds,self.by_epoch = 0.,[]
+        def after_epoch(self): self.by_epoch.append(round(self.seconds, 1))
         def before_train(self): self.last = time.perf_counter()
         def after_batch(self):
             if self.training: self.seconds,self.last = self.seconds+time.perf_counter()-self.last,time.perf_counter()
     return TrainTime()
 
-def learner(cifar, args, device):
+def learner(
+    cifar:CIFAR, # Pictures where training shall be
+    args, # Of the command line
+    device:str, # 'cuda' or 'cpu'
+):
     "Data, network and views, from the library's public calls alone"
     from self_supervised.data import seed_everything, tensor_dls
     from self_supervised.layers import create_encoder
     from self_supervised.monitor import Probe
     from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines, small_views
     rest,held = draw_parts(len(cifar.x), args.held)
-    x,y = (o.to(device) for o in (cifar.x, cifar.y))
+    x,y = cifar.x,cifar.y
     fit = rest if args.develop else torch.arange(len(x))
     dls = tensor_dls(x, splits=(fit, fit[:0]), bs=args.bs, seed=args.seed, device=device)
     seed_everything(args.seed, dls)
@@ -129,6 +136,7 @@ def run(args):
     from self_supervised.checkpoint import Checkpoint
     cifar,device = load(args.data),'cuda' if torch.cuda.is_available() else 'cpu'
     if args.n: cifar = cifar._replace(x=cifar.x[:args.n], y=cifar.y[:args.n])
+    cifar = cifar._replace(x=cifar.x.to(device), test_x=cifar.test_x.to(device))     # 184 MB, and no picture crosses over again
     learn,name = learner(cifar, args, device),f"{args.arch}-{args.epochs}-{args.bs}-{args.recipe}-{args.precision}-{args.seed}{'-develop'*args.develop}"
     folder = Path(args.work or default_data()/'runs')/name
     with learn.no_bar(): learn.fit_byol(args.epochs, args.recipe, lr=args.lr, m=args.m, cbs=Checkpoint(folder, minutes=args.minutes))
@@ -136,8 +144,9 @@ def run(args):
     train = (cifar.x[rest], cifar.y[rest]) if args.develop else (cifar.x, cifar.y)
     test = (cifar.x[held], cifar.y[held]) if args.develop else (cifar.test_x, cifar.test_y)
     rec = learn.recorder
-    res = dict(command=command(args.epochs, args.bs, args.precision, args.seed), settings={k: str(v) if isinstance(v, Path) else v for k,v in vars(args).items() if k not in ('data','work','out')},
-               lr=max(rec.hps['lr']), momenta=[learn.byol.momenta[0], learn.byol.momenta[-1]], steps=len(rec.losses), train_seconds=round(learn.train_time.seconds, 1),
+    settings = {k: v for k,v in vars(args).items() if k not in ('data','work','out','rows')} | dict(precision=args.precision if device == 'cuda' else 'float32')
+    res = dict(command=command(**{k: v for k,v in settings.items() if v is not None and v is not False}), settings=settings,
+               lr=max(rec.hps['lr']), momenta=[learn.byol.momenta[0], learn.byol.momenta[-1]], steps=len(rec.losses), train_seconds=round(learn.train_time.seconds, 1), seconds_by_epoch=learn.train_time.by_epoch,
                columns=list(rec.metric_names[1:-1]), curve=[[v if v is None else float(v) for v in r] for r in rec.values], accuracy=evaluate(learn.model.encoder, train, test, args.linear_epochs),
                judged_on='held-out training pictures' if args.develop else 'the official test batch', machine=machine(),
                versions=dict(torch=torch.__version__, self_supervised=__version__))
@@ -166,7 +175,7 @@ def main():
     p.add_argument('--linear-epochs', type=int, default=80)
     p.add_argument('--n', type=int, help='train on the first n pictures only: to try the command')
     args = p.parse_args()
-    if args.rows: print(*(f'# {k}\n{command(**v)}' for k,v in ROWS.items()), sep='\n')
+    if args.rows: print(*(f'# {k}\n{command(**v, seed=0)}' for k,v in ROWS.items()), sep='\n')
     else: run(args)
 
 if __name__ == '__main__': main()

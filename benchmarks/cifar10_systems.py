@@ -127,12 +127,18 @@ def ours(x, net, epochs, bs, clock, recipe='sgd', lr=None, wd=None, m=None, warm
     if variant == 'no predictor': model = BYOLModel(net, model.projector, nn.Identity())
     if variant == 'joint batchnorm': model = Joint(net, model.projector, model.predictor)
     learn = byol_learner(dls, model, get_byol_aug_pipelines(32, **views), cbs=Watch())
-    fixed = {'tau 0': 0., 'tau 1': 1.}
+    fixed = {'tau 0': 0., 'tau .99': .99, 'tau 1': 1.}
     with clock, learn.no_bar(), learn.no_logging():
         learn.fit_byol(epochs, recipe, lr=lr, wd=wd, m=constant_momentum(fixed[variant]) if variant in fixed else m, warmup_epochs=warmup_epochs)
     return dict(source='this library', optimizer=recipe, lr=max(learn.recorder.hps['lr']), wd=wd, m=[learn.byol.momenta[0], learn.byol.momenta[-1]], heads=[hidden_size,projection_size], views=views, variant=variant), ['fastai','kornia']
 
-systems = {'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older, 'ours':ours}
+def untrained(x, net, epochs, bs, clock):
+    "The network as it begins"
+    with clock:
+        for _ in range(epochs): clock.loss(torch.tensor(4.)), clock.epoch()
+    return dict(source='first weights'), []
+
+systems = {'untrained':untrained, 'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older, 'ours':ours}
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
