@@ -7,7 +7,7 @@ __all__ = ['digits', 'write_mnist_tiny', 'seed_everything', 'no_labels', 'Tensor
 
 # %% ../nbs/40_data.ipynb #c002
 import os, random
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from functools import partial
 from operator import attrgetter
@@ -18,10 +18,11 @@ from fastcore.all import chunked
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Categorize
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import default_device, set_seed
+from fastai.torch_core import default_device, set_seed, show_images
 
 from .files import Skipped, check_pictures, picture_data
 from .pictures import picture_items
+from .plots import to_picture
 
 # %% ../nbs/40_data.ipynb #c005
 def digits(
@@ -87,7 +88,7 @@ class TensorData:
     def __getitem__(self, i):
         i = self.idxs[i].to(self.x.device)
         x = self.x[i]
-        if x.dtype==torch.uint8: x = x.float()/255
+        if x.dtype==torch.uint8: x = x.float().div_(255)
         return (x,) if self.y is None else (x, self.y[i])
 
     def new_empty(self):
@@ -117,13 +118,22 @@ class TensorDL(TfmdDL):
         "Index the data once a batch"
         return (self.dataset[o] for o in chunked(samps, self.bs, self.drop_last))
 
+    def show_batch(self,
+        b=None, # Batch (x,) or (x,y) to draw; None takes the first pictures of the data, and no random number
+        max_n:int=9, # Pictures to draw at most
+        **kwargs
+    ):
+        "Draw pictures, and their labels as titles; keywords are for `show_images`"
+        x,*y = self.dataset[list(range(min(max_n, self.n)))] if b is None else b
+        show_images([np.atleast_3d(to_picture(o)).repeat(3 if o.shape[0]<3 else 1, 2) for o in x[:max_n]], titles=[o.item() for o in y[0][:max_n]] if y else None, **kwargs)
+
 def tensor_dls(
     x, # (n,c,h,w) pictures (or any (n,...)): float in [0,1], or uint8; tensor or array, on any device
     y=None, # (n,) labels, or None
     splits=None, # Indices of (train, valid); None trains on all and validates on nothing
     bs:int=64, # Batch size; training drops what is left over
     seed:int=None, # Seed of the order; None draws one
-    device=None, # Where batches go; None for fastai's default
+    device=None, # Where batches go; None for where `x` is if that is no CPU, else fastai's default
 )->DataLoaders: # Batches (x,) or (x,y)
     "Make fastai `DataLoaders` from arrays in memory, indexed a batch at a time"
     x,y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
@@ -133,14 +143,14 @@ def tensor_dls(
     train,valid = (torch.arange(len(x)), torch.arange(0)) if splits is None else splits
     _check_bs(bs, len(train))
     dls = DataLoaders(TensorDL(TensorData(x, y, train), bs=bs, shuffle=True, drop_last=True),
-                      TensorDL(TensorData(x, y, valid), bs=bs), device=device or default_device())
+                      TensorDL(TensorData(x, y, valid), bs=bs), device=device or (default_device() if x.device.type=='cpu' else x.device))
     if seed is not None: _seed(seed, dls)
     return dls
 
 def _check_bs(bs, n):
     if not 1<=bs<=n: raise ValueError(f"bs: {bs}, and there are {n} items to train on; training drops an incomplete batch, so pass 1 to {n}")
 
-# %% ../nbs/40_data.ipynb #c022
+# %% ../nbs/40_data.ipynb #c025
 def _one_size(items):
     "Refuse a batch of mixed sizes before `collate` fails over it"
     sizes = sorted({tuple(o[0].shape[1:]) for o in items})

@@ -347,7 +347,7 @@ def create_encoder(
     if not built: net.spec = dict(arch=arch, n_in=n_in, pool_type=pool_type, size=size, layer=layer, small_stem=small_stem, norm=norm, **kwargs)
     return net
 
-# %% ../nbs/00_layers.ipynb #c051
+# %% ../nbs/00_layers.ipynb #c054
 _over_time = dict(mean=lambda x: x.mean(1), max=lambda x: x.amax(1))
 
 class ClipEncoder(nn.Module):
@@ -368,7 +368,7 @@ class ClipEncoder(nn.Module):
     def image_size(self): return 1, *_probe_sizes(self.encoder, 2, None)[0]  # of the probe: one frame
     def extra_repr(self): return f"pool={self.pool!r}"
 
-# %% ../nbs/00_layers.ipynb #c054
+# %% ../nbs/00_layers.ipynb #c057
 _norms = dict(
     batch = lambda nf,affine: nn.BatchNorm1d(nf, affine=affine),
     sync  = lambda nf,affine: nn.SyncBatchNorm(nf, affine=affine),
@@ -406,7 +406,7 @@ def _width(n):
     if isinstance(n, Integral) and n > 0 and n is not True: return n
     raise ValueError(f"the width of a layer must be a whole number, 1 or more, and one is {n!r}: pass another hidden_size, projection_size, n_in or n_out")
 
-# %% ../nbs/00_layers.ipynb #c057
+# %% ../nbs/00_layers.ipynb #c060
 def create_mlp_module(
     dim:int, # Width of the input (behind the pooling, if there is one)
     hidden_size:int|list, # Width of the hidden layers, or a list with the width of each
@@ -427,7 +427,7 @@ def create_mlp_module(
     out = [_linear(norm, widths[-1], _width(projection_size), bias_out), *(_norm(norm or 'batch', projection_size, affine=False) if norm_out else [])]
     return nn.Sequential(*first, *body, *out)
 
-# %% ../nbs/00_layers.ipynb #c062
+# %% ../nbs/00_layers.ipynb #c065
 def create_cls_module(
     nf:int, # Width of the features
     n_out:int, # Number of classes

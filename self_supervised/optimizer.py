@@ -188,6 +188,7 @@ recipes = Recipes([
     # lightly halves the loss and takes cosines instead of squared distances, a fourth of ours in all: its lr=.06 and wd=5e-4 are .015 and 2e-3 here
     Recipe('CIFAR-10',      50_000, 'sgd',      200,  128,   .03,   2e-3,   .99,    0, "lightly's benchmark"),
     Recipe('digits',          1297, 'sgd',       40,  128,   .4,    5e-4,   .9,    10, _here),
+    Recipe('CIFAR-10',      10_000, 'adamw',      6,  128,  2.1e-3, 1e-2,   .9,    10, _here),
     Recipe('any',          100_000, 'adamw',    100,   16,  1.2e-3, 1e-2,   .99,   10, 'byol-pytorch (Adam 3e-4)'),
     Recipe('digits',          1297, 'adamw',     40,  128,  4.2e-3, 1e-2,   .9,    10, _here),
     # SimSiam's loss too is a fourth of ours: its lr=.05 and wd=1e-4

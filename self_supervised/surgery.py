@@ -52,10 +52,16 @@ def shrink_stem(
     new = _like(conv, kernel_size=ks, stride=1, padding=ks//2)
     if ks == min(conv.kernel_size): new.load_state_dict(conv.state_dict())  # a 7×7 filter has no 3×3 counterpart and starts anew
     net.set_submodule(names[strided[0]], new)
-    net.set_submodule(names[pool], nn.Identity())
+    # The borders that some pad before the pooling go with it
+    for n in [_alone(net, names[pool])] + [n for n,m in zip(names[:pool], mods) if isinstance(m, nn.ConstantPad2d)]: net.set_submodule(n, nn.Identity())
     return net
 
-# %% ../nbs/04_surgery.ipynb #c012
+def _alone(net, name):
+    "The sequence that `name` stands in, where nothing in it has weights: a blur behind the pooling shrinks as well. Else `name`"
+    outer = name.rpartition('.')[0]
+    return outer if outer and next(net.get_submodule(outer).parameters(), None) is None else name
+
+# %% ../nbs/04_surgery.ipynb #c013
 class StandardizedWeight(nn.Module):
     "Weights with mean 0 and variance 1 for each output channel (arXiv:1903.10520, eq. 4)"
     def __init__(self,
@@ -103,7 +109,7 @@ def to_group_norm(
             parametrize.register_parametrization(m, 'weight', StandardizedWeight())
     return model
 
-# %% ../nbs/04_surgery.ipynb #c018
+# %% ../nbs/04_surgery.ipynb #c019
 def bake_weights(
     model:nn.Module, # Changed in place
 )->nn.Module: # `model`, which answers as before
@@ -118,7 +124,7 @@ def _own_class(m):
     m.__class__ = type(cls.__name__, cls.__bases__, {k:v for k,v in vars(cls).items() if k not in ('__dict__','__weakref__')})
     return m
 
-# %% ../nbs/04_surgery.ipynb #c021
+# %% ../nbs/04_surgery.ipynb #c022
 @contextmanager
 def _statistics_stand_still(m):
     "Inside, the batchnorms of `m` leave their running statistics alone"

@@ -30,6 +30,7 @@ class Noisy:
         return (X[i]*random.uniform(.9,1) + float(np.random.rand())*.01 + torch.rand(1,8,8)*.01,)
 
 def loaders(kind, bs=16):
+    if kind=='uint8': return tensor_dls((X[:112]*255).byte(), torch.arange(112), (range(96), range(96,112)), bs=bs, seed=0)
     if kind=='tensor': return tensor_dls(X[:112], None, (range(96), range(96,112)), bs=bs, seed=0)
     if kind.startswith('torch'): return DataLoaders(*[TorchDL(Noisy(), bs, shuffle=s, num_workers=int(kind[-1])) for s in (True,False)])
     return DataLoaders(*[DataLoader(Noisy(.1 if kind=='skip' else 0.), bs=bs, shuffle=s, num_workers=2 if kind=='2' else 0) for s in (True,False)])
@@ -112,7 +113,7 @@ def test_killed_in_epochs_saves_and_validation(tmp_path, kind): assert_survives(
 @pytest.mark.parametrize('method,kind', [('fit','0'), ('fit_one_cycle','2'), ('fit_flat_cos','tensor')])
 def test_killed_in_each_fit(tmp_path, method, kind): assert_survives(tmp_path, [Kill('after_batch', STEPS+2)], method=method, kind=kind, epochs=2)
 
-@pytest.mark.parametrize('kind', ['skip', 'torch0', 'torch2'])
+@pytest.mark.parametrize('kind', ['skip', 'torch0', 'torch2', 'uint8'])
 def test_killed_with_other_loaders(tmp_path, kind): assert_survives(tmp_path, [Kill('after_batch', STEPS+3)], kind=kind, epochs=2)
 
 def test_killed_between_saves(tmp_path): assert_survives(tmp_path, [Kill('after_batch', STEPS+3), Kill('after_batch', 2*STEPS+5)], every=4)

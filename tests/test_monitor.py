@@ -318,6 +318,16 @@ def test_unlabelled_training_with_labels_from_elsewhere(kind, capsys):
     assert learn.recorder.values[-1][2:]==ref.recorder.values[-1][2:]
     assert learn.probe.counts==(54,26)
 
+def test_bytes_are_probed_as_the_pictures_they_are(capsys):
+    "The same figures from uint8 and from what it stands for, in training and in the probe"
+    xu = (x[:380]*255).byte()
+    rows = []
+    for o in (xu, xu.float()/255):
+        learn = tiny(dls=tensor_dls(o[:300], y[:300], (torch.arange(268), torch.arange(268,300)), bs=16, seed=0), cbs=[Probe((o[300:],y[300:380]))])
+        learn.fit(1)
+        rows.append(learn.recorder.values[-1])
+    assert rows[0]==rows[1]
+
 def test_a_probe_says_what_it_cannot_do():
     with pytest.raises(ValueError, match="methods="): Probe(methods=('svm',))
     with pytest.raises(ValueError, match="every=0"): Probe(every=0)
