@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_labels', 'Pixels', 'features', 'results',
-           'free_folder', 'recorded', 'write_pictures', 'write_run', 'History', 'run_record', 'check_settings', 'share',
-           'threads_for', 'pretrain', 'last_line', 'byol_pretrain']
+           'free_folder', 'recorded', 'write_pictures', 'write_run', 'heard', 'Lines', 'History', 'run_record',
+           'check_settings', 'share', 'threads_for', 'pretrain', 'last_line', 'warned_in_lines', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
 import json, platform, sys, time, warnings
@@ -20,8 +20,9 @@ from torch import nn
 import torch.nn.functional as F
 from fastcore.script import CliError, call_parse, store_true
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import CSVLogger
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.data.transforms import parent_label
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
@@ -33,7 +34,7 @@ from .data import digits, image_dls, seed_everything, tensor_dls
 from .evaluate import compare_features, effective_rank, embed, spread
 from .layers import create_encoder
 from . import optimizer   # brings `Learner.fit_byol`
-from .pictures import picture_files
+from .pictures import Picture, picture_items
 from .plots import plot_embedding, plot_neighbors
 from .report import as_text, write_report
 from .ranks import once
@@ -48,22 +49,35 @@ DIGIT_VIEWS = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=20, rotate_p=.8
 PICTURES = dict(arch='resnet18', size=128, n_in=3, bs=128, epochs=100, lr=1e-3, wd=.01, m=None, hidden_size=4096, projection_size=256)
 
 # %% ../nbs/50_pretrain.ipynb #c008
-def digit_dls(size, bs, seed, **_):
+def digit_dls(
+    size:int, # Side in pixels; as they are: 8
+    bs:int, # Pictures a step
+    seed:int, # Of the order
+): # `DataLoaders` of batches (x,y): 1201 digits to train on, 596 held out
     "Digits with labels, for training and for testing"
     x,y,splits = digits(size)
     return tensor_dls(x, y, splits, bs=bs, seed=seed)
 
-def folder_dls(path, size, n_in, bs, seed, workers, unlabelled, log=None):
-    "Pictures of a folder, labelled by the folder each is in where that says anything; a fifth is held out"
-    label_func = None if unlabelled or not has_labels(path) else parent_label
-    return image_dls(path, size, n_in=n_in, label_func=label_func, valid=.2, bs=bs, workers=workers, seed=seed, log=log)
+def folder_dls(
+    items, # Pictures, as `picture_items` lists them
+    size:int, # Side in pixels
+    n_in:int, # Channels: 1 reads grey, 3 RGB
+    bs:int, # Pictures a step
+    seed:int, # Of the held-out part and of the order
+    workers:int|None, # Processes that read; None for one a core, at most 16
+    unlabelled:bool, # Ignore folder names?
+    log=None, # csv file for the names of pictures that cannot be read, and the reasons; None for a temporary one
+): # `DataLoaders` of batches (x,) or (x,y)
+    "Pictures labelled by the folder each is in, where that says anything; a fifth is held out"
+    label_func = None if unlabelled or not has_labels(items) else parent_label
+    return image_dls(items, size, n_in=n_in, label_func=label_func, valid=.2, bs=bs, workers=workers, seed=seed, log=log)
 
 def has_labels(
-    path, # Folder of pictures
+    items, # Pictures, as `picture_items` lists them; those of a tar are in no folder
     n:int=10, # Pictures that a label must have at least
 )->bool: # Are there two folders or more, each with `n` pictures?
     "Do the names of the folders look like labels?"
-    counts = Counter(parent_label(f) for f in picture_files(path))
+    counts = Counter(parent_label(f) for f in items if not isinstance(f, Picture))
     return len(counts)>1 and min(counts.values())>=n
 
 # %% ../nbs/50_pretrain.ipynb #c010
@@ -96,7 +110,7 @@ def results(
 def _spreads(feats):
     "Without labels the only figures are those of collapse"
     some = {k: b[:1000] for k,(_,(b,_)) in feats.items()}
-    return dict(title='No labels (one folder, or few pictures in some): how spread out the features are. Collapsed: near 0, and rank 1',
+    return dict(title='No labels (a tar, one folder, or few pictures in some): how spread out the features are. Collapsed: near 0, and rank 1',
                 rows={k: {'spread': spread(b).item(), 'effective rank': effective_rank(b).item(), 'of': min(b.shape)} for k,b in some.items()})
 
 # %% ../nbs/50_pretrain.ipynb #c012
@@ -127,16 +141,25 @@ def recorded(
         if v is not None and v is not False and v!=has: raise ValueError(f"{k}={v}, and the run in {str(out)!r} has {k}={has}: leave {k} out, or give another folder")
     return was
 
-def write_pictures(out, learn, feats):
+class _Pictures:
+    "The pictures of a data set, read when they are asked for: a map has room for few"
+    def __init__(self, ds): self.ds = ds
+    def __getitem__(self, i): return self.ds[i][0]
+
+def write_pictures(
+    out:Path, # Folder for views.png, embedding.png and, of ten pictures or more, neighbors.png
+    learn:Learner, # Trained, with `BYOL` and a held-out part
+    feats:tuple, # (features, labels or None) of the held-out part
+):
     "Draw the views, a map of the trained features, and neighbours in it"
     axes = learn.byol.show(6, seed=0)
     axes.flat[0].figure.savefig(out/'views.png', dpi=120)
-    x,y = feats
-    ax = plot_embedding(x, y, vocab=getattr(learn.dls, 'vocab', None))
+    (x,y),held = feats,_Pictures(learn.dls.valid_ds)
+    ax = plot_embedding(x, y, held, vocab=getattr(learn.dls, 'vocab', None))
     ax.figure.savefig(out/'embedding.png', dpi=120)
     n = min(len(x), 500)
     if n<10: return
-    images = torch.stack([learn.dls.valid_ds[i][0] for i in range(n)])
+    images = torch.stack([held[i] for i in range(n)])
     axes = plot_neighbors(x[:n], images, range(0, n, n//5)[:5], labels=None if y is None else y[:n])
     axes[0,0].figure.savefig(out/'neighbors.png', dpi=120)
 
@@ -144,13 +167,36 @@ def write_run(
     out:Path, # Folder
     learn:Learner, # Trained
     feats:dict, # name → features and labels of the two parts, 'trained encoder' among them
+    warned:list=(), # What was warned of while training
     **meta # What the encoder's file shall remember: stats, size
 ):
     "Write what came out of a run: encoder, results, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
-    (out/'results.json').write_text(json.dumps(results(feats) | dict(said=learn.health.said), indent=1))   # with what `Health` warned of
+    said = learn.health.said   # with the epoch, which the others have not
+    others = [(None,o) for o in dict.fromkeys(warned) if o not in {f'epoch {epoch}: {message}' for epoch,message in said}]
+    (out/'results.json').write_text(json.dumps(results(feats) | dict(said=others+said), indent=1))
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)
+
+@contextmanager
+def heard():
+    "Note, for the time inside, what is warned of; it is shown as ever"
+    with warnings.catch_warnings():
+        show,messages = warnings.showwarning,[]
+        def note(message, category, *args, **kwargs):
+            if issubclass(category, UserWarning): messages.append(' '.join(str(message).split()))
+            show(message, category, *args, **kwargs)
+        warnings.showwarning = note
+        yield messages
+
+class Lines(Callback):
+    "The training table line by line, where a bar would fill a file with control characters"
+    order = ProgressCallback.order
+    def before_fit(self):
+        self.old_logger,self.learn.logger = self.logger,self.write
+        self.write(self.recorder.metric_names)
+    def write(self, row): print(' '.join(f'{o:<12.6f}' if isinstance(o, float) else f'{o!s:<12}' for o in row).rstrip(), flush=True)
+    def after_fit(self): self.learn.logger = self.old_logger
 
 class History(CSVLogger):
     "The training table as a file; a disk that is full costs a row and not the run"
@@ -164,7 +210,9 @@ class History(CSVLogger):
         try: super().after_fit()
         except OSError: self.learn.logger = self.old_logger   # it was said already
 
-def run_record(settings):
+def run_record(
+    settings:dict, # All settings of the run
+)->dict: # With these the command line, versions, device, threads and processes
     "What it takes to repeat a run"
     versions = {m.__name__:m.__version__ for m in (torch, torchvision, fastai, timm, kornia)} | dict(self_supervised=__version__, python=platform.python_version())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
@@ -208,7 +256,7 @@ def threads_for(
 
 # %% ../nbs/50_pretrain.ipynb #c016
 def pretrain(
-    path=None, # Folder of pictures; None for scikit-learn's digits
+    path=None, # Folder of pictures; or a tar, or a list or folder of them; None for scikit-learn's digits
     out='runs/byol', # Folder to write to
     seed:int|None=None, # Of loaders, views and weights; None is 42
     workers:int|None=None, # Processes that read pictures
@@ -217,11 +265,13 @@ def pretrain(
     bf16:bool=False, # Compute in bfloat16? Weights, target and optimizer stay in float32
     views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     resume:bool=False, # Go on with the run in `out`, with its settings?
+    progress:bool=True, # Show bars?
     **settings # Any of `DIGITS` or `PICTURES` that differ from the default
 )->tuple: # The learner, the features of raw pixels, untrained and trained encoder, and the folder
     "Train an encoder with BYOL and write it to a run folder"
+    path = [str(o) for o in path] if isinstance(path, (list,tuple)) else path and str(path)
     if resume:
-        was = recorded(out, views or {}, path=path and str(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, **settings)
+        was = recorded(out, views or {}, path=path, seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, **settings)
         path,seed,workers,pretrained,unlabelled,bf16,views = (was.pop(k) for k in ('path','seed','workers','pretrained','unlabelled','bf16','views'))
         settings = was
     seed = 42 if seed is None else seed
@@ -230,27 +280,28 @@ def pretrain(
     bs = share(s['bs'])
     views = (DIGIT_VIEWS if path is None else dict(stats=imagenet_stats if s['n_in']==3 else None)) | (views or {})
     seed_everything(seed)
-    if path is not None: picture_files(path)   # or say what is wrong before a folder is made
+    items = path and picture_items(path)   # or what is wrong with them is said before a folder is made
     out = Path(out) if resume else once(free_folder, out)
     # One list of bad files for all processes that read
-    dls = digit_dls(s['size'], bs, seed) if path is None else folder_dls(path, s['size'], s['n_in'], bs, seed, workers, unlabelled, out/'skipped.csv')
+    dls = digit_dls(s['size'], bs, seed) if path is None else folder_dls(items, s['size'], s['n_in'], bs, seed, workers, unlabelled, out/'skipped.csv')
     encoder = create_encoder(s['arch'], pretrained=pretrained, n_in=s['n_in'], size=s['size'])
     # What is judged, printed and written is so by the first process alone
     first = not rank_distrib()
     feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])} if first else {}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
     learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), *([MixedPrecision('bf16')] if bf16 else []),
-                                               History('history.csv'), Checkpoint(out/'checkpoints', minutes=5, keep=1)])
-    record = dict(path=path and str(path), seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, **s)
+                                               *([] if progress or not first else [Lines()]), History('history.csv'), Checkpoint(out/'checkpoints', minutes=5, keep=1)])
+    record = dict(path=path, seed=seed, workers=dls.train.fake_l.num_workers, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, **s)
     if first and not resume: write_atomic(out/'settings.json', json.dumps(run_record(record), indent=1, default=str).encode())
     if first and resume and not checkpoint_files(out/'checkpoints'): print(f'{out}: no checkpoint yet, the run begins anew')
     seed_everything(seed, dls)
     start = time.perf_counter()
-    with threads_for(s['size']), learn.distrib_ctx() if num_distrib()>1 else nullcontext(): learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
+    with threads_for(s['size']), nullcontext() if progress else learn.no_bar(), learn.distrib_ctx() if num_distrib()>1 else nullcontext(), heard() as warned:
+        learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
     if not first: return learn,feats,out
     print(f'Trained in {time.perf_counter()-start:.0f} s')
     feats['trained encoder'] = features(encoder, dls, views['stats'])
-    write_run(out, learn, feats, stats=views['stats'], size=s['size'])
+    write_run(out, learn, feats, warned, stats=views['stats'], size=s['size'])
     return learn,feats,out
 
 # %% ../nbs/50_pretrain.ipynb #c017
@@ -260,9 +311,19 @@ def last_line(
     "The last line of what an error says, or its name where it says nothing"
     return (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
 
+@contextmanager
+def warned_in_lines(
+    name:str, # Of the command
+):
+    "Show each warning as one line that begins with `name`: where in the code it arose is of no use to who typed a command"
+    was = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"{name}: {' '.join(str(message).split())}\n"
+    try: yield
+    finally: warnings.formatwarning = was
+
 @call_parse(pos=['path'])
 def byol_pretrain(
-    path:str=None, # Folder of pictures, searched to the bottom; without one, scikit-learn's digits
+    path:str=None, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars; without one, scikit-learn's digits
     arch:str=None, # Network: a timm, fastai or torchvision name (pictures: resnet18)
     size:int=None, # Side of the pictures in pixels (digits: 8, pictures: 128)
     n_in:int=None, # Channels: 1 reads pictures as grey, 3 as RGB (digits: 1, pictures: 3)
@@ -284,7 +345,9 @@ def byol_pretrain(
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     settings = dict(arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m, hidden_size=hidden_size, projection_size=projection_size)
-    try: learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, bf16, dict(flip_p=0.) if no_flip else None, resume, **settings)
+    try:
+        with warned_in_lines('byol_pretrain'):
+            learn,feats,folder = pretrain(path, out, seed, workers, pretrained, unlabelled, bf16, dict(flip_p=0.) if no_flip else None, resume, sys.stdout.isatty(), **settings)
     except KeyboardInterrupt: raise CliError(f'byol_pretrain: stopped; go on with `byol_pretrain --resume --out {out}`')
     except (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError) as e: raise CliError(f'byol_pretrain: {last_line(e)}')
     if rank_distrib(): return

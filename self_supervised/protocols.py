@@ -15,6 +15,8 @@ from warnings import warn
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from fastcore.basics import listify
+from fastai.data.core import DataLoaders
 from fastai.torch_core import no_random
 from fastprogress.fastprogress import progress_bar
 
@@ -99,6 +101,7 @@ LINEAR_LRS = (.01,.03,.1,.3,1.,3.,10.)
 
 def _sgd(groups, dl, loss, epochs):
     "Run SGD with Nesterov momentum over `dl`, the rate of each group falling to 0 along a cosine"
+    if epochs<1: raise ValueError(f"epochs={epochs} must be 1 or more")
     opt = torch.optim.SGD(groups, momentum=.9, nesterov=True)
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*len(dl))
     for _ in range(epochs):
@@ -136,6 +139,13 @@ class _ReadBatches:
 
 def _source(x): return x.loader() if isinstance(x, OnDisk) else x
 
+def _features(name, encoder, x, stats, **kwargs):
+    "Features of the pictures called `name`, all finite"
+    f = embed(encoder, _source(x), stats, **kwargs)[0]
+    bad = (~f.isfinite().all(1)).sum().item()
+    if bad: raise ValueError(f"encoder: its features are NaN or inf for {bad} of {len(f)} {name} pictures; its training diverged, or stats={stats} are not those it was trained with")
+    return f
+
 def linear_bank(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     x, # Training pictures: tensor (n,c,h,w), float in [0,1] or uint8; or `OnDisk`
@@ -154,7 +164,7 @@ def linear_bank(
         dl,head = _batches(x, y, bs, seed, encoder),create_cls_module(nf, int(y.max())+1)
         heads = nn.ModuleList(deepcopy(head) for _ in lrs).to(dl.device)
         def loss(xb, yb):
-            f = embed(encoder, views(xb), stats, bs=len(xb))[0].to(xb.device)   # in eval mode, outside the graph
+            f = _features('augmented train', encoder, views(xb), stats, bs=len(xb)).to(xb.device)   # in eval mode, outside the graph
             return sum(F.cross_entropy(h(f), yb) for h in heads)
         _sgd([dict(params=h.parameters(), lr=lr) for h,lr in zip(heads, lrs)], dl, loss, epochs)
     return heads.cpu()
@@ -176,54 +186,81 @@ def in_memory(
     if len({x.dtype for x in xs})>1: xs = [x.float()/255 if x.dtype==torch.uint8 else x for x in xs]
     return torch.cat(xs),torch.cat(ys)
 
-class _Shape(nn.Module):
-    "No features, but the shape of a picture"
+class _Look(nn.Module):
+    "No features, but the shape of a picture, and where pictures are not finite"
+    def __init__(self):
+        super().__init__()
+        self.n,self.bad = 0,[]
     def forward(self, x):
         self.shape = tuple(x.shape[1:])
+        self.bad += [self.n+i for i in (~x.flatten(1).isfinite().all(1)).nonzero()[:,0].tolist()]
+        self.n += len(x)
         return x.new_empty(len(x), 0)
 
-def _labelled(data):
-    "Pictures and labels; those of a loader are read once for the labels"
-    if isinstance(data, tuple): return torch.as_tensor(data[0]),torch.as_tensor(data[1]).cpu()
-    if not hasattr(data, 'dataset'): raise ValueError(f"data={type(data).__name__} must be (x,y), or a loader of a data set with a length: make one with `image_dls`")
-    _,y = embed(net := _Shape(), OnDisk(data, None).loader())
-    if y is None: raise ValueError("data: has no labels to evaluate with; give batches (x,y)")
-    return OnDisk(data, net.shape),y.as_subclass(Tensor)
+def _pair(name, data):
+    "Pictures, which stay where they are, and labels or None; what is not a pair of tensors or a loader is refused"
+    if isinstance(data, tuple) and len(data)==2: return torch.as_tensor(data[0]),torch.as_tensor(data[1]).cpu()
+    if isinstance(data, DataLoaders): raise ValueError(f"{name}=DataLoaders holds several loaders: pass one of them, e.g. `dls.{'train' if name=='train' else 'valid'}`")
+    if not hasattr(data, 'dataset'): raise ValueError(f"{name}={type(data).__name__} must be (x,y), or a loader of a data set with a length: make one with `image_dls`")
+    return OnDisk(data, None),None
+
+def _labelled(name, data):
+    "Pictures and labels, checked: all are looked at once, those of a loader a batch at a time"
+    x,y = _pair(name, data)
+    _,read = embed(look := _Look(), _source(x))
+    if look.bad: raise ValueError(f"{name}: {len(look.bad)} of {look.n} pictures hold NaN or inf, e.g. number {look.bad[0]}; mend them or leave them out")
+    if y is None and read is None: raise ValueError(f"{name}: has no labels to evaluate with; give batches (x,y)")
+    if y is None: x,y = OnDisk(data, look.shape),read.as_subclass(Tensor)
+    if y.ndim!=1 or not y.isfinite().all(): raise ValueError(f"{name}: labels of shape {tuple(y.shape)} must be (n,), one finite number a picture; of one-hot rows take `y.argmax(1)`")
+    if len(x)!=len(y): raise ValueError(f"{name}: {len(y)} labels for {len(x)} pictures; give one label a picture")
+    return x,y
 
 def _coded(train, test):
     "Pictures, and labels as numbers from 0: (x,y) of each"
-    (x,y),(tx,ty) = map(_labelled, (train,test))
-    for name,a,b in (('train',x,y),('test',tx,ty)):
-        if len(a)!=len(b): raise ValueError(f"{name}: {len(b)} labels for {len(a)} pictures; give one label a picture")
+    (x,y),(tx,ty) = _labelled('train', train),_labelled('test', test)
     classes = y.unique()
     if len(classes)<2: raise ValueError(f"train: holds one class only, {classes.tolist()}; a classifier needs two or more")
     if not torch.isin(ty, classes).all(): raise ValueError(f"test: has classes that train has not, e.g. {ty[~torch.isin(ty, classes)][0].item()}; split so that both have all")
     return x,torch.searchsorted(classes, y),tx,torch.searchsorted(classes, ty)
 
-def _right(preds, y): return (preds.argmax(1)==y).double().mean().item()
+def _several(**values):
+    "Each as a tuple, a number as one of one"
+    values = {k: tuple(listify(v)) for k,v in values.items()}
+    for k,v in values.items():
+        if not v: raise ValueError(f"{k}=() must hold one number or more, e.g. {k}=({'.1' if k=='lrs' else '0'},)")
+    return values.values()
+
+# What a rate has thrown to NaN is right about nothing, or `argmax` would call it the first class
+def _right(preds, y): return ((preds.argmax(1)==y) & preds.isfinite().all(1)).double().mean().item()
+
+def _at_last(preds, y, lr, lrs):
+    "The accuracy to publish, and the rate it was reached at"
+    if not preds.isfinite().all(): raise ValueError(f"lrs={lrs}: training at {lr:g}, the best of them, ends in NaN or inf; try smaller ones")
+    return _right(preds, y),lr
 
 @torch.no_grad()
-def _heads_right(heads, f, y): return [_right(h(f), y) for h in heads]
+def _preds(heads, f): return [h(f) for h in heads]
 
 def linear_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     train, # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
     test, # The same; its labels are met once a seed
-    lrs:tuple=LINEAR_LRS, # Rates to try, ascending; not scaled by the batch
+    lrs:tuple=LINEAR_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
     seeds:tuple=(0,1,2), # Of held-out part, order, views and first weights
     stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
     **kwargs # For `linear_bank`: views, epochs, bs
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
     "Train a linear classifier on augmented pictures of the frozen encoder, at the rate that is best on a held-out part (arXiv:2006.07733, appendix C.1)"
+    lrs,seeds = _several(lrs=lrs, seeds=seeds)
     x,y,tx,ty = _coded(train, test)
-    def feats(x): return embed(encoder, _source(x), stats)[0]
-    test_f = feats(tx)
+    test_f = _features('test', encoder, tx, stats)
     bank = partial(linear_bank, encoder, stats=stats, **kwargs)
     def one(seed):
         fit,held = draw_part(y, part, seed)
-        lr = choose('lr', lrs, _heads_right(bank(x[fit], y[fit], lrs, seed=seed), feats(x[held]), y[held]))
-        return _heads_right(bank(x, y, (lr,), seed=seed), test_f, ty)[0],lr
+        held_f = _features('held-out train', encoder, x[held], stats)
+        lr = choose('lr', lrs, [_right(p, y[held]) for p in _preds(bank(x[fit], y[fit], lrs, seed=seed), held_f)])
+        return _at_last(*_preds(bank(x, y, (lr,), seed=seed), test_f), ty, lr, lrs)
     return _over_seeds(one, seeds)
 
 # %% ../nbs/23_protocols.ipynb #c027
@@ -253,23 +290,25 @@ def finetune_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     train, # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
     test, # The same; its labels are met once a seed and fraction
-    fractions:tuple=(.01,.1), # Parts of train whose labels are used, above 0; with `part` at most 1
-    lrs:tuple=FINETUNE_LRS, # Rates to try, ascending; not scaled by the batch
+    fractions:tuple=(.01,.1), # Parts of train whose labels are used, or one of them, above 0; with `part` at most 1
+    lrs:tuple=FINETUNE_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
     seeds:tuple=(0,1,2), # Of held-out part, labels, order, views and first weights
     stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
     **kwargs # For `fine_tuned`: views, epochs, bs
 )->dict: # Fraction → `Evaluated`: `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
     "Fine-tune on a part of the labels, at the rate that is best on a held-out part"
+    fractions,lrs,seeds = _several(fractions=fractions, lrs=lrs, seeds=seeds)
     if not 0<min(fractions)<=max(fractions)<1-part: raise ValueError(f"fractions={fractions} must be in (0,{1-part:g}): a part of {part:g} is held out")
     x,y,tx,ty = _coded(train, test)
-    def right(model, x, y): return _right(embed(model, _source(x))[0], y)
+    _features('test', encoder, tx, stats)   # an encoder that diverged is named before the training, not after
+    def preds(model, x): return embed(model, _source(x))[0]
     def one(fraction, seed):
         rest,held = draw_part(y, part, seed)
         few = rest[draw_part(y[rest], fraction/(1-part), seed)[1]]
         models = {lr: fine_tuned(encoder, x[few], y[few], lr, int(y.max())+1, stats=stats, seed=seed, **kwargs) for lr in lrs}
-        lr = choose('lr', lrs, [right(m, x[held], y[held]) for m in models.values()])
-        return right(models[lr], tx, ty),lr
+        lr = choose('lr', lrs, [_right(preds(m, x[held]), y[held]) for m in models.values()])
+        return _at_last(preds(models[lr], tx), ty, lr, lrs)
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
 
 # %% ../nbs/23_protocols.ipynb #c034

@@ -14,7 +14,9 @@ from warnings import warn
 
 import matplotlib.pyplot as plt
 from jinja2 import Environment
+from matplotlib.ticker import MaxNLocator
 
+from .monitor import limits
 from .transfer import write_atomic
 
 # %% ../nbs/51_report.ipynb #c006
@@ -47,7 +49,9 @@ def plot_history(
     for ax,kind in zip(axes, kinds):
         cols = [k for k in shown if _kind(k)==kind]
         for k in cols: ax.plot(*zip(*((e,v) for e,v in zip(epochs, shown[k]) if None not in (e,v))), marker='.', ms=3, lw=1.2, label=k.removesuffix(f'_{kind}'))
+        if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
         ax.set_title(kind, fontsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))   # an epoch and a half is no place
         if len(cols)>1: ax.legend(frameon=False, fontsize=8)
     return axes
 
@@ -91,9 +95,9 @@ img { max-width: 100% } code, pre { font: 13px/1.4 ui-monospace, monospace; back
 <table><tr><th></th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for row, cells in results['rows'].items() %}<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ cells[c]|figure if c in cells }}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
-{% if curves %}<h2>Training</h2><p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest.</p><img alt="A curve for each column of the training table" src="{{ curves }}">{% endif %}
+{% if curves %}<h2>Training</h2><p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest. Dashed: beyond this limit <code>Health</code> looks closer.</p><img alt="A curve for each column of the training table" src="{{ curves }}">{% endif %}
 {% if said is not none %}<h2>What was warned of</h2>{% if said %}<table><tr><th>epoch</th><th>message</th></tr>
-{% for epoch, message in said %}<tr><td>{{ epoch }}</td><td>{{ message }}</td></tr>
+{% for epoch, message in said %}<tr><td>{{ epoch if epoch is not none }}</td><td>{{ message }}</td></tr>
 {% endfor %}</table>{% else %}<p>Nothing.</p>{% endif %}{% endif %}
 {% for title, src in pictures %}<h2>{{ title }}</h2><img alt="{{ title }}" src="{{ src }}">{% endfor %}
 {% if tables %}<div class="two">{% for title, rows in tables.items() %}<div><h2>{{ title }}</h2><table>{% for k, v in rows.items() %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>

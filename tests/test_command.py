@@ -1,13 +1,14 @@
 "The command as a user types it, in a process of its own"
-import csv, json, os, signal, subprocess, sys
+import csv, json, os, re, signal, subprocess, sys, tarfile
 from pathlib import Path
 
 import pytest, torch
 from fastai.callback.channelslast import ChannelsLast
 from fastcore.script import CliError
+from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
-from self_supervised import pretrain
+from self_supervised import pictures, pretrain
 from self_supervised.data import write_mnist_tiny
 from self_supervised.pretrain import byol_pretrain
 from self_supervised.transfer import load_encoder
@@ -32,6 +33,9 @@ def test_digits(tmp_path):
     assert res.returncode==0, res.stderr
     check_run(tmp_path/'here', 2, (1,8,8))
     for words in ('train_loss', 'raw pixels', 'untrained encoder', 'trained encoder', '±', 'linear', 'kNN', "load_encoder('here/encoder.safetensors')"): assert words in res.stdout, words
+    # into a file or a pipe: the rows of the table, and neither bar nor control character
+    assert re.findall(r'(?m)^(epoch|\d+)  .*\d\d:\d\d$|^(epoch)  .*time$', res.stdout)==[('','epoch'),('0',''),('1','')]
+    assert not re.search(r'[\x00-\x09\x0b-\x1f█]', res.stdout)
 
 def test_own_pictures_without_labels(tmp_path):
     write_mnist_tiny(tmp_path/'pics')
@@ -46,6 +50,11 @@ def test_own_pictures_with_labels(tmp_path):
     assert res.returncode==0, res.stderr
     check_run(tmp_path/'runs'/'byol', 1, (3,32,32))
     assert 'held-out pictures with 5 labels a class' in res.stdout
+    # what others than `Health` warned of is in the report, and each a line on stderr
+    said = [message for epoch,message in json.loads((tmp_path/'runs/byol/results.json').read_text())['said'] if epoch is None]
+    assert any('128' in o for o in said) and all(f'byol_pretrain: {o}\n' in res.stderr for o in said), (said, res.stderr)
+    assert 'warnings.warn' not in res.stderr and 'UserWarning' not in res.stderr
+    assert said[0] in (tmp_path/'runs/byol/report.html').read_text()
 
 def test_a_bad_file_does_not_end_the_run(tmp_path):
     write_mnist_tiny(tmp_path/'pics')
@@ -56,6 +65,39 @@ def test_a_bad_file_does_not_end_the_run(tmp_path):
     assert res.stdout.count('1 of 363 pictures cannot be read')==1 and [r[0] for r in csv.reader(open(out/'skipped.csv'))]==['pics/train/3/broken.png']
     (out/'skipped.csv').unlink()
     check_run(out, 1, (1,16,16))
+
+SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, epochs=1, workers=0, hidden_size=32, projection_size=16)
+
+def write_tars(folder):
+    "The pictures of `write_mnist_tiny` in two shards"
+    files = sorted(write_mnist_tiny(folder/'pics').rglob('*.png'))
+    (folder/'tars').mkdir()
+    for name,some in (('a',files[::2]), ('b',files[1::2])):
+        with tarfile.open(folder/f'tars/{name}.tar', 'w') as t:
+            for f in some: t.add(f, f.relative_to(folder/'pics'))
+
+@pytest.mark.parametrize('source', ['tars/a.tar','tars',['tars/a.tar','tars/b.tar']], ids=['tar','folder','list'])
+def test_tars(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    write_tars(tmp_path)
+    learn,_,out = pretrain.pretrain(source, progress=False, **SMALL)
+    assert [len(o.dataset) for o in learn.dls]==([145,36] if source=='tars/a.tar' else [290,72])
+    check_run(out, 1, (1,16,16))
+    assert 'No labels (a tar' in json.loads((out/'results.json').read_text())['title']
+    assert pretrain.recorded(out, {}, path=source)['path']==source          # and so it can be resumed
+
+def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatch):
+    write_mnist_tiny(tmp_path/'pics')
+    walks,walk = [],pictures._walk
+    monkeypatch.setattr(pictures, '_walk', lambda path: walks.append(path) or walk(path))
+    thumbs,plot = [],pretrain.plot_embedding
+    def kept(*args, **kwargs):
+        ax = plot(*args, **kwargs)
+        thumbs.extend(o for o in ax.artists if isinstance(o, AnnotationBbox))
+        return ax
+    monkeypatch.setattr(pretrain, 'plot_embedding', kept)
+    pretrain.pretrain(tmp_path/'pics', tmp_path/'out', progress=False, **SMALL)
+    assert walks==[tmp_path/'pics'] and len(thumbs)>10
 
 def losses(folder): return [r['train_loss'] for r in csv.DictReader(open(folder/'history.csv'))]
 
@@ -91,6 +133,7 @@ def test_one_line_and_an_exit_code_for_what_is_wrong(tmp_path):
     res = run('nowhere', cwd=tmp_path)
     assert res.returncode==1 and 'Traceback' not in res.stderr
     assert res.stderr.strip().splitlines() == ["byol_pretrain: path: there is no folder 'nowhere'; give a folder with pictures in it"]
+    assert not list(tmp_path.iterdir())     # said before a folder is made
 
 @pytest.mark.parametrize('kwargs,words', [
     (dict(path='empty'), ['empty', '.png']),
