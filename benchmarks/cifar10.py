@@ -117,7 +117,7 @@ def learner(
     seed_everything(args.seed, dls)
     encoder = create_encoder(args.arch, pretrained=False, pool_type='avg', **({} if args.arch == 'tiny_resnet' else dict(small_stem=True)))
     # The curve is of held-out training pictures; the final runs train on these without labels, the test batch is not looked at
-    probe = Probe((x[rest], y[rest]), (x[held], y[held]), methods=('knn',), every=args.every, n=10_000, k=200, T=.1)
+    probe = Probe((x[rest], y[rest]), (x[held], y[held]), methods=('knn',), every=args.every, n=10_000, k=min(200, len(rest)), T=.1)
     learn = byol_learner(dls, create_byol_model(encoder, hidden_size=args.hidden, projection_size=256), get_byol_aug_pipelines(32, **small_views), cbs=[probe, train_time()])
     return learn.to_bf16() if args.precision == 'bf16' and device == 'cuda' else learn
 
