@@ -221,7 +221,7 @@ class Health(Figures):
         "Once an epoch: the figures, and what they mean"
         if not self.kept.seen: return
         self.latest = self._figures()
-        # The first rows are those of a network that has hardly moved; an epoch that has not as many stands for them, as it ends
+        # The first rows are those of a network in its first steps; an epoch that has not as many stands for them, as it ends
         if self.before is None: self.before = projection_figures(*self.first) if self.first else dict(self.latest)
         self.rows.append(self.latest)
         self._warn()
