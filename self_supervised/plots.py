@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 
-from .monitor import limits
+from .evaluate import check_features
+from .monitor import health_columns, limits
 
 # %% ../nbs/22_plots.ipynb #c005
 def to_picture(
@@ -99,7 +100,7 @@ def _pca(feats, n=2):
     "First `n` principal components of the unit-length rows, and the share of the variance each holds; signs are fixed"
     from sklearn.decomposition import PCA
     pca = PCA(n, random_state=0)
-    return pca.fit_transform(F.normalize(torch.as_tensor(feats).detach().float().cpu()).numpy()), pca.explained_variance_ratio_
+    return pca.fit_transform(F.normalize(feats).numpy()), pca.explained_variance_ratio_
 
 def _umap(feats):
     "UMAP by cosine (arXiv:1802.03426): neighbours stay neighbours, distances on the map mean little"
@@ -113,7 +114,7 @@ def _map(feats, method):
         p,share = _pca(feats)
         return p,[f'{name} component, {o:.0%} of the variance' for name,o in zip(('first','second'), share)]
     if method!='umap' and not callable(method): raise ValueError(f"method={method!r} must be 'pca', 'umap' or a function (n,nf) → (n,2)")
-    p = np.asarray((_umap if method=='umap' else method)(torch.as_tensor(feats).detach().float().cpu().numpy()))
+    p = np.asarray((_umap if method=='umap' else method)(feats.numpy()))
     return p,['','']
 
 def _spaced(p, gap=.055):
@@ -122,6 +123,13 @@ def _spaced(p, gap=.055):
     for i in range(len(p)):
         if not chosen or (abs(p[chosen]-p[i]).max(1) >= gap).all(): chosen.append(i)
     return chosen
+
+def _features(feats, **others):
+    "Features on the host, and as many of the others, unless None; or say what is wrong"
+    feats = check_features('feats', feats, 2).detach().cpu()
+    for k,v in others.items():
+        if v is not None and len(v)!=len(feats): raise ValueError(f"{k}: has {len(v)}, and there are {len(feats)} features; give one for each")
+    return feats
 
 def plot_embedding(
     feats:Tensor, # (n,nf) features, n of 2 or more
@@ -133,8 +141,8 @@ def plot_embedding(
     method='pca', # 'pca': the two first principal components of the unit vectors; 'umap', where umap-learn is installed; or a function (n,nf) → (n,2)
 ): # The axes
     "Draw a map of the features"
+    p,titles = _map(_features(feats, labels=labels, images=images), method)
     if ax is None: ax = plt.subplots(figsize=(7,5.5), layout='constrained')[1]
-    p,titles = _map(feats, method)
     names,code = (None,np.zeros(len(p), int)) if labels is None else np.unique(np.asarray(labels), return_inverse=True)
     cmap = plt.get_cmap('tab10' if names is None or len(names)<=10 else 'tab20' if len(names)<=20 else 'nipy_spectral')
     color = [cmap(i if cmap.N<=20 else i/(len(names)-1)) for i in range(1 if names is None else len(names))]
@@ -163,8 +171,9 @@ def plot_neighbors(
     axes=None, # A row for each of `idxs`, of 1+k axes; None makes them
 )->np.ndarray: # The axes, (len(idxs),1+k)
     "Draw pictures beside their nearest neighbours, the cosine above each"
+    feats = _features(feats, images=images, labels=labels)
     if not 1<=k<len(feats): raise ValueError(f"k: {k}, and each of {len(feats)} pictures has {len(feats)-1} others; pass 1 to {len(feats)-1}")
-    idxs,u = torch.as_tensor(idxs),F.normalize(torch.as_tensor(feats).detach().float().cpu())
+    idxs,u = torch.as_tensor(idxs),F.normalize(feats)
     sim = u[idxs]@u.T
     sim[torch.arange(len(idxs)),idxs] = -2  # a picture is no neighbour of its own
     sim,near = sim.topk(k)
@@ -184,11 +193,11 @@ def _frame(ax, color):
 # %% ../nbs/22_plots.ipynb #c025
 def plot_health(
     runs, # `learn.health`, or a dict from names to several of them
-    columns:tuple=('spread','mean_cosine','rank','feature_rank'), # Figures to draw, each in axes of its own; besides these 'update', 'distance', 'momentum', 'lr'
+    columns:tuple=('spread','mean_cosine','rank','feature_rank'), # Figures to draw, each in axes of its own, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'
     axes=None, # An axes for each of `columns`; None makes them
 )->np.ndarray: # The axes
-    "Draw the health of one or several runs over the epochs"
-    runs = runs if isinstance(runs, dict) else {'':runs}
+    "Draw the health of one or several runs: in the first steps (0), and after each epoch"
+    runs,columns = runs if isinstance(runs, dict) else {'':runs},health_columns(columns)
     if axes is None: axes = plt.subplots(1, len(columns), figsize=(3*len(columns),2.8), layout='constrained')[1]
     axes = np.atleast_1d(axes)
     for ax,col in zip(axes, columns):
@@ -196,7 +205,7 @@ def plot_health(
             figs = [(i,o[col]) for i,o in enumerate([h.before or {}, *h.rows]) if col in o]
             ax.plot(*zip(*figs), marker='.', label=name) if figs else ax.plot([], label=name)
         if col in limits: ax.axhline(limits[col], color='k', lw=.8, ls='--')
-        ax.set(title=col.replace('_',' '), xlabel='epoch')
+        ax.set(title=col.replace('_',' '), xlabel='epochs trained')   # a row each: row 0 of fastai's table is after 1
         ax.xaxis.get_major_locator().set_params(integer=True)
         for o in ('top','right'): ax.spines[o].set_visible(False)
     if len(runs)>1: axes[-1].legend(frameon=False, loc='center left', bbox_to_anchor=(1,.5))

@@ -27,6 +27,7 @@ from fastai.metrics import accuracy
 from fastai.vision.models.unet import DynamicUnet
 
 from . import __version__
+from .evaluate import check_features
 from .layers import FlatEncoder, create_cls_module, create_encoder, input_channels, num_features, undisturbed
 from .surgery import bake_weights
 from .vision.byol import first_batch, prepare, without_hooks
@@ -378,7 +379,7 @@ def retrieval_index(
 ): # scikit-learn's `NearestNeighbors`: `index.kneighbors(queries, 5)` gives cosine distances and places in `feats`, the nearest first
     "Index features for a search of the nearest in cosine"
     from sklearn.neighbors import NearestNeighbors
-    return NearestNeighbors(metric='cosine', algorithm='brute').fit(np.asarray(feats))
+    return NearestNeighbors(metric='cosine', algorithm='brute').fit(np.asarray(check_features('feats', feats)))
 
 # %% ../nbs/31_transfer.ipynb #c045
 # What fastai's `learn.save` puts beside tensors: its list, and NumPy's numbers, under the names of NumPy 1 and 2

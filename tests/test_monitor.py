@@ -57,13 +57,13 @@ class StopAt(Callback):
         if self.epoch+1>=self.n or self.symptom in self.learn.health.ill: raise CancelFitException()
 
 @contextlib.contextmanager
-def listening():
-    "The warnings of `Health`, and no output"
+def listening(start='epoch'):
+    "The warnings of `Health`, or others, and no output"
     said = []
     with warnings.catch_warnings(record=True) as w, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('always')
         yield said
-    said += [str(o.message) for o in w if str(o.message).startswith('epoch')]
+    said += [str(o.message) for o in w if str(o.message).startswith(start)]
 
 def watched(make, seed=31, stop=3, symptom=None, bs=64, epochs=12, recipe='adamw', **kwargs):
     "Of a seed that chose no limit"
@@ -328,7 +328,21 @@ def test_bytes_are_probed_as_the_pictures_they_are(capsys):
         rows.append(learn.recorder.values[-1])
     assert rows[0]==rows[1]
 
+def test_one_method_or_column_is_a_tuple_of_one(capsys):
+    learn = tiny(health=Health(columns='spread'), cbs=[Probe(methods='knn')]); learn.fit(1)
+    assert list(learn.recorder.metric_names)[3:-1]==['spread','knn_accuracy']
+
+def test_a_health_says_what_it_cannot_do():
+    for n in (1, 50., '50'):
+        with pytest.raises(ValueError, match=re.escape(f'n={n!r} must be a whole number, 2 or more')): Health(n=n)
+
 def test_a_probe_says_what_it_cannot_do():
+    for stats in ('imagenet', .5, (.5,), (.5,.2,.1), ('a','b')):
+        with pytest.raises(ValueError, match=re.escape(f'stats={stats!r} must be (mean,std)')) as e: Probe(stats=stats)
+        assert '\n' not in str(e.value)
+    for name,v in dict(n=50., every=2.5, seed='a').items():
+        with pytest.raises(ValueError, match=re.escape(f'{name}={v!r} must be a whole number')): Probe(**{name:v})
+    with pytest.raises(ValueError, match='k=5.0 must be a whole number'): Probe(k=5.)
     with pytest.raises(ValueError, match="methods="): Probe(methods=('svm',))
     with pytest.raises(ValueError, match="every=0"): Probe(every=0)
 
@@ -377,6 +391,7 @@ bad_sources = {
     'k > n':          (dict(n=50, k=51), 'k=51 must be 1 to 50'),
     'k = 0':          (dict(k=0), 'k=0 must be 1 to 500'),
     'T = 0':          (dict(T=0.), 'T=0.0 must be above 0'),
+    'unknown classes': (dict(train=(X[Y<5],Y[Y<5]), test=(X,Y)), r'test must have classes that train has, and 36 of its 80 pictures are of others, e.g. \d: split so that both have all'),
 }
 
 @pytest.mark.parametrize('name', bad_sources)
@@ -399,6 +414,13 @@ bad_reads = {
     'one class':     (dict(train=loader(X, torch.full_like(Y, 7))), 'train must hold two classes or more, and the 54 pictures drawn are all of class 7'),
     'k > pictures':  (dict(train=loader(X, Y), k=60), 'k=60 must be 1 to 54'),
     'NaN':           (dict(train=(nans,Y)), 'train gives features with NaN or inf, for 27 of 54 pictures'),
+    'unknown classes': (dict(train=loader(X[Y<5], Y[Y<5]), test=loader(X, Y)), r'test must have classes that train has, and 36 of its 80 pictures are of others, e.g. \d: split'),
+    'no class in common': (dict(train=loader(X[Y<5], Y[Y<5]), test=(X[Y>4],Y[Y>4]), n=20), 'test must have classes that train has, and 20 of its 20 pictures are of others'),
+    'colour':        (dict(train=(X.repeat(1,3,1,1),Y)), r'train holds pictures of shape \(3, 8, 8\), which the encoder does not take \(.*\): pass them as it is trained, \(n,c,h,w\)'),
+    'no channel':    (dict(train=(X[:,0],Y)), r'train holds pictures of shape \(8, 8\), which'),
+    'vectors':       (dict(train=(X.flatten(1),Y)), r'train holds pictures of shape \(64,\), which'),
+    'test, colour':  (dict(train=(X,Y), test=loader(X.repeat(1,3,1,1), Y)), r'test holds pictures of shape \(3, 8, 8\), which'),
+    'stats':         (dict(train=(X,Y), stats=((.5,.5,.5),(.2,.2,.2))), '3 means for pictures of 1 channels'),
 }
 
 @pytest.mark.parametrize('name', bad_reads)
@@ -408,8 +430,15 @@ def test_what_only_reading_shows_is_named_before_the_first_step(name, capsys):
     class Count(Callback):
         def after_step(self): steps.append(1)
     learn = tiny(dls=tensor_dls(x[:64], bs=16, seed=0), cbs=[Probe(**kwargs), Count()])
-    with pytest.raises(ValueError, match=message): learn.fit(2)
-    assert not steps
+    with pytest.raises(ValueError, match=message) as e: learn.fit(2)
+    assert not steps and len(str(e.value).splitlines())<=2   # fastai puts a line above, with the callback and the event
+
+def test_a_draw_without_some_classes_is_no_error_and_is_said_once(capsys):
+    "Of many classes 500 pictures hold not all: a larger n would"
+    with listening('test must have') as said: got = probed(train=(X,Y), test=(X[:70],Y[:70]), n=8)
+    assert got.counts==(8,8) and len(said)==1 and 'pass a larger n' in said[0], said
+    with listening('test must have') as said: got = probed(train=(X[:12],Y[:12]))
+    assert got.counts==(8,4) and len(said)==1 and 'more pictures of each class' in said[0], said
 
 def test_an_encoder_that_diverges_is_named(capsys):
     class Break(Callback):

@@ -251,6 +251,11 @@ def test_neighbours_are_the_nearest_in_cosine():
     sims = nn.functional.normalize(feats[:5]) @ nn.functional.normalize(feats).T
     assert torch.equal(torch.from_numpy(idxs), sims.topk(4).indices) and torch.allclose(1-torch.from_numpy(dist).float(), sims.topk(4).values, atol=1e-5)
 
+def test_features_that_hold_nan_are_not_indexed():
+    feats = torch.randn(50,6); feats[3,0] = float('nan')
+    with pytest.raises(ValueError, match='feats: 1 of 50 rows hold NaN or inf') as e: retrieval_index(feats)
+    assert '\n' not in str(e.value)
+
 # Older checkpoints
 
 class Payload:
