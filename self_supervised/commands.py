@@ -28,7 +28,7 @@ from fastprogress.fastprogress import progress_bar
 from .data import image_dls
 from .evaluate import embed
 from .pictures import BadPicture, open_picture, picture_items
-from .pretrain import Pixels, last_line, results
+from .pretrain import Pixels, last_line, results, warned_in_lines
 from .protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder, in_memory, untrained
 from .report import as_text
 from .transfer import encoder_info, load_encoder, write_atomic
@@ -127,8 +127,9 @@ def write_features(
 
 # %% ../nbs/52_commands.ipynb #c011
 def _or_one_line(name, f, *args, **kwargs):
-    "What `f` answers; an error of the user's as one line and exit code 1"
-    try: return f(*args, **kwargs)
+    "What `f` answers; a warning is one line, and so is an error of the user's, with exit code 1"
+    try:
+        with warned_in_lines(name): return f(*args, **kwargs)
     except KeyboardInterrupt: raise CliError(f'{name}: stopped')
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as e: raise CliError(f'{name}: {last_line(e)}')
 

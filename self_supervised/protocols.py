@@ -9,9 +9,10 @@ __all__ = ['Evaluated', 'KNN', 'CS', 'crop_and_flip', 'LINEAR_LRS', 'FINETUNE_LR
 
 # %% ../nbs/23_protocols.ipynb #c002
 from collections import namedtuple
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from warnings import warn
+from warnings import catch_warnings, simplefilter, warn
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -90,7 +91,7 @@ def linear_probe(
     train_x,train_y = torch.as_tensor(train_x),torch.as_tensor(train_y)
     def one(seed):
         fit,held = draw_part(train_y, part, seed)
-        C = choose('C', Cs, [linear_accuracy(train_x[fit], train_y[fit], train_x[held], train_y[held], C) for C in Cs])
+        C = choose('probe: C', Cs, [linear_accuracy(train_x[fit], train_y[fit], train_x[held], train_y[held], C) for C in Cs])
         return linear_accuracy(train_x, train_y, test_x, test_y, C),C
     return _over_seeds(one, seeds)
 
@@ -259,7 +260,7 @@ def linear_eval(
     def one(seed):
         fit,held = draw_part(y, part, seed)
         held_f = _features('held-out train', encoder, x[held], stats)
-        lr = choose('lr', lrs, [_right(p, y[held]) for p in _preds(bank(x[fit], y[fit], lrs, seed=seed), held_f)])
+        lr = choose('linear: lr', lrs, [_right(p, y[held]) for p in _preds(bank(x[fit], y[fit], lrs, seed=seed), held_f)])
         return _at_last(*_preds(bank(x, y, (lr,), seed=seed), test_f), ty, lr, lrs)
     return _over_seeds(one, seeds)
 
@@ -307,7 +308,7 @@ def finetune_eval(
         rest,held = draw_part(y, part, seed)
         few = rest[draw_part(y[rest], fraction/(1-part), seed)[1]]
         models = {lr: fine_tuned(encoder, x[few], y[few], lr, int(y.max())+1, stats=stats, seed=seed, **kwargs) for lr in lrs}
-        lr = choose('lr', lrs, [_right(preds(m, x[held]), y[held]) for m in models.values()])
+        lr = choose(f'{fraction:.0%}: lr', lrs, [_right(preds(m, x[held]), y[held]) for m in models.values()])
         return _at_last(preds(models[lr], tx), ty, lr, lrs)
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
 
@@ -352,6 +353,17 @@ def _protocols(net, train, test, seeds, stats, views, linear, finetune):
         if finetune is False or not any(True for _ in net.parameters()): continue
         yield lambda o=o: {f'{k:.0%}': v for k,v in finetune_eval(net, train, test, seeds=(o,), **kw | (finetune or {})).items()}
 
+@contextmanager
+def _warned_of(name, said):
+    "Say of which network something is warned, and once, whatever the seeds"
+    with catch_warnings(record=True) as found:
+        simplefilter('always', UserWarning)
+        yield
+    new = {f'{name}, {o.message}': o.category for o in found}
+    for o,category in new.items():
+        if o not in said: warn(o, category)
+        said.add(o)
+
 def evaluate_encoder(
     encoder, # Trained; or a list of such, trained with other seeds
     train, # Labelled pictures: (x,y), or a loader, read anew for every pass; `in_memory` of one, where that fits, is faster
@@ -370,9 +382,10 @@ def evaluate_encoder(
     # Networks of one row differ in the seed of their training only: the seeds are dealt out among them
     jobs = [(k,job) for k,ns in rows.items() for i,net in enumerate(ns)
             for job in _protocols(net, train, test, seeds[i::len(ns)], None if k=='raw pixels' else stats, views, linear, finetune)]
-    found = {}
+    found,said = {},set()
     for k,job in progress_bar(jobs, leave=False) if progress else jobs:
-        for c,e in job().items(): found.setdefault(k, {}).setdefault(c, []).append(e)
+        with _warned_of(k, said): res = job()
+        for c,e in res.items(): found.setdefault(k, {}).setdefault(c, []).append(e)
     n_train,n_test = (len(o[1] if isinstance(o, tuple) else o.dataset) for o in (train,test))
     return as_results(f'Accuracy on {n_test} test pictures, from {n_train} with labels (in the last columns a part of them), mean ± std over {len(seeds)} seeds',
                       {k: {c: _pooled(es) for c,es in r.items()} for k,r in found.items()})

@@ -66,3 +66,11 @@ def test_one_line_and_an_exit_code_for_what_is_wrong(here, command, args, words)
     res = run(command, *args, '--workers', 0, cwd=here)
     assert res.returncode==1 and res.stderr.count('\n')==1 and res.stderr.startswith(f'{command}: ') and all(o in res.stderr for o in words), res.stderr
     assert not (here/'ill.npz').exists()
+
+def test_each_warning_is_one_line_that_names_its_network(here):
+    "Two epochs: the best rate is at an end of the sweep, for both seeds"
+    res = run('byol_evaluate', 'encoder.safetensors', 'pics', '--valid', 'valid', '--draws', 2, '--workers', 0, '--full', '--seeds', 2, '--epochs', 2, cwd=here)
+    assert res.returncode==0, res.stderr
+    lines = [o for o in res.stderr.splitlines() if 'torch.jit' not in o]
+    assert lines and all(o.startswith(('byol_evaluate: raw pixels, ','byol_evaluate: untrained encoder, ','byol_evaluate: encoder, ')) for o in lines), res.stderr
+    assert any(', linear: lr=' in o for o in lines) and len(set(lines))==len(lines)

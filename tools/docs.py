@@ -5,7 +5,7 @@ from html import unescape
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
-from shutil import ignore_patterns, copytree, rmtree
+from shutil import copy, ignore_patterns, copytree, rmtree
 from typing import Annotated
 
 from fastcore.nbio import mk_display, preferred_msg_out, read_nb
@@ -89,10 +89,20 @@ def site(dest:Path):
     pages = dest/'_proc'
     rmtree(pages, ignore_errors=True)
     copytree(root/'nbs', pages, ignore=ignore_patterns('*.ipynb', '.*'))
+    copy(root/'tools/iframe-worker.js', pages)
     fns = nbglob(root/'nbs', as_path=True).sorted(key=lambda o: o.name)
     for fn in fns: Page(fn, Filters(links=True), site_link).save(pages/page_name(fn), pages)
     build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=nav(fns), strict=True))
     for o in (dest/'_docs').glob('*.html'): o.write_text(re.sub(r'(?<=class="arithmatex">)\\([(\[])(.+?)\\[)\]]', formula, o.read_text(encoding='utf-8'), flags=re.S), encoding='utf-8')
+    if found := from_elsewhere(dest/'_docs'): raise ValueError('\n'.join(['these load something from elsewhere, and pages open without a network:', *found]))
+
+# What a browser fetches by itself: not the target of a link that a reader follows, nor the address a page says it has
+loads = re.compile(r"""<(?:script|img|iframe|embed|source|video|audio|object|link(?![^>]*\brel=["']?(?:canonical|prev|next|edit)\b))\b[^>]*?\b(?:src|srcset|href|data)=["']?((?:https?:)?//[^\s"'>]+)|(?:@import\s+|url\()["']?((?:https?:)?//[^\s"')]+)|class="(mermaid)\"""", re.I)
+
+def from_elsewhere(folder:Path):
+    "What the pages and styles of `folder` load from other hosts, a line each; the theme draws mermaid with a script from one"
+    texts = {o: re.sub(r'<(code|pre)\b.*?</\1>', '', o.read_text(encoding='utf-8'), flags=re.S) for o in sorted([*folder.rglob('*.html'), *folder.rglob('*.css')])}
+    return [f'{fn.relative_to(folder)}: {"".join(m)}' for fn,text in texts.items() for m in loads.findall(text)]
 
 def nav(fns):
     "The rooms in their order, and before them what tells a story"
