@@ -868,6 +868,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'self_supervised/protocols.py'),
                                            'self_supervised.protocols._sgd': ('protocols.html#_sgd', 'self_supervised/protocols.py'),
                                            'self_supervised.protocols._source': ('protocols.html#_source', 'self_supervised/protocols.py'),
+                                           'self_supervised.protocols._warned_of': ( 'protocols.html#_warned_of',
+                                                                                     'self_supervised/protocols.py'),
                                            'self_supervised.protocols.as_results': ( 'protocols.html#as_results',
                                                                                      'self_supervised/protocols.py'),
                                            'self_supervised.protocols.choose': ('protocols.html#choose', 'self_supervised/protocols.py'),
