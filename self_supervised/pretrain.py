@@ -8,7 +8,7 @@ __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'digit_dls', 'folder_dls', 'has_
            'check_settings', 'share', 'threads_for', 'pretrain', 'last_line', 'warned_in_lines', 'byol_pretrain']
 
 # %% ../nbs/50_pretrain.ipynb #c003
-import json, platform, sys, time, warnings
+import glob, json, platform, sys, time, warnings
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -110,8 +110,8 @@ def results(
 def _spreads(feats):
     "Without labels the only figures are those of collapse"
     some = {k: b[:1000] for k,(_,(b,_)) in feats.items()}
-    return dict(title='No labels (a tar, one folder, or few pictures in some): how spread out the features are. Collapsed: near 0, and rank 1',
-                rows={k: {'spread': spread(b).item(), 'effective rank': effective_rank(b).item(), 'of': min(b.shape)} for k,b in some.items()})
+    return dict(title='No labels (a tar, one folder, or few pictures in some): how spread out the features are, which the spread of projections in the training table is no measure for. Collapsed: rank 1',
+                rows={k: {'feature spread': spread(b).item(), 'effective rank': effective_rank(b).item(), 'of': min(b.shape)} for k,b in some.items()})
 
 # %% ../nbs/50_pretrain.ipynb #c012
 def free_folder(
@@ -123,6 +123,7 @@ def free_folder(
     taken = lambda p: (p/'settings.json').exists()
     free = next(p for i in range(1,10**6) if not taken(p := out if i==1 else out.with_name(f'{out.name}-{i}')))
     free.mkdir(parents=True, exist_ok=True)
+    if free!=out: print(f'{out} holds a run already: this one goes to {free}')
     return free
 
 def recorded(
@@ -136,6 +137,9 @@ def recorded(
     try: was = json.loads(file.read_text())['settings']
     except (ValueError, KeyError): raise ValueError(f"resume: {str(file)!r} is no whole record of a run; begin anew in another folder") from None
     was['views'] = {k: tuple(v) if isinstance(v, list) else v for k,v in was['views'].items()}
+    if (file.parent/'results.json').exists():
+        cut = [str(f.parent) for f in sorted(file.parent.parent.glob(f'{glob.escape(file.parent.name)}-*/settings.json')) if not (f.parent/'results.json').exists()]
+        if cut: raise ValueError(f"resume: the run in {str(out)!r} is finished, and {cut[-1]} is not: pass --out {cut[-1]} to go on with that")
     for k,v in (asked | views).items():
         has = (was | was['views']).get(k)
         if v is not None and v is not False and v!=has: raise ValueError(f"{k}={v}, and the run in {str(out)!r} has {k}={has}: leave {k} out, or give another folder")

@@ -153,3 +153,13 @@ def test_one_line_for_what_is_wrong(tmp_path, monkeypatch, kwargs, words):
     with pytest.raises(CliError) as e: byol_pretrain(**kwargs, workers=0)
     message = str(e.value)
     assert message.startswith('byol_pretrain: ') and '\n' not in message and all(w in message for w in words), message
+
+def test_a_second_run_says_where_it_goes_and_resume_does_not_take_the_wrong_one(tmp_path, capsys):
+    for name,done in (('byol', True), ('byol-2', False)):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'settings.json').write_text('{"settings": {"views": {}}}')
+        if done: (tmp_path/name/'results.json').touch()
+    assert pretrain.free_folder(tmp_path/'byol')==tmp_path/'byol-3'
+    assert capsys.readouterr().out==f"{tmp_path/'byol'} holds a run already: this one goes to {tmp_path/'byol-3'}\n"
+    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not: pass --out .*byol-2'): pretrain.recorded(tmp_path/'byol', {})
+    assert pretrain.recorded(tmp_path/'byol-2', {})=={'views': {}}
