@@ -796,6 +796,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/pretrain.py'),
                                           'self_supervised.pretrain._Pictures.__init__': ( 'pretrain.html#_pictures.__init__',
                                                                                            'self_supervised/pretrain.py'),
+                                          'self_supervised.pretrain._Pictures.__len__': ( 'pretrain.html#_pictures.__len__',
+                                                                                          'self_supervised/pretrain.py'),
                                           'self_supervised.pretrain._spreads': ('pretrain.html#_spreads', 'self_supervised/pretrain.py'),
                                           'self_supervised.pretrain.byol_pretrain': ( 'pretrain.html#byol_pretrain',
                                                                                       'self_supervised/pretrain.py'),

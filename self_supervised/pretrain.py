@@ -148,6 +148,7 @@ def recorded(
 class _Pictures:
     "The pictures of a data set, read when they are asked for: a map has room for few"
     def __init__(self, ds): self.ds = ds
+    def __len__(self): return len(self.ds)
     def __getitem__(self, i): return self.ds[i][0]
 
 def write_pictures(
