@@ -24,9 +24,9 @@ def write_photos(folder, n=512, side=160):
         f.parent.mkdir(exist_ok=True)
         Image.fromarray(im[top:top+side, left:left+side]).save(f, quality=90)
 
-# Each is a generator: to ask it for the next item is to let it take a step, reading and views included
+# Each calls `turn` before its first step and after each: it answers how long the step took, reading and views included, and waits for the next turn
 
-def lightly(folder, px, bs, fast):
+def lightly(folder, px, bs, fast, turn):
     "https://docs.lightly.ai/self-supervised-learning/examples/byol.html"
     import torch, torchvision
     from lightly.data import LightlyDataset
@@ -46,6 +46,7 @@ def lightly(folder, px, bs, fast):
     dataset = LightlyDataset(folder, transform=BYOLTransform(BYOLView1Transform(input_size=px), BYOLView2Transform(input_size=px)))
     dl = torch.utils.data.DataLoader(dataset, batch_size=bs, shuffle=True, drop_last=True)
     criterion,opt = NegativeCosineSimilarity(),torch.optim.SGD(model.parameters(), lr=.06)
+    turn()
     while True:
         for (x0,x1),*_ in dl:
             update_momentum(model.backbone, model.backbone_momentum, m=.99)
@@ -54,9 +55,9 @@ def lightly(folder, px, bs, fast):
             p1,z1 = model(x1),model.forward_momentum(x1)
             loss = .5*(criterion(p0, z1) + criterion(p1, z0))
             loss.backward(); opt.step(); opt.zero_grad()
-            yield
+            turn()
 
-def byol_pytorch(folder, px, bs, fast):
+def byol_pytorch(folder, px, bs, fast, turn):
     "https://github.com/lucidrains/byol-pytorch, README and the loader of its examples/lightning/train.py"
     import torch
     from byol_pytorch import BYOL
@@ -71,74 +72,71 @@ def byol_pytorch(folder, px, bs, fast):
     learner = BYOL(models.resnet18(), image_size=px, hidden_layer='avgpool')
     opt = torch.optim.Adam(learner.parameters(), lr=3e-4)
     dl = torch.utils.data.DataLoader(Images(), batch_size=bs, shuffle=True, drop_last=True)
+    turn()
     while True:
         for images in dl:
             loss = learner(images)
             opt.zero_grad(); loss.backward(); opt.step()
             learner.update_moving_average()
-            yield
+            turn()
 
-def in_fit(make):
-    "Steps of a fastai `Learner`: its `fit` runs in a thread, and waits after each batch until it is asked for the next"
-    import threading
+def fit(make, turn):
+    "Steps of a fastai `Learner`, in its own `fit`"
     from fastai.callback.core import Callback
-    go,done = threading.Semaphore(0),threading.Semaphore(0)
-    class Wait(Callback):
+    class Turn(Callback):
         order,run_valid = 1000,False
         def before_train(self):
-            if not self.epoch: done.release(); go.acquire()
-        def after_batch(self): done.release(); go.acquire()
-    learn = make(Wait())
-    def fit():
-        with learn.no_bar(), learn.no_logging(): learn.fit(10**6)
-    threading.Thread(target=fit, daemon=True).start()
-    done.acquire()
-    while True:
-        go.release(); done.acquire()
-        yield
+            if not self.epoch: turn()
+        def after_batch(self): turn()
+    learn = make(Turn())
+    with learn.no_bar(), learn.no_logging(): learn.fit(10**6)
 
-def older(folder, px, bs, fast):
+def older(folder, px, bs, fast, turn):
     "https://keremturgutlu.github.io/self_supervised/14%20-%20byol.html, with its timm encoder"
     from fastai.vision.all import DataLoaders, Datasets, IntToFloatTensor, Learner, PILImage, Resize, ToTensor, get_image_files, noop
     from self_supervised.layers import create_timm_encoder
     from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
-    def make(wait):
+    def make(turns):
         tds = Datasets(get_image_files(folder), [PILImage.create], splits=[range(512),[]])
         dls = tds.dataloaders(bs=bs, after_item=[Resize(px), ToTensor(), IntToFloatTensor()], device='cpu', num_workers=0)
         model = create_byol_model(create_timm_encoder('resnet18', pretrained=False), hidden_size=2048, projection_size=128)
         # `noop` until the callback brings its own loss: today's fastai wants one
-        return Learner(dls, model, loss_func=noop, cbs=[BYOL(aug_pipelines=get_byol_aug_pipelines(size=px, rotate=True, jitter=True, bw=True, blur=True)), wait])
-    yield from in_fit(make)
+        return Learner(dls, model, loss_func=noop, cbs=[BYOL(aug_pipelines=get_byol_aug_pipelines(size=px, rotate=True, jitter=True, bw=True, blur=True)), turns])
+    fit(make, turn)
 
-def ours(folder, px, bs, fast):
-    "README: pictures are read a quarter larger than the views; `fast` is `to_channelslast(amp_mode='bf16')`"
+def ours(folder, px, bs, fast, turn):
+    "README: pictures are read a quarter larger than the views; `fast` adds `to_channelslast`"
     from self_supervised.data import image_dls
     from self_supervised.layers import create_encoder
     from self_supervised.optimizer import LARS
     from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
     from fastai.callback.channelslast import ChannelsLast
-    def make(wait):
+    def make(turns):
         dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=0, device='cpu')
         model = create_byol_model(create_encoder('resnet18', pretrained=False, pool_type='avg'))
-        learn = byol_learner(dls, model, get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=wait)
-        return learn.to_channelslast(amp_mode='bf16') if fast else learn
-    yield from in_fit(make)
+        learn = byol_learner(dls, model, get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=turns)
+        return {None: lambda: learn, 'float32': lambda: learn.to_channelslast(use_amp=False), 'bfloat16': lambda: learn.to_channelslast(amp_mode='bf16')}[fast]()
+    fit(make, turn)
 
 systems = {'ours':ours, 'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older}
 packages = {'ours':'self-supervised', 'older':'self-supervised'}
 
+class Turn:
+    "Answer how long the last step took, wall and processor seconds, and wait for a line before the next"
+    def __init__(self, answers): self.answers,self.start = answers,None
+    def __call__(self):
+        if self.start: print(json.dumps((time.perf_counter()-self.start[0], time.process_time()-self.start[1])), file=self.answers, flush=True)
+        if not sys.stdin.readline(): sys.exit()
+        self.start = time.perf_counter(),time.process_time()
+
 def serve(system, folder, px, bs, fast):
-    "Take a step for each line that comes in, and answer how long it took"
+    "Train until nobody asks for another step"
     import torch
     warnings.simplefilter('ignore')
     answers,sys.stdout = sys.stdout,sys.stderr    # whatever a library prints is no answer
-    steps = systems[system](folder, px, bs, fast)
     names = [packages.get(system, system), 'torch', *(['fastai','kornia','timm'] if system in packages else [])]
     print(json.dumps({k: metadata.version(k) for k in names} | dict(python=platform.python_version(), threads=torch.get_num_threads())), file=answers, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter(),time.process_time()
-        next(steps)
-        print(json.dumps((time.perf_counter()-start[0], time.process_time()-start[1])), file=answers, flush=True)
+    systems[system](folder, px, bs, fast, Turn(answers))
 
 def race(runners, n, warmup):
     "`n` steps of each of `runners`, a process each, in turns: seconds, wall and processor"
@@ -162,7 +160,7 @@ def main():
     p.add_argument('--out', help='JSON file to write')
     p.add_argument('--serve', choices=systems, help=argparse.SUPPRESS)
     p.add_argument('--folder', help=argparse.SUPPRESS)
-    p.add_argument('--fast', action='store_true', help=argparse.SUPPRESS)
+    p.add_argument('--fast', choices=('float32','bfloat16'), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.serve: return serve(args.serve, args.folder, args.px[0], args.bs, args.fast)
     res = dict(command='python benchmarks/speed_files.py', load_before=[round(o, 2) for o in os.getloadavg()], cores=os.cpu_count(), bs=args.bs, n=args.n, versions={}, rows=[])
@@ -170,11 +168,12 @@ def main():
         write_photos(folder)
         for px in args.px:
             runners = {}
-            for k,name in [*((k, k) for k in systems), ('ours','ours, bfloat16 and channels-last')]:
+            for k,fast in [*((k, None) for k in systems), ('ours','float32'), ('ours','bfloat16')]:
+                name = f'{k}, channels-last, {fast}' if fast else k
                 python = getattr(args, k.replace('-', '_'))
                 if not python: continue
                 env = os.environ | ({'PYTHONPATH':args.older_path} if k=='older' and args.older_path else {})
-                command = [python, __file__, '--serve', k, '--folder', folder, '--px', str(px), '--bs', str(args.bs), *(['--fast'] if name!=k else [])]
+                command = [python, __file__, '--serve', k, '--folder', folder, '--px', str(px), '--bs', str(args.bs), *(['--fast', fast] if fast else [])]
                 runners[name] = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
                 res['versions'][k] = json.loads(runners[name].stdout.readline() or '{}')
             try: times = race(runners, args.n, args.warmup)
