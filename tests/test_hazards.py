@@ -374,9 +374,14 @@ def test_19_bfloat16_is_what_it_says_on_the_cpu_too(how):
 def test_19_an_interrupted_fit_leaves_no_autocast_behind():
     class Interrupt(Callback):
         def after_pred(self): raise KeyboardInterrupt
-    learn = make(cbs=[Interrupt()]).to_bf16()
+    def trained():
+        set_seed(0)
+        learn = make(m=.5).to_bf16(); learn.fit(2, .01)
+        return state(learn.model)
+    before,learn = trained(),make(cbs=[Interrupt()]).to_bf16()
     with pytest.raises(KeyboardInterrupt): learn.fit(1)
     assert not torch.is_autocast_enabled('cpu')
+    assert same(before, trained())      # fastai's context is still open: weights that it had cast would not be cast again
     x,_ = learn.dls.one_batch()
     assert learn.model.encoder(x).dtype==torch.float32
 

@@ -162,7 +162,7 @@ def test_predict_on_data_in_memory(dls, x):
 
 @pytest.mark.parametrize('kwargs,words', [
     (dict(stats='recorded'), 'stats: the encoder does not say'), (dict(stats='imagenet'), "stats='imagenet' is not known"),
-    (dict(stats=([.5]*3,[.2]*3)), 'stats: the mean has 3 entries'), (dict(n_out=None), 'n_out: the data does not say')])
+    (dict(stats=([.5]*3,[.2]*3)), 'stats: the mean has 3 entries'), (dict(n_out=None), 'n_out: the loaders have no labels that say')])
 def test_one_line_for_what_is_wrong(dls, kwargs, words):
     with pytest.raises(ValueError, match=words) as e: class_learner(dls, tiny(), **(dict(n_out=10, stats=STATS)|kwargs))
     assert '\n' not in str(e.value)

@@ -103,6 +103,7 @@ class BYOLModel(nn.Module):
         "Predictions of two or more views, or the features (bs,nf) of a single batch"
         if len(views)==1: return self.encoder(*views)
         with self.precision():
+            torch.clear_autocast_cache()   # an interrupted fit leaves fastai's context open, and in it casts of weights that have changed since
             zs = tuple(self.online(v) for v in views)
             if self.target is None: self.passed = views,tuple(z.detach() for z in zs)   # for `project`: no second pass
             return tuple(self.predictor(z) for z in zs)
