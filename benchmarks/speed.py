@@ -8,8 +8,7 @@ target forward, the loss, one step of the optimizer, one of the moving average. 
 with `BYOL`: loader, views, guard, health. Both train in one process, a batch each in turn, so that whatever else the machine does meets
 both; each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` begins with files).
 """
-import argparse, json, os, platform, resource, statistics, subprocess, sys, tempfile, time, warnings
-from contextlib import nullcontext
+import argparse, json, os, platform, resource, statistics, subprocess, sys, time, warnings
 from functools import partial
 
 import fastai, kornia, torch
@@ -17,7 +16,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from self_supervised import __version__
-from self_supervised.data import seed_everything, tensor_dls
+from self_supervised.data import tensor_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
 from self_supervised.optimizer import LARS, byol_splitter
@@ -30,7 +29,7 @@ steps = dict(cpu =[('resnet18', px, 64, o) for px in (64,128) for o in settings]
 growth = [('resnet18', px, bs, 'float32, channels-last') for px,bs in ((32,64),(64,32),(64,64),(64,128),(96,64))]
 
 def model_of(arch, device, channels_last):
-    "Network with the published heads; small pictures get the small stem"
+    "Network with the published heads"
     torch.manual_seed(0)
     model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg')).to(device)
     return model.to(memory_format=torch.channels_last) if channels_last else model
