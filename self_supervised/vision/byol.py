@@ -37,6 +37,7 @@ from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate import embed
 from ..guard import Guard
 from ..layers import ClipEncoder, PoolFlat, create_mlp_module, input_channels, input_dims, num_features, undisturbed
+from ..memory import keep_memory
 from ..monitor import Health
 from ..optimizer import check_recipe
 from ..plots import show_views
@@ -382,6 +383,7 @@ class BYOL(Callback):
         self.guard.run = not any(isinstance(cb, Guard) and cb is not self.guard for cb in self.learn.cbs)   # another was added: that one is meant
         check_model(self.byol_model), check_companions(self.learn), check_loader(self.dls), check_recipe(self.learn)
         self._keep_target_out()
+        self.kept = next(self.model.parameters()).device.type=='cpu' and keep_memory()
         self.train_only = len(self.dls.loaders)==1
         if self.train_only: self.dls.loaders.append([])     # fastai validates whatever there is
 
@@ -390,6 +392,7 @@ class BYOL(Callback):
         self._tidy()
         self.byol_model.precision = nullcontext
         self.model.zero_grad()
+        if self.kept: keep_memory(False)
     def _tidy(self):
         "Take away what was lent, also by a fit that was interrupted"
         if self.train_only: self.dls.loaders.pop()
