@@ -1,4 +1,4 @@
-"""What a step costs beside the work of its networks: step, views, moving average, memory, growth.
+"""What a step costs beside the work of its networks: step, views, moving average, memory, growth with batch, size, workers and processes.
 
     python benchmarks/speed.py --out benchmarks/speed.json
     python benchmarks/speed.py --device cuda --out benchmarks/speed-cuda.json
@@ -6,21 +6,26 @@
 The bare step is what no BYOL can do without, on views that lie ready: two passes of the online network forward and backward, two of the
 target forward, the loss, one step of the optimizer, one of the moving average. The other is `Learner.fit`, with everything that comes
 with `BYOL`: loader, views, guard, health. Both train in one process, a batch each in turn, so that whatever else the machine does meets
-both; each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` begins with files).
+both; each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` and the parts `kept` and `workers` begin with files).
 """
-import argparse, json, os, platform, resource, statistics, subprocess, sys, time, warnings
+import argparse, json, os, platform, resource, statistics, subprocess, sys, tempfile, time, warnings
+from contextlib import nullcontext
 from functools import partial
 
 import fastai, kornia, torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
+from fastai.torch_core import num_distrib, rank_distrib
 from self_supervised import __version__
-from self_supervised.data import tensor_dls
+from self_supervised.data import image_dls, tensor_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
 from self_supervised.optimizer import LARS, byol_splitter
+from self_supervised.distributed import join_ranks
+from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+from speed_files import write_photos
 
 # name: channels-last?, bfloat16?
 settings = {'float32': (False,False), 'float32, channels-last': (True,False), 'bfloat16, channels-last': (True,True)}
@@ -28,16 +33,16 @@ steps = dict(cpu =[('resnet18', px, 64, o) for px in (64,128) for o in settings]
              cuda=[('resnet50', 224, 256, 'bfloat16, channels-last'), *(('resnet18', 32, bs, 'bfloat16, channels-last') for bs in (256,512))])
 growth = [('resnet18', px, bs, 'float32, channels-last') for px,bs in ((32,64),(64,32),(64,64),(64,128),(96,64))]
 
-def model_of(arch, device, channels_last):
-    "Network with the published heads"
+def model_of(arch, px, device, channels_last):
+    "Network with the published heads; for pictures of 32 pixels with the stem that keeps their resolution"
     torch.manual_seed(0)
-    model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg')).to(device)
+    model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg', small_stem=px<=32)).to(device)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 def bare_step(arch, px, bs, setting, device):
     "A function that takes a step on views that lie ready"
     channels_last,bf16 = settings[setting]
-    model = model_of(arch, device, channels_last)
+    model = model_of(arch, px, device, channels_last)
     if bf16: model.precision = partial(torch.autocast, device, torch.bfloat16)
     opt = LARS(list(byol_splitter(model)), lr=.1)
     views = [torch.randn(bs, 3, px, px, device=device) for _ in range(2)]
@@ -53,7 +58,7 @@ def learner(arch, px, bs, setting, device, n=512, cbs=()):
     x = torch.randint(256, (max(n, 2*bs), 3, px*5//4, px*5//4), dtype=torch.uint8)
     dls = tensor_dls(x, bs=bs, seed=0, device=device)
     cbs = [*cbs, *([ChannelsLast()] if channels_last else []), *([MixedPrecision('bf16')] if bf16 else [])]
-    return byol_learner(dls, model_of(arch, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=cbs)
+    return byol_learner(dls, model_of(arch, px, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=cbs)
 
 def now(device):
     "Wall and processor time, seconds; work handed to a GPU is waited for"
@@ -113,7 +118,7 @@ def views_row(px, bs, device, n):
 
 def average_row(arch, device, n):
     "The moving average beside a plain copy of as many bytes"
-    model = model_of(arch, device, False)
+    model = model_of(arch, 224, device, False)
     flat = torch.cat([p.detach().flatten() for p in model.online.parameters()])
     into = torch.empty_like(flat)
     ms = in_turns(dict(average=lambda: ema_update(model.target, model.online, .99), copy=lambda: into.copy_(flat)), n, device)
@@ -135,6 +140,41 @@ def memory_row(px, bs, setting, device):
     bare,fit = child('bare'),child('fit')
     return dict(px=px, bs=bs, setting=setting, bare_mb=bare['mb'], fit_mb=fit['mb'], ratio=round(fit['mb']/bare['mb'], 3), ratio_without_imports=round(fit['own']/bare['own'], 3))
 
+class Clock(Callback):
+    "Look at the clock after each batch, and stop after `n`"
+    order,run_valid = 1000,False
+    def __init__(self, n): self.n,self.times = n,[]
+    def after_batch(self):
+        self.times.append(now(self.learn.dls.device.type)[0].item())
+        if len(self.times)==self.n: raise CancelFitException
+
+def rate(folder, px, bs, workers, kept, device, warmup=3):
+    "Pictures a second from JPEG files to the step, of all processes that train together: the mean over an epoch without its first steps"
+    if not kept: byol.keep_memory = lambda on=True: False
+    join_ranks()
+    bs //= num_distrib() or 1
+    dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=workers, device=device)
+    clock = Clock(len(dls.train)//(num_distrib() or 1))
+    learn = byol_learner(dls, model_of('resnet18', px, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=[clock, ChannelsLast()])
+    with learn.distrib_ctx() if num_distrib()>1 else nullcontext(): fit_quietly(learn)
+    steps = clock.times[warmup:]
+    if not rank_distrib(): print(json.dumps((num_distrib() or 1)*bs*(len(steps)-1)/(steps[-1]-steps[0])))
+
+def rate_rows(cases, bs, device, n, repeats=3):
+    "`rate` of each of `cases` (px, workers, processes, kept): each a run of its own, all in turns; the batch is shared out"
+    rates = {k:[] for k in cases}
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(folder, bs*(n+4))
+        for _ in range(repeats):
+            for px,workers,processes,kept in cases:
+                launch = ['-m','torch.distributed.run','--standalone',f'--nproc_per_node={processes}'] if processes>1 else []
+                env = os.environ | ({'OMP_NUM_THREADS':str(max(1, os.cpu_count()//processes))} if processes>1 else {})
+                out = subprocess.run([sys.executable, *launch, __file__, '--rate', folder, *map(str, (px, bs, workers, int(kept))), '--device', device],
+                                     check=True, capture_output=True, text=True, env=env)
+                rates[px,workers,processes,kept].append(json.loads(out.stdout.splitlines()[-1]))
+    for k,rs in rates.items():
+        yield dict(zip(('px','workers','processes','kept'), k)) | dict(bs=bs, pictures_a_second=round(statistics.median(rs), 1), runs=[round(r, 1) for r in rs])
+
 def machine(device):
     "What the figures depend on"
     def cpu():
@@ -148,11 +188,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--device', default='cpu', choices=('cpu','cuda'))
     p.add_argument('--n', type=int, default=20, help='steps to time, of each')
-    p.add_argument('--only', nargs='*', default=['step','views','average','memory','growth'])
+    p.add_argument('--only', nargs='*', default=['step','views','average','memory','growth','kept','workers'])
     p.add_argument('--out', help='JSON file to write; parts that are not run stay as they are')
     p.add_argument('--child', nargs=4, help=argparse.SUPPRESS)
+    p.add_argument('--rate', nargs=5, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child: return peak(args.child[0], *map(int, args.child[1:3]), args.child[3], args.device)
+    if args.rate: return rate(args.rate[0], *map(int, args.rate[1:]), args.device)
     d,res = args.device,{}
     if args.out and os.path.exists(args.out):
         with open(args.out) as f: res = json.load(f)
@@ -170,6 +212,8 @@ def main():
     note('views',   (views_row(px, bs, d, args.n) for px in ((32,64,128) if d=='cpu' else (32,224))))
     note('memory',  (memory_row(px, bs, o, d) for px in ((64,128) if d=='cpu' else (32,224)) for o in ('float32','bfloat16, channels-last')))
     note('step',    (step_row(*o, d, args.n) for o in steps[d]))
+    note('kept',    rate_rows([(px,0,1,o) for px in (64,128) for o in (True,False)] if d=='cpu' else [], bs, d, args.n//2))
+    note('workers', rate_rows([*((64,o,1,True) for o in (0,1,2,4)), *([(64,0,2,True)] if d=='cpu' else [])], bs, d, args.n))
     note('growth',  (step_row(*o, d, max(10, args.n//2)) for o in growth))
 
 if __name__ == '__main__': main()

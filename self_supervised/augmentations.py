@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['warn_once', 'plain', 'PerImage', 'check_p', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'ColorJitter',
-           'NormalizeViews', 'BicubicCrop', 'sides', 'blur_kernel', 'get_batch_augs', 'get_multi_aug_pipelines',
-           'one_a_view', 'RandomFrames']
+           'NormalizeViews', 'bicubic_weights', 'resize_boxes', 'BicubicCrop', 'sides', 'blur_kernel', 'get_batch_augs',
+           'get_multi_aug_pipelines', 'one_a_view', 'RandomFrames']
 
 # %% ../nbs/01_augmentations.ipynb #c003
 import math
@@ -183,6 +183,30 @@ class NormalizeViews(Transform):
 def _digits(t): return [round(o, 3) for o in t.tolist()]
 
 # %% ../nbs/01_augmentations.ipynb #c020
+def bicubic_weights(
+    start:Tensor, # First pixel of each cut (bs,)
+    length:Tensor, # Pixels of each cut (bs,), 1 or more
+    n_in:int, # Pixels of the whole
+    n_out:int, # Pixels to make of each cut
+)->Tensor: # (bs,n_out,n_in): a row for each pixel to make, with at most four weights, which sum to 1
+    "Weights of cubic convolution with a=-3/4 (Keys 1981, the equation of its section III), as in torch and TensorFlow; beyond its ends a cut goes on with its last pixel"
+    at = (torch.arange(n_out, device=start.device)+.5)*(length/n_out)[:,None]-.5
+    first,t = at.floor().long()-1,at-at.floor()
+    near,far = (lambda d: (1.25*d-2.25)*d*d+1),(lambda d: ((-.75*d+3.75)*d-6)*d+3)   # for distances below 1, and from 1 to 2
+    w = torch.stack([far(1+t), near(t), near(1-t), far(2-t)], -1)
+    taps = (first[...,None]+torch.arange(4, device=start.device)).clamp(min=0).minimum((length.long()-1)[:,None,None])+start.long()[:,None,None]
+    return w.new_zeros(len(start), n_out, n_in).scatter_add_(2, taps.flatten(1).view(len(start), n_out, 4), w)
+
+def resize_boxes(
+    x:Tensor, # Images (bs,c,h,w)
+    boxes:Tensor, # Corners of each image's box (bs,4,2): (x,y) of its first and last pixels, clockwise from the upper left, as kornia draws them
+    size:tuple, # (h,w) to resize to
+)->Tensor: # (bs,c,*size)
+    "Cut a box out of each image and resize it bicubically: one matrix product a direction for the whole batch, and no loop over images"
+    (x0,y0),(x1,y1) = boxes[:,0].unbind(1),boxes[:,2].unbind(1)
+    down,across = (bicubic_weights(*o).to(x.dtype) for o in ((y0, y1-y0+1, x.shape[2], size[0]), (x0, x1-x0+1, x.shape[3], size[1])))
+    return down[:,None] @ torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
+
 class BicubicCrop(K.RandomResizedCrop):
     "Cut a random part of each image and resize it to `size` bicubically, clipped to [0,1]"
     def __init__(self,
@@ -192,7 +216,10 @@ class BicubicCrop(K.RandomResizedCrop):
         same_on_batch:bool=False, # One crop for all images of a batch?
     ):
         super().__init__(sides(size), scale=scale, ratio=ratio, resample='bicubic', align_corners=False, same_on_batch=same_on_batch, p=1.)
-    def forward(self, *args, **kwargs): return super().forward(*args, **kwargs).clamp(0,1)
+
+    # kornia draws; its own resizing takes the images one by one
+    def apply_transform(self, input, params, flags, transform=None):
+        return resize_boxes(input, params['src'].to(input.device, non_blocking=True), flags['size']).clamp_(0,1)
 
 def sides(
     size:int|tuple, # Side of a square, or (h,w), pixels
