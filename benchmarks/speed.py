@@ -213,7 +213,7 @@ def main():
     note('memory',  (memory_row(px, bs, o, d) for px in ((64,128) if d=='cpu' else (32,224)) for o in ('float32','bfloat16, channels-last')))
     note('step',    (step_row(*o, d, args.n) for o in steps[d]))
     note('kept',    rate_rows([(px,0,1,o) for px in (64,128) for o in (True,False)] if d=='cpu' else [], bs, d, args.n//2))
-    note('workers', rate_rows([*((64,o,1,True) for o in (0,1,2,4)), *([(64,0,2,True)] if d=='cpu' else [])], bs, d, args.n))
+    note('workers', rate_rows([*((64,o,1,True) for o in (0,1,2,4)), *([(64,0,2,True)] if d=='cpu' else [])], bs, d, args.n//2))
     note('growth',  (step_row(*o, d, max(10, args.n//2)) for o in growth))
 
 if __name__ == '__main__': main()

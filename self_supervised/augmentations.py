@@ -46,10 +46,11 @@ class PerImage(Transform):
         same_on_batch:bool=False, # Choose all images of a batch or none?
         colour:bool=False, # Does `op` need red, green and blue? It is left out for other numbers of channels
         pixelwise:bool=False, # Does `op` look at each pixel's colour, and not at its place? `colour` implies it. The frames of a clip are then rows, else channels
+        inplace:bool=False, # Write into the batch that is given? For one that nobody else needs: the rest of it is then not copied
     ):
         check_p(p, _name(op))
         super().__init__()
-        self.op,self.p,self.same_on_batch,self.colour,self.pixelwise = op,p,same_on_batch,colour,pixelwise or colour
+        self.op,self.p,self.same_on_batch,self.colour,self.pixelwise,self.inplace = op,p,same_on_batch,colour,pixelwise or colour,inplace
 
     @property
     def name(self): return f'{_name(self.op)}(p={self.p:g})'
@@ -70,7 +71,7 @@ class PerImage(Transform):
         if self.colour and x.shape[1]!=3: return _left_out(x, _name(self.op))
         if self.p==1: return self.op(x)
         idx = self.choose(len(x)).to(x.device, non_blocking=True)
-        return x.index_copy(0, idx, self.op(x[idx])) if len(idx) else x
+        return (x.index_copy_ if self.inplace else x.index_copy)(0, idx, self.op(x[idx])) if len(idx) else x
 
     def choose(self,
         bs:int, # Number of images
@@ -264,7 +265,7 @@ def get_batch_augs(
     _check_pairs(resize_scale=resize_scale, resize_ratio=resize_ratio, blur_s=_twice(blur_s)), _check_stats(stats)
     if not _is_number(rotate_deg) or not 0<=rotate_deg<=180: raise ValueError(f"rotate_deg={rotate_deg!r} must be in [0,180]: pass the largest angle in degrees")
     if blur and blur_p and min(sides(size))<2: raise ValueError(f"size={size} leaves nothing to blur: pass 2 pixels or more, or blur=False")
-    def op(o, p, **kw): return [PerImage(o, p, same_on_batch, **kw)] if p else []
+    def op(o, p, **kw): return [PerImage(o, p, same_on_batch, inplace=True, **kw)] if p else []   # into what the crop has made
     tfms = [] if frames is None else [RandomFrames(*(frames if is_listy(frames) and 1<=len(frames)<=2 else [frames]), same_on_batch=same_on_batch)]
     tfms += [PerImage(BicubicCrop(size, resize_scale, resize_ratio, same_on_batch))]
     tfms += op(K.RandomHorizontalFlip(p=1.), flip_p)
