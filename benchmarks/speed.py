@@ -6,7 +6,7 @@
 The bare step is what no BYOL can do without, on views that lie ready: two passes of the online network forward and backward, two of the
 target forward, the loss, one step of the optimizer, one of the moving average. The other is `Learner.fit`, with everything that comes
 with `BYOL`: loader, views, guard, health. Both train in one process, a batch each in turn, so that whatever else the machine does meets
-both; each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` and the parts `kept` and `workers` begin with files).
+both (freed memory that is kept as well, on a CPU); each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` and the parts `kept` and `workers` begin with files).
 """
 import argparse, json, os, platform, resource, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import nullcontext
@@ -22,7 +22,6 @@ from self_supervised.data import image_dls, tensor_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
 from self_supervised.optimizer import LARS, byol_splitter
-from self_supervised.distributed import join_ranks
 from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 from speed_files import write_photos
@@ -31,7 +30,7 @@ from speed_files import write_photos
 settings = {'float32': (False,False), 'float32, channels-last': (True,False), 'bfloat16, channels-last': (True,True)}
 steps = dict(cpu =[('resnet18', px, 64, o) for px in (64,128) for o in settings],
              cuda=[('resnet50', 224, 256, 'bfloat16, channels-last'), *(('resnet18', 32, bs, 'bfloat16, channels-last') for bs in (256,512))])
-growth = [('resnet18', px, bs, 'float32, channels-last') for px,bs in ((32,64),(64,32),(64,64),(64,128),(96,64))]
+growth = [('resnet18', px, bs, 'float32, channels-last') for px,bs in ((48,64),(64,32),(64,64),(64,128),(96,64))]
 
 def model_of(arch, px, device, channels_last):
     "Network with the published heads; for pictures of 32 pixels with the stem that keeps their resolution"
@@ -94,13 +93,14 @@ def step_row(arch, px, bs, setting, device, n, warmup=3):
                 ratio=round(median(mine[:,0])/median(bare[:,0]), 3), cpu_ratio=round(median(mine[:,1])/median(bare[:,1]), 3),
                 bare_pictures_a_second=round(bs/median(bare[:,0]), 1), fit_pictures_a_second=round(bs/median(mine[:,0]), 1))
 
-def in_turns(fs, n, device, warmup=2):
-    "Median milliseconds of each of `fs`, taken in turns"
+def in_turns(fs, n, device, warmup=2, make=None):
+    "Median milliseconds of each of `fs`, taken in turns; what `make` answers is their argument, and making it is not timed"
     times = {k:[] for k in fs}
     for i in range(n+warmup):
         for k,f in fs.items():
+            given = [make(k)] if make else []
             start = now(device)
-            f()
+            f(*given)
             times[k].append((now(device)-start)[0])
     return {k: round(1000*median(ts[warmup:]), 2) for k,ts in times.items()}
 
@@ -109,11 +109,12 @@ def views_row(px, bs, device, n):
     x = torch.rand(bs, 3, px*5//4, px*5//4, device=device)
     rows = {}
     for i,pipe in enumerate(get_byol_aug_pipelines(px)):
-        fs,y = {},x
+        given,y = {'all': x},x
         for f in pipe.fs:
-            fs[f.name] = partial(f, y, split_idx=0)
-            y = f(y, split_idx=0)
-        rows[f'view {i+1}'] = in_turns({'all': partial(pipe, x), **fs}, n, device)
+            given[f.name] = y
+            y = f(y.clone(), split_idx=0)
+        fs = {'all': pipe, **{f.name: partial(f, split_idx=0) for f in pipe.fs}}
+        rows[f'view {i+1}'] = in_turns(fs, n, device, make=lambda k: given[k].clone())   # some write into their batch
     return dict(px=px, bs=bs, ms=rows)
 
 def average_row(arch, device, n):
@@ -148,13 +149,14 @@ class Clock(Callback):
         self.times.append(now(self.learn.dls.device.type)[0].item())
         if len(self.times)==self.n: raise CancelFitException
 
-def rate(folder, px, bs, workers, kept, device, warmup=3):
-    "Pictures a second from JPEG files to the step, of all processes that train together: the mean over an epoch without its first steps"
+def rate(folder, px, bs, workers, kept, n, device, warmup=3):
+    "Pictures a second from JPEG files to the step, of all processes that train together: the mean over `n` steps in the middle of an epoch, when readers have as much ahead of them at the end as at the start"
+    from self_supervised.distributed import join_ranks   # needs accelerate
     if not kept: byol.keep_memory = lambda on=True: False
     join_ranks()
     bs //= num_distrib() or 1
     dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=workers, device=device)
-    clock = Clock(len(dls.train)//(num_distrib() or 1))
+    clock = Clock(n+warmup+1)
     learn = byol_learner(dls, model_of('resnet18', px, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=[clock, ChannelsLast()])
     with learn.distrib_ctx() if num_distrib()>1 else nullcontext(): fit_quietly(learn)
     steps = clock.times[warmup:]
@@ -164,12 +166,12 @@ def rate_rows(cases, bs, device, n, repeats=3):
     "`rate` of each of `cases` (px, workers, processes, kept): each a run of its own, all in turns; the batch is shared out"
     rates = {k:[] for k in cases}
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(folder, bs*(n+4))
+        write_photos(folder, bs*(n+20))   # readers go on after the last step that is timed
         for _ in range(repeats):
             for px,workers,processes,kept in cases:
                 launch = ['-m','torch.distributed.run','--standalone',f'--nproc_per_node={processes}'] if processes>1 else []
                 env = os.environ | ({'OMP_NUM_THREADS':str(max(1, os.cpu_count()//processes))} if processes>1 else {})
-                out = subprocess.run([sys.executable, *launch, __file__, '--rate', folder, *map(str, (px, bs, workers, int(kept))), '--device', device],
+                out = subprocess.run([sys.executable, *launch, __file__, '--rate', folder, *map(str, (px, bs, workers, int(kept), n)), '--device', device],
                                      check=True, capture_output=True, text=True, env=env)
                 rates[px,workers,processes,kept].append(json.loads(out.stdout.splitlines()[-1]))
     for k,rs in rates.items():
@@ -191,7 +193,7 @@ def main():
     p.add_argument('--only', nargs='*', default=['step','views','average','memory','growth','kept','workers'])
     p.add_argument('--out', help='JSON file to write; parts that are not run stay as they are')
     p.add_argument('--child', nargs=4, help=argparse.SUPPRESS)
-    p.add_argument('--rate', nargs=5, help=argparse.SUPPRESS)
+    p.add_argument('--rate', nargs=6, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child: return peak(args.child[0], *map(int, args.child[1:3]), args.child[3], args.device)
     if args.rate: return rate(args.rate[0], *map(int, args.rate[1:]), args.device)

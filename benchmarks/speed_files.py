@@ -105,7 +105,7 @@ def older(folder, px, bs, fast, turn):
     fit(make, turn)
 
 def ours(folder, px, bs, fast, turn):
-    "README: pictures are read a quarter larger than the views; `fast` adds `to_channelslast`"
+    "README: pictures are read a quarter larger than the views; `fast` adds `to_channelslast`, or that and heads as narrow as lightly's"
     from self_supervised.data import image_dls
     from self_supervised.layers import create_encoder
     from self_supervised.optimizer import LARS
@@ -113,11 +113,13 @@ def ours(folder, px, bs, fast, turn):
     from fastai.callback.channelslast import ChannelsLast
     def make(turns):
         dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=0, device='cpu')
-        model = create_byol_model(create_encoder('resnet18', pretrained=False, pool_type='avg'))
+        model = create_byol_model(create_encoder('resnet18', pretrained=False, pool_type='avg'), hidden_size=1024 if fast=='narrow' else 4096)
         learn = byol_learner(dls, model, get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=turns)
-        return {None: lambda: learn, 'float32': lambda: learn.to_channelslast(use_amp=False), 'bfloat16': lambda: learn.to_channelslast(amp_mode='bf16')}[fast]()
+        if fast: learn.to_channelslast(use_amp=fast=='bfloat16', amp_mode='bf16')
+        return learn
     fit(make, turn)
 
+FAST = dict(float32='float32', narrow='float32, heads of 1024', bfloat16='bfloat16')
 systems = {'ours':ours, 'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older}
 packages = {'ours':'self-supervised', 'older':'self-supervised'}
 
@@ -157,19 +159,21 @@ def main():
     p.add_argument('--warmup', type=int, default=3)
     p.add_argument('--bs', type=int, default=64)
     p.add_argument('--px', type=int, nargs='*', default=[64,128])
-    p.add_argument('--out', help='JSON file to write')
+    p.add_argument('--out', help='JSON file to write; rows of other --px stay as they are')
     p.add_argument('--serve', choices=systems, help=argparse.SUPPRESS)
     p.add_argument('--folder', help=argparse.SUPPRESS)
-    p.add_argument('--fast', choices=('float32','bfloat16'), help=argparse.SUPPRESS)
+    p.add_argument('--fast', choices=FAST, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.serve: return serve(args.serve, args.folder, args.px[0], args.bs, args.fast)
     res = dict(command='python benchmarks/speed_files.py', load_before=[round(o, 2) for o in os.getloadavg()], cores=os.cpu_count(), bs=args.bs, n=args.n, versions={}, rows=[])
+    if args.out and os.path.exists(args.out):
+        with open(args.out) as f: res['rows'] = [r for r in json.load(f)['rows'] if r['px'] not in args.px]
     with tempfile.TemporaryDirectory() as folder:
         write_photos(folder)
         for px in args.px:
             runners = {}
-            for k,fast in [*((k, None) for k in systems), ('ours','float32'), ('ours','bfloat16')]:
-                name = f'{k}, channels-last, {fast}' if fast else k
+            for k,fast in [*((k, None) for k in systems), *(('ours',o) for o in FAST)]:
+                name = f'{k}, channels-last, {FAST[fast]}' if fast else k
                 python = getattr(args, k.replace('-', '_'))
                 if not python: continue
                 env = os.environ | ({'PYTHONPATH':args.older_path} if k=='older' and args.older_path else {})
@@ -183,6 +187,7 @@ def main():
                 wall,cpu = (statistics.median(o) for o in zip(*ts))
                 res['rows'].append(dict(px=px, system=k, ms=round(1000*wall, 1), cpu_ms=round(1000*cpu, 1), pictures_a_second=round(args.bs/wall, 1)))
                 print(res['rows'][-1], flush=True)
+    res['rows'].sort(key=lambda r: r['px'])
     if args.out:
         with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
 

@@ -524,6 +524,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'self_supervised.layers.undisturbed': ('layers.html#undisturbed', 'self_supervised/layers.py')},
             'self_supervised.memory': { 'self_supervised.memory.chosen_outside': ( 'memory.html#chosen_outside',
                                                                                    'self_supervised/memory.py'),
+                                        'self_supervised.memory.has_glibc': ('memory.html#has_glibc', 'self_supervised/memory.py'),
                                         'self_supervised.memory.keep_memory': ('memory.html#keep_memory', 'self_supervised/memory.py')},
             'self_supervised.monitor': { 'self_supervised.monitor.Figures': ('monitor.html#figures', 'self_supervised/monitor.py'),
                                          'self_supervised.monitor.Figures.after_fit': ( 'monitor.html#figures.after_fit',

@@ -190,23 +190,27 @@ def bicubic_weights(
     n_in:int, # Pixels of the whole
     n_out:int, # Pixels to make of each cut
 )->Tensor: # (bs,n_out,n_in): a row for each pixel to make, with at most four weights, which sum to 1
-    "Weights of cubic convolution with a=-3/4 (Keys 1981, the equation of its section III), as in torch and TensorFlow; beyond its ends a cut goes on with its last pixel"
+    "Weights of cubic convolution, a=-3/4 as in torch (Keys 1981, section III); beyond its ends a cut goes on with its last pixel"
     at = (torch.arange(n_out, device=start.device)+.5)*(length/n_out)[:,None]-.5
     first,t = at.floor().long()-1,at-at.floor()
     near,far = (lambda d: (1.25*d-2.25)*d*d+1),(lambda d: ((-.75*d+3.75)*d-6)*d+3)   # for distances below 1, and from 1 to 2
-    w = torch.stack([far(1+t), near(t), near(1-t), far(2-t)], -1)
-    taps = (first[...,None]+torch.arange(4, device=start.device)).clamp(min=0).minimum((length.long()-1)[:,None,None])+start.long()[:,None,None]
-    return w.new_zeros(len(start), n_out, n_in).scatter_add_(2, taps.flatten(1).view(len(start), n_out, 4), w)
+    res = t.new_zeros(len(start), n_out, n_in)
+    # One of the four at a time: at the ends several meet in one pixel, and a GPU adds those in any order
+    for i,w in enumerate((far(1+t), near(t), near(1-t), far(2-t))):
+        tap = ((first+i).clamp(min=0).minimum(length.long()[:,None]-1)+start.long()[:,None])[...,None]
+        res.scatter_(2, tap, res.gather(2, tap)+w[...,None])
+    return res
 
 def resize_boxes(
-    x:Tensor, # Images (bs,c,h,w)
+    x:Tensor, # Images (bs,c,h,w), finite: a nan anywhere in an image is one everywhere in its view
     boxes:Tensor, # Corners of each image's box (bs,4,2): (x,y) of its first and last pixels, clockwise from the upper left, as kornia draws them
     size:tuple, # (h,w) to resize to
 )->Tensor: # (bs,c,*size)
     "Cut a box out of each image and resize it bicubically: one matrix product a direction for the whole batch, and no loop over images"
     (x0,y0),(x1,y1) = boxes[:,0].unbind(1),boxes[:,2].unbind(1)
     down,across = (bicubic_weights(*o).to(x.dtype) for o in ((y0, y1-y0+1, x.shape[2], size[0]), (x0, x1-x0+1, x.shape[3], size[1])))
-    return down[:,None] @ torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
+    with torch.autocast(x.device.type, enabled=False):   # where the user has one open a product would be in half precision
+        return down[:,None] @ torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
 
 class BicubicCrop(K.RandomResizedCrop):
     "Cut a random part of each image and resize it to `size` bicubically, clipped to [0,1]"

@@ -1,5 +1,5 @@
-"""A fit on a CPU keeps the memory that its steps free, and returns it when it ends, however it ends."""
-import json, os, platform, subprocess, sys
+"""A fit on a CPU keeps the memory that its steps free, and returns it when it ends; that of an interrupted fit is returned when the next begins."""
+import json, os, subprocess, sys
 
 import pytest, torch
 from fastai.callback.core import Callback, CancelFitException
@@ -45,7 +45,14 @@ def test_an_interrupted_fit_returns_it_with_the_next(calls):
     assert calls==[True]
     learn.remove_cb(Stop)
     fit(learn)
-    assert calls[-1] is False
+    assert calls==[True, False, True, False]
+
+def test_a_fit_that_ends_before_it_began_is_no_error(calls):
+    class First(Callback):
+        order = -100
+        def before_fit(self): raise CancelFitException
+    fit(learner(First()))
+    assert calls==[]
 
 def test_nothing_is_touched_where_it_cannot_be(monkeypatch):
     "Another C library, or thresholds that somebody chose: nothing is returned either, since nothing was kept"
@@ -54,23 +61,31 @@ def test_nothing_is_touched_where_it_cannot_be(monkeypatch):
     fit(learner())
     assert asked==[True]
 
-@pytest.mark.skipif(platform.libc_ver()[0]!='glibc' or memory.chosen_outside(), reason="not glibc's allocator as it comes")
-def test_steps_of_a_fit_ask_the_system_for_nothing():
-    "The whole way in a process of its own: page faults (4 kB each) from the fourth step on; without it there are some thousands a step"
-    program = '''
-import json, resource, torch
+PROGRAM = '''
+import json, resource, sys, torch
 from fastai.callback.core import Callback
 from self_supervised.data import tensor_dls
 from self_supervised.layers import create_encoder
-from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+from self_supervised.vision import byol
+if sys.argv[1]=='off': byol.keep_memory = lambda on=True: False
 class Faults(Callback):
     order,seen = 1000,[]
     def after_batch(self): self.seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 dls = tensor_dls(torch.zeros(192, 3, 64, 64), bs=32, seed=0, device='cpu')
-learn = byol_learner(dls, create_byol_model(create_encoder('resnet18', pretrained=False)), get_byol_aug_pipelines(64), cbs=Faults())
+learn = byol.byol_learner(dls, byol.create_byol_model(create_encoder('resnet18', pretrained=False)), byol.get_byol_aug_pipelines(64), cbs=Faults())
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 print(json.dumps(Faults.seen))
 '''
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True, check=True, env=os.environ | {'OMP_NUM_THREADS':'1'})
+
+def faults_a_step(how):
+    "Page faults (4 kB each) a step, from the fourth on, of a fit in a process of its own"
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', PROGRAM, how], capture_output=True, text=True, check=True, env=os.environ | {'OMP_NUM_THREADS':'1'})
     seen = json.loads(out.stdout.splitlines()[-1])
-    assert len(seen)==6 and (seen[-1]-seen[2])/3 < 1500, seen
+    assert len(seen)==6
+    return (seen[-1]-seen[2])/3
+
+@pytest.mark.skipif(not memory.has_glibc() or memory.chosen_outside(), reason="not glibc's allocator as it comes")
+def test_steps_of_a_fit_ask_the_system_for_little():
+    off = faults_a_step('off')
+    if off<6000: pytest.skip(f'{off:.0f} page faults a step as it comes: nothing to save on this machine')
+    assert faults_a_step('on')<off/3

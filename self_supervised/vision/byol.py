@@ -349,7 +349,7 @@ class BYOL(Callback):
         self.augs = check_pipelines(aug_pipelines)
         self.given,self.sched = m,m if callable(m) else cosine_momentum(.996 if m is None else m)
         self.seed,self.pictures,self.labels,self.stepped,self.looked,self.set_aside,self.train_only,self.begun = seed,None,(),False,False,None,False,None
-        self.guard,self.trial,self.momenta = Guard(),None,[]
+        self.guard,self.trial,self.momenta,self.kept = Guard(),None,[],False
         if print_augs: print(*self.augs, sep='\n')
 
     # fastai announces a callback's coming and going by setting its `learn`, and in no other way: loss and guard come and go with it
@@ -392,14 +392,14 @@ class BYOL(Callback):
         self._tidy()
         self.byol_model.precision = nullcontext
         self.model.zero_grad()
-        if self.kept: keep_memory(False)
     def _tidy(self):
         "Take away what was lent, also by a fit that was interrupted"
         if self.train_only: self.dls.loaders.pop()
         self.train_only = False
         self.after_validate()
         if self.trial: self._put_trial_back(*self.trial)
-        self.trial = None
+        if self.kept: keep_memory(False)
+        self.trial,self.kept = None,False
 
     # `lr_find` puts weights and optimizer back; do the same for random numbers and for what is on record
     def _set_trial_aside(self):
