@@ -21,6 +21,7 @@ from self_supervised import __version__
 from self_supervised.data import image_dls, tensor_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
+from self_supervised.memory import keep_memory
 from self_supervised.optimizer import LARS, byol_splitter
 from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
@@ -105,7 +106,8 @@ def in_turns(fs, n, device, warmup=2, make=None):
     return {k: round(1000*median(ts[warmup:]), 2) for k,ts in times.items()}
 
 def views_row(px, bs, device, n):
-    "Each operation of the two pipelines on a batch that the ones before it made"
+    "Each operation of the two pipelines on a batch that the ones before it made; with freed memory kept, as in a fit"
+    keep_memory()
     x = torch.rand(bs, 3, px*5//4, px*5//4, device=device)
     rows = {}
     for i,pipe in enumerate(get_byol_aug_pipelines(px)):
@@ -144,9 +146,9 @@ def memory_row(px, bs, setting, device):
 class Clock(Callback):
     "Look at the clock after each batch, and stop after `n`"
     order,run_valid = 1000,False
-    def __init__(self, n): self.n,self.times = n,[]
+    def __init__(self, n, device): self.n,self.device,self.times = n,device,[]
     def after_batch(self):
-        self.times.append(now(self.learn.dls.device.type)[0].item())
+        self.times.append(now(self.device)[0].item())
         if len(self.times)==self.n: raise CancelFitException
 
 def rate(folder, px, bs, workers, kept, n, device, warmup=3):
@@ -156,7 +158,7 @@ def rate(folder, px, bs, workers, kept, n, device, warmup=3):
     join_ranks()
     bs //= num_distrib() or 1
     dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=workers, device=device)
-    clock = Clock(n+warmup+1)
+    clock = Clock(n+warmup+1, device)
     learn = byol_learner(dls, model_of('resnet18', px, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=[clock, ChannelsLast()])
     with learn.distrib_ctx() if num_distrib()>1 else nullcontext(): fit_quietly(learn)
     steps = clock.times[warmup:]
@@ -200,7 +202,7 @@ def main():
     d,res = args.device,{}
     if args.out and os.path.exists(args.out):
         with open(args.out) as f: res = json.load(f)
-    res |= dict(machine=machine(d), command='python benchmarks/speed.py ' + ' '.join(sys.argv[1:]))
+    res |= dict(machine=machine(d), command='python benchmarks/speed.py' + (f' --out {args.out}' if args.out else ''))
     def note(part, rows):
         if part not in args.only: return
         res[part] = []
