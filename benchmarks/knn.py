@@ -7,11 +7,11 @@ figure is a median. `cpu` is the processor time of the process, which does not c
 Peak memory is what a fresh process takes on top of the features while it predicts. `agree` counts, of `of` random queries, those
 to which the formula written out in NumPy, in double precision and with a stable sort, gives the same label as `knn_predict`.
 """
-import argparse, json, os, platform, statistics, subprocess, sys, time
+import argparse, json, os, statistics, subprocess, sys, time
 
 import numpy as np, torch, torch.nn.functional as F
-from self_supervised import __version__
 from self_supervised.evaluate import knn_predict
+from machine import machine
 
 def data(n, m, nf):
     "Features in 100 clusters, with their labels"
@@ -69,10 +69,6 @@ def measure(n, m, nf, k, repeats, checked):
                 cpu_ratios=[round(a[1]/b[1], 3) for a,b in zip(times['knn'], times['product'])],
                 peak_mb=round(peak(n, m, nf, k), 1), all_similarities_mb=round(4*n*m/2**20, 1))
 
-def cpu():
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--train', type=int, default=50_000)
@@ -81,8 +77,7 @@ def main():
     p.add_argument('--checked', type=int, default=300, help='queries held against brute force')
     p.add_argument('--out', help='JSON file to write')
     args = p.parse_args()
-    res = dict(machine=dict(device=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), load_before=[round(o, 2) for o in os.getloadavg()],
-                            system=platform.system(), python=platform.python_version(), torch=torch.__version__, self_supervised=__version__),
+    res = dict(machine=machine(),
                command='python benchmarks/knn.py ' + ' '.join(sys.argv[1:]), rows=[])
     print('| neighbours | queries | features | k | product, s | kNN, s | ratio | ratio, processor time | peak, MB | all similarities, MB | agree with brute force |', '|'+'---|'*11, sep='\n', flush=True)
     for k in (20, 200):

@@ -8,18 +8,18 @@ wait for a processor that others hold: the training between two events, each cal
 that of a whole epoch: two labelled sets of 5,000 pictures are offered, and it takes what its defaults take. Loading and decoding are not in it:
 the pictures are in memory. The validation part, which would make the epoch longer, neither.
 """
-import argparse, json, os, platform, statistics, sys, time
+import argparse, json, os, statistics, sys, time
 from functools import wraps
 
 import torch, torch.nn.functional as F
 from fastcore.basics import noop
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from self_supervised import __version__
 from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.layers import create_encoder
 from self_supervised.monitor import Probe
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
+from machine import machine
 
 N,BS = 5000,64
 networks = dict(resnet18=dict(px=64, steps=6, hidden_size=4096, projection_size=256), tiny_resnet=dict(px=32, steps=12, hidden_size=512, projection_size=64),
@@ -78,10 +78,6 @@ def measure(arch, px, steps, epochs, **heads):
                 probe_s=round(med('probe'), 3), probe_percent=round(100*med('probe')/epoch, 2), probes_percent=[round(100*o/epoch, 2) for o in lists['probe'][2:]],
                 health_step_ms=round(1e3*a, 3), health_epoch_ms=round(1e3*b, 1), health_percent=round(100*(a*(N//BS)+b)/epoch, 2))
 
-def cpu():
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--epochs', type=int, default=4, help='3 or more; the first is not counted')
@@ -89,8 +85,7 @@ def main():
     p.add_argument('--out', help='JSON file to write')
     args = p.parse_args()
     torch.set_num_threads(1)
-    res = dict(machine=dict(device=cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), load_before=[round(o, 2) for o in os.getloadavg()],
-                            system=platform.system(), python=platform.python_version(), torch=torch.__version__, self_supervised=__version__),
+    res = dict(machine=machine(),
                command=' '.join(['python benchmarks/probe_cost.py', *sys.argv[1:]]), rows=[])
     print('| network | px | step, ms | epoch, s | probe, s | of the epoch, % | health, ms a step | health, ms an epoch besides | of the epoch, % |', '|'+'---|'*9, sep='\n', flush=True)
     for name in args.networks:

@@ -6,14 +6,14 @@ Both take their steps in turns, in one process, on the same encoder and the same
 whatever else the machine does meets both. Each figure is a median. `cpu` is the processor time of the process, which does
 not count the wait for a processor that others hold.
 """
-import argparse, json, os, platform, statistics, sys, time
+import argparse, json, os, statistics, sys, time
 
 import torch
-from self_supervised import __version__
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
 from self_supervised.optimizer import LARS, byol_splitter, opt_funcs
 from self_supervised.vision.byol import create_byol_model, create_simsiam_model
+from machine import machine
 
 encoders = dict(
     resnet18    = dict(arch='resnet18',    n_in=3, size=64, bs=64),
@@ -68,15 +68,6 @@ def measure(name, heads, byol_heads, simsiam_heads, opt, device, n, warmup):
     return dict(encoder=name, px=e['size'], bs=e['bs'], heads=heads, n=n, **{f'{k}_{c}_ms': round(1000*v, 2) for (k,c),v in med.items()},
                 ratio=round(med['simsiam','wall']/med['byol','wall'], 3), cpu_ratio=round(med['simsiam','cpu']/med['byol','cpu'], 3),
                 ratios=[round(s[0]/b[0], 3) for s,b in zip(times['simsiam'], times['byol'])])
-
-def machine(device):
-    "What the figures depend on"
-    def cpu():
-        try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-        except (OSError, StopIteration): return platform.processor()
-    return dict(device=torch.cuda.get_device_name() if device == 'cuda' else cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                load_before=[round(o, 2) for o in os.getloadavg()], system=platform.system(), python=platform.python_version(),
-                torch=torch.__version__, self_supervised=__version__)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])

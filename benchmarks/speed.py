@@ -8,7 +8,7 @@ target forward, the loss, one step of the optimizer, one of the moving average. 
 with `BYOL`: loader, views, guard, health. Both train in one process, a batch each in turn, so that whatever else the machine does meets
 both (freed memory that is kept as well, on a CPU); each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` and the parts `kept` and `workers` begin with files).
 """
-import argparse, json, os, platform, resource, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import nullcontext
 from functools import partial
 
@@ -17,7 +17,6 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import num_distrib, rank_distrib
-from self_supervised import __version__
 from self_supervised.data import image_dls, tensor_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
@@ -25,6 +24,7 @@ from self_supervised.memory import keep_memory
 from self_supervised.optimizer import LARS, byol_splitter
 from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+from machine import machine
 from speed_files import write_photos
 
 # name: channels-last?, bfloat16?
@@ -179,15 +179,6 @@ def rate_rows(cases, bs, device, n, repeats=3):
     for k,rs in rates.items():
         yield dict(zip(('px','workers','processes','kept'), k)) | dict(bs=bs, pictures_a_second=round(statistics.median(rs), 1), runs=[round(r, 1) for r in rs])
 
-def machine(device):
-    "What the figures depend on"
-    def cpu():
-        try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-        except (OSError, StopIteration): return platform.processor()
-    return dict(device=torch.cuda.get_device_name() if device=='cuda' else cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                load_before=[round(o, 2) for o in os.getloadavg()], system=platform.system(), python=platform.python_version(),
-                torch=torch.__version__, fastai=fastai.__version__, kornia=kornia.__version__, self_supervised=__version__)
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--device', default='cpu', choices=('cpu','cuda'))
@@ -202,7 +193,7 @@ def main():
     d,res = args.device,{}
     if args.out and os.path.exists(args.out):
         with open(args.out) as f: res = json.load(f)
-    res |= dict(machine=machine(d), command='python benchmarks/speed.py' + (f' --out {args.out}' if args.out else ''))
+    res |= dict(machine=machine(d, fastai=fastai.__version__, kornia=kornia.__version__), command='python benchmarks/speed.py' + (f' --out {args.out}' if args.out else ''))
     def note(part, rows):
         if part not in args.only: return
         res[part] = []

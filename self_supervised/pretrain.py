@@ -345,7 +345,7 @@ def byol_pretrain(
     no_flip:store_true=False, # Never mirror: for text, digits, and whatever has a left and a right
     pretrained:store_true=False, # Start from published weights
     unlabelled:store_true=False, # Do not take folder names for labels
-    bf16:store_true=False, # Compute in bfloat16: where the processor has it, in half the time or less
+    bf16:store_true=False, # Compute in bfloat16: where the processor has it, in some .6 of the time
     resume:store_true=False, # Go on with the run in `out`, with the settings it has: after a crash, or Ctrl-C
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
