@@ -49,6 +49,7 @@ class Guard(Callback):
     def _forget(self): self.skipped,self.held_out,self.row,self.seen,self.kept = [],0,dict(batch=0, step=0),0,[]
 
     def before_fit(self):
+        self._let_go()   # after a fit that was interrupted
         self._forget()
         self.trial = any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
 
@@ -73,10 +74,20 @@ class Guard(Callback):
     def before_step(self):
         "Look at the gradients, unless the loss scaler will: before it has, they may well be too large"
         if _scaler(self.learn): return
+        if taker := _norm_taker(self.opt): taker.judge = self._judge; return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if not grads or not any_rank(~get_total_norm(grads).isfinite()): return
+        if grads: self._judge([get_total_norm(grads)])
+
+    def _judge(self,
+        norms:list, # Of gradients
+    ):
+        if not any_rank(~torch.stack([o.to(norms[0].device) for o in norms]).isfinite().all()): return
         self._put_back()
         self._skip('gradients')
+
+    def _let_go(self):
+        "Judge the steps of this fit only"
+        if taker := _norm_taker(self.opt): taker.judge = None
 
     def after_cancel_step(self):
         amp = _scaler(self.learn)
@@ -84,6 +95,7 @@ class Guard(Callback):
 
     # This follows a cancelled step too, and a row of bad ones ends with one that was taken
     def after_step(self):
+        self._let_go()
         if not self.skipped or self.skipped[-1][:2]!=(self.epoch,self.iter): self.row['step'] = 0
 
     def after_batch(self): self.kept = []
@@ -135,6 +147,11 @@ def _which(xs):
 
 def _few(os, n=5): return ', '.join(map(str, os[:n])) + (', …' if len(os)>n else '')
 def _places(os): return _few([f"epoch {e} batch {b}" for e,b in os])
+
+def _norm_taker(opt):
+    "`TorchLARS`, in whatever it is wrapped: an optimizer that takes the norms of all gradients before it changes anything, and shows them to its `judge`"
+    while opt is not None and not hasattr(opt, 'judge'): opt = getattr(opt, 'opt', None)
+    return opt
 
 def _scaler(learn):
     "fastai's MixedPrecision, if it scales the loss"

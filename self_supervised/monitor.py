@@ -216,6 +216,7 @@ class Health(Figures):
         if self.size is None and self.iter>=self.n_iter//2: self.was = [p.detach().clone() for p in self.online]
     def after_step(self):
         if self.was is not None: self.size,self.was = distance(self.online, self.was),None
+    def after_cancel_step(self): self.was = None   # the next one that is taken is measured
 
     def after_train(self):
         "Once an epoch: the figures, and what they mean"

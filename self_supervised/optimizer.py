@@ -56,35 +56,35 @@ class TorchLARS(torch.optim.Optimizer):
         exclude_adapt:Callable|None=bias_or_norm, # Parameter → leave it out of adaptation? None adapts all
     ):
         _check_hypers(lr, momentum, weight_decay, eta)
-        self.exclude_wd,self.exclude_adapt,self.marks,self.scratch = exclude_wd,exclude_adapt,{},{}
+        self.exclude_wd,self.exclude_adapt,self.marks,self.scratch,self.judge = exclude_wd,exclude_adapt,{},{},None
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta))
 
     @torch.no_grad()
     def step(self, closure:Callable|None=None):
         "Take one step; parameters without a gradient stay where they are, gradients stay as they are"
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups: self._step_group(**group)
+        parts = [self._adapted(**group) for group in self.param_groups]
+        norms = [norm for *_,norms in parts for norm in norms]
+        if self.judge and norms: self.judge(norms)
+        for group,(ps,gs,_) in zip(self.param_groups, parts): self._move(ps, gs, **group)
         return loss
 
-    def _step_group(self, params, lr, momentum, weight_decay, eta, **_):
-        ps = [p for p in params if p.grad is not None]
-        gs,vs = self.adapted(ps, weight_decay, eta),[self._momentum(p) for p in ps]
+    def _move(self, ps, gs, lr, momentum, **_):
+        vs = [self._momentum(p) for p in ps]
         # torch's fused kernel walks through memory without a look at strides (2.15: silently wrong where they differ)
         fused = all(p.stride()==g.stride()==v.stride() and p.device.type in ('cpu','cuda') for p,g,v in zip(ps, gs, vs))
         if ps: sgd(ps, gs, vs, weight_decay=0., momentum=momentum, lr=lr, dampening=0., nesterov=False, maximize=False, fused=fused or None)
 
-    def adapted(self,
-        ps:list, # Parameters with a gradient
-        wd:float, # Weight decay
-        eta:float, # Trust coefficient
-    )->list: # Decayed and adapted gradients
-        "What momentum gathers. Written to tensors of our own: `p.grad` stays what backward left"
-        gs = [torch.add(p.grad, p, alpha=wd, out=self._scratch(p)) if wd and self._decays(p) else p.grad for p in ps]
+    def _adapted(self, params, weight_decay, eta, **_):
+        "Parameters with a gradient; what momentum gathers of each, in tensors of our own: `p.grad` stays what backward left; norms of decayed gradients"
+        ps = [p for p in params if p.grad is not None]
+        gs = [torch.add(p.grad, p, alpha=weight_decay, out=self._scratch(p)) if weight_decay and self._decays(p) else p.grad for p in ps]
         idxs = [i for i,p in enumerate(ps) if not (self.exclude_adapt and self.exclude_adapt(p))]
-        if not idxs: return gs
-        p_norm,g_norm = (torch.stack([torch.linalg.vector_norm(ts[i]) for i in idxs]) for ts in (ps,gs))
+        norms = {i: torch.linalg.vector_norm(gs[i]) for i in (range(len(ps)) if self.judge else idxs)}
+        if not idxs: return ps,gs,list(norms.values())
+        p_norm,g_norm = torch.stack([torch.linalg.vector_norm(ps[i]) for i in idxs]),torch.stack([norms[i] for i in idxs])
         for i,ratio in zip(idxs, trust_ratio(p_norm, g_norm, eta).unbind()): gs[i] = torch.mul(gs[i], ratio, out=self._scratch(ps[i]))
-        return gs
+        return ps,gs,list(norms.values())
 
     def _decays(self, p): return self.marks.get(p, {}).get('do_wd', True) and not (self.exclude_wd and self.exclude_wd(p))
 
@@ -97,7 +97,7 @@ class TorchLARS(torch.optim.Optimizer):
         if p not in self.scratch or self.scratch[p].device!=p.device: self.scratch[p] = torch.empty_like(p)
         return self.scratch[p]
 
-    def __getstate__(self): return {**super().__getstate__(), **{k: getattr(self,k) for k in ('exclude_wd','exclude_adapt','marks')}, 'scratch': {}}
+    def __getstate__(self): return {**super().__getstate__(), **{k: getattr(self,k) for k in ('exclude_wd','exclude_adapt','marks')}, 'scratch': {}, 'judge': None}
 
 def _check_hypers(lr, mom, wd, eta):
     for name,v,ok,what in [('lr',lr,lr>=0,'0 or more'), ('mom',mom,0<=mom<1,'in [0,1)'), ('wd',wd,wd>=0,'0 or more'), ('eta',eta,eta>0,'above 0')]:

@@ -19,7 +19,7 @@ from self_supervised.data import digits, seed_everything, tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
 from self_supervised.guard import Guard, any_rank
 from self_supervised.layers import create_encoder, create_mlp_encoder, num_features
-from self_supervised.optimizer import LARS
+from self_supervised.optimizer import LARS, byol_splitter, recipes
 from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
 GREY = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None)
@@ -127,17 +127,41 @@ def batches_dls(batches):
 def quiet(f, *args, **kwargs):
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); return f(*args, **kwargs)
 
+@pytest.mark.parametrize('opt_func', [Adam, LARS, partial(LARS, exclude_adapt=None, wd=.1), recipes[-1].opt_func])
 @pytest.mark.parametrize('value', [NAN, INF, -INF])
 @pytest.mark.parametrize('how', ['inputs', 'loss', 'gradients'])
-def test_06_a_bad_batch_leaves_no_trace(how, value, capsys):
-    "Online network, target, and batchnorm's statistics of both are what they were, and the others train"
-    learn = make(cbs=[Bad([0,4], how, value), watch := Watch()], m=.9)
+def test_06_a_bad_batch_leaves_no_trace(how, value, opt_func, capsys):
+    "Online network, target, and batchnorm's statistics of both are what they were, and the others train; LARS is asked for the norms it takes"
+    learn = make(cbs=[Bad([0,4], how, value), watch := Watch()], m=.9, opt_func=opt_func, lr=.1)
     quiet(learn.fit, 2)                                            # 3 batches an epoch
     assert watch.changed == [False,True,True,True,False,True]
     assert learn.guard.skipped == [(0,0,how),(1,1,how)]
     assert f'Guard skipped 2 of 6 batches: {how} 2 (epoch 0 batch 0, epoch 1 batch 1)' in capsys.readouterr().out
     assert torch.stack(learn.recorder.losses).isfinite().all() and np.isfinite(learn.recorder.values).all()
     assert len(learn.recorder.losses) == len(learn.byol.momenta) == (6 if how=='gradients' else 4)   # it has a loss and only the step is left out
+
+@pytest.mark.parametrize('where', ['a bias', 'a scale', 'the predictor'])
+def test_06_lars_shows_the_norms_of_all_gradients(where):
+    "Also of what it leaves as it is, and of every group; and a guard that is gone judges no longer"
+    def ps(model): return [p for p in model.online.parameters() if p.ndim==1] if where!='the predictor' else list(model.predictor.parameters())
+    class Spoil(Callback):
+        def after_backward(self):
+            if self.train_iter==1: ps(self.model)[0 if where!='a scale' else 1].grad[-1] = NAN
+    learn = make(cbs=[Spoil(), watch := Watch()], opt_func=LARS, splitter=byol_splitter, lr=.1)
+    quiet(learn.fit, 1)
+    assert watch.changed == [True,False,True] and learn.guard.skipped == [(0,1,'gradients')]
+    momenta = [v for s in learn.opt.opt.state.values() for v in s.values()]
+    assert momenta and all(v.isfinite().all() for v in momenta)
+    assert learn.opt.opt.judge is None
+    learn.remove_cb(learn.guard)
+    ps(learn.model)[0].grad = torch.full_like(ps(learn.model)[0], NAN); learn.opt.step()
+    assert not ps(learn.model)[0].isfinite().all()
+
+def test_06_a_step_left_out_is_not_measured():
+    "Health measures one step in the middle of an epoch: the next one that was taken"
+    learn = make(cbs=[Bad([1], 'gradients')], opt_func=LARS, lr=.1)
+    quiet(learn.fit, 1)
+    assert learn.health.rows[-1]['update'] > 0
 
 def test_06_views_that_are_not_finite():
     "A pipeline that divides by 0: batchnorm has seen them already, and forgets"
