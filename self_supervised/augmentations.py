@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['warn_once', 'plain', 'PerImage', 'check_p', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'ColorJitter',
-           'NormalizeViews', 'bicubic_weights', 'resize_boxes', 'BicubicCrop', 'sides', 'blur_kernel', 'get_batch_augs',
-           'get_multi_aug_pipelines', 'one_a_view', 'RandomFrames']
+           'NormalizeViews', 'bicubic_taps', 'weigh_rows', 'resize_boxes', 'BicubicCrop', 'sides', 'blur_kernel',
+           'get_batch_augs', 'get_multi_aug_pipelines', 'one_a_view', 'RandomFrames']
 
 # %% ../nbs/01_augmentations.ipynb #c003
 import math
@@ -15,7 +15,9 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+import torch.nn.functional as F
 import kornia.augmentation as K
+from kornia.augmentation.random_generator import ResizedCropGenerator
 from kornia.enhance import adjust_brightness
 from fastcore.meta import delegates
 from fastcore.xtras import is_listy
@@ -182,35 +184,42 @@ class NormalizeViews(Transform):
 def _digits(t): return [round(o, 3) for o in t.tolist()]
 
 # %% ../nbs/01_augmentations.ipynb #c020
-def bicubic_weights(
+def bicubic_taps(
     start:Tensor, # First pixel of each cut (bs,)
     length:Tensor, # Pixels of each cut (bs,), 1 or more
-    n_in:int, # Pixels of the whole
     n_out:int, # Pixels to make of each cut
-)->Tensor: # (bs,n_out,n_in): a row for each pixel to make, with at most four weights, which sum to 1
-    "Weights of cubic convolution, a=-3/4 as in torch (Keys 1981, section III); beyond its ends a cut goes on with its last pixel"
+)->tuple: # For each pixel to make the four it is made of, and their weights, which sum to 1: both (bs,n_out,4)
+    "Taps of cubic convolution, a=-3/4 as in torch (Keys 1981, section III); beyond its ends a cut goes on with its last pixel"
     at = (torch.arange(n_out, device=start.device)+.5)*(length/n_out)[:,None]-.5
     first,t = at.floor().long()-1,at-at.floor()
     near,far = (lambda d: (1.25*d-2.25)*d*d+1),(lambda d: ((-.75*d+3.75)*d-6)*d+3)   # for distances below 1, and from 1 to 2
-    res = t.new_zeros(len(start), n_out, n_in)
-    # One of the four at a time: at the ends several meet in one pixel, and a GPU adds those in any order
-    for i,w in enumerate((far(1+t), near(t), near(1-t), far(2-t))):
-        tap = ((first+i).clamp(min=0).minimum(length.long()[:,None]-1)+start.long()[:,None])[...,None]
-        res.scatter_(2, tap, res.gather(2, tap)+w[...,None])
-    return res
+    start,last = start.long()[:,None,None],length.long()[:,None,None]-1
+    taps = start + (first[...,None]+torch.arange(4, device=first.device)).clamp(min=0).minimum(last)
+    return taps,torch.stack((far(1+t), near(t), near(1-t), far(2-t)), -1)
+
+def weigh_rows(
+    x:Tensor, # (bs,n,h,w): `n` matrices of each image
+    taps:Tensor, # Rows to add up (bs,k,4): the same in all matrices of an image
+    weights:Tensor, # (bs,k,4)
+)->Tensor: # (bs,n,k,w)
+    "Weighted sums of rows: a product with a matrix that has four numbers a row"
+    bs,n,h,w = x.shape
+    rows = taps[:,None] + h*torch.arange(bs*n, device=x.device).view(bs,n,1,1)   # of all matrices, one below the other
+    weights = weights.to(x.dtype)[:,None].expand(rows.shape)
+    return F.embedding_bag(rows.flatten(0,2), x.reshape(-1,w), per_sample_weights=weights.flatten(0,2), mode='sum').view(bs,n,-1,w)
 
 def resize_boxes(
-    x:Tensor, # Images (bs,c,h,w), finite: a nan anywhere in an image is one everywhere in its view
+    x:Tensor, # Images (bs,c,h,w)
     boxes:Tensor, # Corners of each image's box (bs,4,2): (x,y) of its first and last pixels, clockwise from the upper left, as kornia draws them
     size:tuple, # (h,w) to resize to
 )->Tensor: # (bs,c,*size)
-    "Cut a box out of each image and resize it bicubically: one matrix product a direction for the whole batch, and no loop over images"
+    "Cut a box out of each image and resize it bicubically, without a loop over the images"
     (x0,y0),(x1,y1) = boxes[:,0].unbind(1),boxes[:,2].unbind(1)
-    down,across = (bicubic_weights(*o).to(x.dtype) for o in ((y0, y1-y0+1, x.shape[2], size[0]), (x0, x1-x0+1, x.shape[3], size[1])))
-    with torch.autocast(x.device.type, enabled=False):   # where the user has one open a product would be in half precision
-        return down[:,None] @ torch.bmm(x.flatten(1, 2), across.mT).unflatten(1, x.shape[1:3])
+    rows = weigh_rows(x, *bicubic_taps(y0, y1-y0+1, size[0]))
+    cols = weigh_rows(rows.flatten(1,2).mT[:,None], *bicubic_taps(x0, x1-x0+1, size[1]))   # (bs,1,w,c*h): columns are rows of the transposed
+    return cols[:,0].mT.reshape(len(x), -1, *size)
 
-class BicubicCrop(K.RandomResizedCrop):
+class BicubicCrop:
     "Cut a random part of each image and resize it to `size` bicubically, clipped to [0,1]"
     def __init__(self,
         size:int|tuple, # Side of the square view, or its (h,w), pixels
@@ -218,11 +227,12 @@ class BicubicCrop(K.RandomResizedCrop):
         ratio:tuple=(3/4,4/3), # Width over height, drawn on a logarithmic scale
         same_on_batch:bool=False, # One crop for all images of a batch?
     ):
-        super().__init__(sides(size), scale=scale, ratio=ratio, resample='bicubic', align_corners=False, same_on_batch=same_on_batch, p=1.)
+        # kornia draws; its own resizing takes the images one by one
+        self.size,self.draw,self.same_on_batch = sides(size),ResizedCropGenerator(sides(size), scale, ratio),same_on_batch
 
-    # kornia draws; its own resizing takes the images one by one
-    def apply_transform(self, input, params, flags, transform=None):
-        return resize_boxes(input, params['src'].to(input.device, non_blocking=True), flags['size']).clamp_(0,1)
+    def __call__(self, x):
+        boxes = self.draw(x.shape, self.same_on_batch)['src']
+        return resize_boxes(x, boxes.to(x.device, non_blocking=True), self.size).clamp_(0,1)
 
 def sides(
     size:int|tuple, # Side of a square, or (h,w), pixels
