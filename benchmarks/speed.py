@@ -6,7 +6,7 @@
 The bare step is what no BYOL can do without, on views that lie ready: two passes of the online network forward and backward, two of the
 target forward, the loss, one step of the optimizer, one of the moving average. The other is `Learner.fit`, with everything that comes
 with `BYOL`: loader, views, guard, health. Both train in one process, a batch each in turn, so that whatever else the machine does meets
-both (freed memory that is kept as well, on a CPU); each figure is a median. Pictures lie in memory, a quarter larger than the views (`speed_files.py` and the parts `kept` and `workers` begin with files).
+both (freed memory that is kept as well, on a CPU); each figure is a median, of steps and of three rounds (`ratios`). Pictures lie in memory, a quarter larger than the views (`speed_files.py` and the parts `kept` and `workers` begin with files).
 """
 import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import nullcontext

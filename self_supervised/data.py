@@ -87,7 +87,7 @@ class TensorData:
     def __len__(self): return len(self.idxs)
     def __getitem__(self, i):
         i = self.idxs[i].to(self.x.device)
-        x = self.x.index_select(0, i) if i.dim() else self.x[i]   # of uint8 `x[i]` takes twelve times as long
+        x = self.x.index_select(0, i) if i.dim()==1 else self.x[i]   # 64 pictures of 80 px, uint8, on a CPU: 43 µs; `x[i]` 555
         if x.dtype==torch.uint8: x = x.float().div_(255)
         return (x,) if self.y is None else (x, self.y[i])
 

@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import LRFinder
+from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor
 from fastai.torch_core import rank_distrib
 
@@ -72,14 +73,16 @@ class Guard(Callback):
     def after_backward(self): self.row['batch'] = 0
 
     def before_step(self):
-        "Look at the gradients, unless the loss scaler will: before it has, they may well be too large"
+        "Look at the gradients, or ask LARS to show their norms; unless the loss scaler looks: before it has, they may well be too large"
         if _scaler(self.learn): return
-        if taker := _norm_taker(self.opt): taker.judge = self._judge; return
+        # Clipped, an infinite norm makes gradients of 0 of finite ones: look before
+        taker = None if any(isinstance(cb, GradientClip) for cb in self.learn.cbs) else _norm_taker(self.opt)
+        if taker: taker.judge = self._judge; return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if grads: self._judge([get_total_norm(grads)])
 
     def _judge(self,
-        norms:list, # Of gradients
+        norms:list, # Of gradients, decayed or not
     ):
         if not any_rank(~torch.stack([o.to(norms[0].device) for o in norms]).isfinite().all()): return
         self._put_back()
@@ -95,12 +98,12 @@ class Guard(Callback):
 
     # This follows a cancelled step too, and a row of bad ones ends with one that was taken
     def after_step(self):
-        self._let_go()
         if not self.skipped or self.skipped[-1][:2]!=(self.epoch,self.iter): self.row['step'] = 0
 
     def after_batch(self): self.kept = []
 
     def after_fit(self):
+        self._let_go()   # where somebody cancelled the last step before it began
         if self.report() and not rank_distrib(): print(self.report())
 
     def report(self):
@@ -149,7 +152,7 @@ def _few(os, n=5): return ', '.join(map(str, os[:n])) + (', …' if len(os)>n el
 def _places(os): return _few([f"epoch {e} batch {b}" for e,b in os])
 
 def _norm_taker(opt):
-    "`TorchLARS`, in whatever it is wrapped: an optimizer that takes the norms of all gradients before it changes anything, and shows them to its `judge`"
+    "`TorchLARS`, in whatever it is wrapped: an optimizer that takes norms of gradients before it changes anything, and shows them to its `judge`"
     while opt is not None and not hasattr(opt, 'judge'): opt = getattr(opt, 'opt', None)
     return opt
 

@@ -64,19 +64,21 @@ class TorchLARS(torch.optim.Optimizer):
         "Take one step; parameters without a gradient stay where they are, gradients stay as they are"
         loss = None if closure is None else torch.enable_grad()(closure)()
         parts = [self._adapted(**group) for group in self.param_groups]
-        norms = [norm for *_,norms in parts for norm in norms]
-        if self.judge and norms: self.judge(norms)
+        judge,self.judge = self.judge,None   # asked for this step, whatever becomes of it
+        found = [norm for *_,norms in parts for norm in norms]
+        if judge and found: judge(found)
         for group,(ps,gs,_) in zip(self.param_groups, parts): self._move(ps, gs, **group)
         return loss
 
     def _move(self, ps, gs, lr, momentum, **_):
+        "Take the step of one group, along what momentum has gathered"
         vs = [self._momentum(p) for p in ps]
         # torch's fused kernel walks through memory without a look at strides (2.15: silently wrong where they differ)
         fused = all(p.stride()==g.stride()==v.stride() and p.device.type in ('cpu','cuda') for p,g,v in zip(ps, gs, vs))
         if ps: sgd(ps, gs, vs, weight_decay=0., momentum=momentum, lr=lr, dampening=0., nesterov=False, maximize=False, fused=fused or None)
 
     def _adapted(self, params, weight_decay, eta, **_):
-        "Parameters with a gradient; what momentum gathers of each, in tensors of our own: `p.grad` stays what backward left; norms of decayed gradients"
+        "Find (parameters with a gradient, what momentum gathers of each, norms of the decayed gradients). In tensors of our own: `p.grad` stays what backward left"
         ps = [p for p in params if p.grad is not None]
         gs = [torch.add(p.grad, p, alpha=weight_decay, out=self._scratch(p)) if weight_decay and self._decays(p) else p.grad for p in ps]
         idxs = [i for i,p in enumerate(ps) if not (self.exclude_adapt and self.exclude_adapt(p))]

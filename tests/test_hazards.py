@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np, pytest, torch
 from torch import nn
-from fastai.vision.all import (Adam, Callback, CancelStepException, CutMix, DataLoaders, Datasets, Dice, F1Score, GradientAccumulation, Interpretation, L,
+from fastai.vision.all import (Adam, Callback, CancelStepException, CutMix, DataLoaders, Datasets, Dice, F1Score, GradientAccumulation, GradientClip, Interpretation, L,
                                Learner, MixUp, OptimWrapper, SaveModelCallback, TensorImage, ValueMetric, accuracy, error_rate, get_random_states,
                                load_learner, params, set_seed)
 from fastai.callback.fp16 import MixedPrecision
@@ -156,6 +156,38 @@ def test_06_lars_shows_the_norms_of_all_gradients(where):
     learn.remove_cb(learn.guard)
     ps(learn.model)[0].grad = torch.full_like(ps(learn.model)[0], NAN); learn.opt.step()
     assert not ps(learn.model)[0].isfinite().all()
+
+def test_06_lars_is_judged_in_a_fit_only():
+    "However it ends: 10 in a row, `lr_find` that diverges, a step that somebody else cancels"
+    learn = make(cbs=[Bad(range(99), 'gradients')], opt_func=LARS, lr=.1)
+    with pytest.raises(ValueError, match='in a row'): quiet(learn.fit, 9)
+    assert learn.opt.opt.judge is None
+    learn = make(cbs=[Bad(range(20,99), 'gradients')], opt_func=LARS, lr=.1)
+    quiet(learn.lr_find, num_it=40, show_plot=False)
+    assert learn.opt.opt.judge is None
+    class Cancel(Callback):
+        order = 99
+        def before_step(self): raise CancelStepException()
+    learn = make(cbs=[Cancel()], opt_func=LARS, lr=.1)
+    quiet(learn.fit, 1)
+    assert learn.opt.opt.judge is None
+
+@pytest.mark.parametrize('opt_func', [Adam, LARS])
+def test_06_gradients_too_large_to_be_clipped(opt_func):
+    "Finite each, their norm is not, and clipping makes all of them 0: no step, rather than one of nothing but momentum and decay"
+    class Huge(Callback):
+        def after_backward(self):
+            if self.train_iter==1:
+                for p in self.model.parameters(): p.grad = None if p.grad is None else torch.full_like(p, 1e20)
+    learn = make(cbs=[Huge(), GradientClip(), watch := Watch()], opt_func=opt_func, lr=.1)
+    quiet(learn.fit, 1)
+    assert watch.changed == [True,False,True] and learn.guard.skipped == [(0,1,'gradients')]
+
+@pytest.mark.parametrize('cbs', [lambda: GradientClip(), lambda: GradientAccumulation(16), lambda: MixedPrecision('bf16')])
+def test_06_lars_beside_what_else_touches_gradients(cbs):
+    learn = make(cbs=[Bad([1], 'gradients'), cbs(), watch := Watch()], opt_func=LARS, lr=.1)
+    quiet(learn.fit, 1)
+    assert watch.changed == [True,False,True] and learn.guard.skipped == [(0,1,'gradients')]
 
 def test_06_a_step_left_out_is_not_measured():
     "Health measures one step in the middle of an epoch: the next one that was taken"
