@@ -79,12 +79,12 @@ class Guard(Callback):
         taker = None if any(isinstance(cb, GradientClip) for cb in self.learn.cbs) else _norm_taker(self.opt)
         if taker: taker.judge = self._judge; return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if grads: self._judge([get_total_norm(grads)])
+        if grads: self._judge(grads)
 
     def _judge(self,
-        norms:list, # Of gradients, decayed or not
+        gs:list, # Gradients, or a norm of each, decayed or not: the norm of all is the same
     ):
-        if not any_rank(~torch.stack([o.to(norms[0].device) for o in norms]).isfinite().all()): return
+        if not any_rank(~get_total_norm(gs).isfinite()): return
         self._put_back()
         self._skip('gradients')
 

@@ -83,9 +83,9 @@ class TorchLARS(torch.optim.Optimizer):
         gs = [torch.add(p.grad, p, alpha=weight_decay, out=self._scratch(p)) if weight_decay and self._decays(p) else p.grad for p in ps]
         idxs = [i for i,p in enumerate(ps) if not (self.exclude_adapt and self.exclude_adapt(p))]
         norms = {i: torch.linalg.vector_norm(gs[i]) for i in (range(len(ps)) if self.judge else idxs)}
-        if not idxs: return ps,gs,list(norms.values())
-        p_norm,g_norm = torch.stack([torch.linalg.vector_norm(ps[i]) for i in idxs]),torch.stack([norms[i] for i in idxs])
-        for i,ratio in zip(idxs, trust_ratio(p_norm, g_norm, eta).unbind()): gs[i] = torch.mul(gs[i], ratio, out=self._scratch(ps[i]))
+        if idxs:
+            p_norm,g_norm = torch.stack([torch.linalg.vector_norm(ps[i]) for i in idxs]),torch.stack([norms[i] for i in idxs])
+            for i,ratio in zip(idxs, trust_ratio(p_norm, g_norm, eta).unbind()): gs[i] = torch.mul(gs[i], ratio, out=self._scratch(ps[i]))
         return ps,gs,list(norms.values())
 
     def _decays(self, p): return self.marks.get(p, {}).get('do_wd', True) and not (self.exclude_wd and self.exclude_wd(p))
