@@ -12,9 +12,10 @@ import fastai, numpy as np, PIL, torch
 from PIL import Image
 from fastai.learner import Learner
 from self_supervised import __version__
-from self_supervised import optimizer # brings `Learner.fit_byol`
-from self_supervised.data import digits, image_dls
-from self_supervised.files import check_pictures
+from self_supervised import fit # brings `Learner.fit_byol`
+from self_supervised.data.demo import digits
+from self_supervised.data.images import image_dls
+from self_supervised.data.images import check_pictures
 from self_supervised.layers import create_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from PIL import Image
-from self_supervised.transfer import write_atomic
+from self_supervised.core import write_atomic
 
 CIFAR = namedtuple('CIFAR', 'x y test_x test_y')
 
@@ -106,9 +106,10 @@ def learner(
     device:str, # 'cuda' or 'cpu'
 ):
     "Data, network and views, from the library's public calls alone"
-    from self_supervised.data import seed_everything, tensor_dls
+    from self_supervised.core import seed_everything
+    from self_supervised.data.arrays import tensor_dls
     from self_supervised.layers import create_encoder
-    from self_supervised.monitor import Probe
+    from self_supervised.callback.probe import Probe
     from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines, small_views
     rest,held = draw_parts(len(cifar.x), args.held)
     x,y = cifar.x,cifar.y
@@ -124,8 +125,8 @@ def learner(
 def evaluate(encoder, train, test, linear_epochs):
     "kNN and linear accuracy as published"
     from fastai.vision.core import imagenet_stats
-    from self_supervised.evaluate import embed
-    from self_supervised.protocols import knn_protocol, linear_eval
+    from self_supervised.evaluate.features import embed
+    from self_supervised.evaluate.protocols import knn_protocol, linear_eval
     res = knn_protocol(*embed(encoder, train, imagenet_stats, bs=1024), *embed(encoder, test, imagenet_stats, bs=1024))
     linear = linear_eval(encoder, train, test, stats=imagenet_stats, epochs=linear_epochs)
     return res | dict(linear=linear.accuracy._asdict(), linear_lr=linear.chosen)
@@ -133,7 +134,7 @@ def evaluate(encoder, train, test, linear_epochs):
 def run(args):
     "Train, or go on, evaluate the last epoch, and write the JSON"
     from self_supervised import __version__
-    from self_supervised.checkpoint import Checkpoint
+    from self_supervised.callback.checkpoint import Checkpoint
     cifar,device = load(args.data),'cuda' if torch.cuda.is_available() else 'cpu'
     if args.n: cifar = cifar._replace(x=cifar.x[:args.n], y=cifar.y[:args.n])
     cifar = cifar._replace(x=cifar.x.to(device), test_x=cifar.test_x.to(device))     # 184 MB, and no picture crosses over again

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.vision.core import imagenet_stats
 from self_supervised import __version__
-from self_supervised.evaluate import embed, knn_accuracy
-from self_supervised.protocols import linear_probe
+from self_supervised.evaluate.features import embed, knn_accuracy
+from self_supervised.evaluate.protocols import linear_probe
 from self_supervised.vision.byol import small_views
 
 from benchmarks.cifar10 import draw_parts, load, machine, write

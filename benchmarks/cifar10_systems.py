@@ -109,7 +109,8 @@ def older(x, net, epochs, bs, clock):
 def ours(x, net, epochs, bs, clock, recipe='sgd', lr=None, wd=None, m=None, warmup_epochs=None, hidden_size=512, projection_size=128, views={}, variant=None, seed=0):
     "This library; `variant` takes a part of the method away"
     from fastai.callback.core import Callback
-    from self_supervised.data import seed_everything, tensor_dls
+    from self_supervised.core import seed_everything
+    from self_supervised.data.arrays import tensor_dls
     from self_supervised.ema import constant_momentum
     from self_supervised.vision.byol import BYOLModel, byol_learner, create_byol_model, get_byol_aug_pipelines
     class Joint(BYOLModel):

@@ -15,10 +15,12 @@ from torch import nn
 from fastai.callback.progress import CSVLogger
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from self_supervised import optimizer   # brings `Learner.fit_byol`
-from self_supervised.checkpoint import Checkpoint, pack
-from self_supervised.data import digits, seed_everything
-from self_supervised.transfer import write_atomic
+from self_supervised import fit   # brings `Learner.fit_byol`
+from self_supervised.callback.state import pack
+from self_supervised.callback.checkpoint import Checkpoint
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.core import write_atomic
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 
 class Items:

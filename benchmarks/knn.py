@@ -10,7 +10,7 @@ to which the formula written out in NumPy, in double precision and with a stable
 import argparse, json, os, statistics, subprocess, sys, time
 
 import numpy as np, torch, torch.nn.functional as F
-from self_supervised.evaluate import knn_predict
+from self_supervised.evaluate.features import knn_predict
 from machine import machine
 
 def data(n, m, nf):

@@ -14,7 +14,9 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from self_supervised import __version__
-from self_supervised.data import digits, seed_everything, tensor_dls
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 
 def rss():

@@ -15,9 +15,11 @@ import torch, torch.nn.functional as F
 from fastcore.basics import noop
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from self_supervised.data import digits, seed_everything, tensor_dls
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.layers import create_encoder
-from self_supervised.monitor import Probe
+from self_supervised.callback.probe import Probe
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 from machine import machine
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 from self_supervised import __version__
-from self_supervised.data import digits, seed_everything, tensor_dls
-from self_supervised.evaluate import effective_rank, knn_accuracy, spread
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.evaluate.features import effective_rank, knn_accuracy, spread
 from self_supervised.layers import create_encoder
-from self_supervised import optimizer   # brings `fit_byol`
+from self_supervised import fit   # brings `fit_byol`
 from self_supervised.vision.byol import byol_learner, create_byol_model, embeddings, get_byol_aug_pipelines
 
 def train(seed, epochs, bs=128):

@@ -11,7 +11,9 @@ import argparse, json, os, statistics, sys, time
 import torch
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
-from self_supervised.optimizer import LARS, byol_splitter, opt_funcs
+from self_supervised.lars import LARS
+from self_supervised.recipes import opt_funcs
+from self_supervised.fit import byol_splitter
 from self_supervised.vision.byol import create_byol_model, create_simsiam_model
 from machine import machine
 

@@ -17,11 +17,13 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import num_distrib, rank_distrib
-from self_supervised.data import image_dls, tensor_dls
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.images import image_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
-from self_supervised.memory import keep_memory
-from self_supervised.optimizer import LARS, byol_splitter
+from self_supervised.callback.cpu_memory import keep_memory
+from self_supervised.lars import LARS
+from self_supervised.fit import byol_splitter
 from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 from machine import machine
@@ -160,7 +162,7 @@ class Clock(Callback):
 
 def rate(folder, px, bs, workers, kept, n, device, warmup=3):
     "Pictures a second from JPEG files to the step, of all processes that train together: the mean over `n` steps in the middle of an epoch, when readers have as much ahead of them at the end as at the start"
-    from self_supervised.distributed import join_ranks   # needs accelerate
+    from self_supervised.callback.distributed import join_ranks   # needs accelerate
     if not kept: byol.keep_memory = lambda on=True: False
     join_ranks()
     bs //= num_distrib() or 1

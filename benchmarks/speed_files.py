@@ -106,9 +106,9 @@ def older(folder, px, bs, fast, turn):
 
 def ours(folder, px, bs, fast, turn):
     "README: pictures are read a quarter larger than the views; `fast` adds `to_channelslast`, or that and heads as narrow as lightly's"
-    from self_supervised.data import image_dls
+    from self_supervised.data.images import image_dls
     from self_supervised.layers import create_encoder
-    from self_supervised.optimizer import LARS
+    from self_supervised.lars import LARS
     from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
     from fastai.callback.channelslast import ChannelsLast
     def make(turns):

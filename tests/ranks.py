@@ -17,13 +17,16 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 
-from self_supervised.checkpoint import Checkpoint
-from self_supervised.data import TensorDL, digits, image_dls, seed_everything, tensor_dls
-from self_supervised.distributed import join_ranks
+from self_supervised.callback.checkpoint import Checkpoint
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import TensorDL, tensor_dls
+from self_supervised.data.images import image_dls
+from self_supervised.callback.distributed import join_ranks
 from self_supervised.layers import LayerEncoder
-from self_supervised.optimizer import LARS
-from self_supervised.pretrain import byol_pretrain
-from self_supervised.ranks import once
+from self_supervised.lars import LARS
+from self_supervised.cli.pretrain import byol_pretrain
+from self_supervised.callback.ranks import once
 from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
 N,BS = 640,32       # pictures, and what one of two processes sees of them a step: 10 steps an epoch
@@ -97,7 +100,7 @@ def joint(out, **kwargs):
 
 def joint_alone(out):
     "The same in one process"
-    import self_supervised.data as data
+    import self_supervised.data.arrays as data
     data.TensorDL = JointDL
     return joint(out, bs=2*BS)
 

@@ -12,9 +12,12 @@ from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Adam, AvgMetric, Callback, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, L, Learner, ProgressCallback,
                                ReduceLROnPlateau, SaveModelCallback, SkipItemException, TerminateOnNaNCallback, ValueMetric)
 
-import self_supervised.checkpoint as checkpoint
-from self_supervised.checkpoint import Checkpoint, checkpoint_files, newest, read_checkpoint
-from self_supervised.data import digits, seed_everything, tensor_dls
+import self_supervised.callback.checkpoint as checkpoint
+from self_supervised.callback.state import pack, unpack
+from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest, read_checkpoint
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 
 pytestmark = [pytest.mark.filterwarnings('ignore:batchnorm sees'), pytest.mark.filterwarnings('ignore:.*fork'), pytest.mark.filterwarnings('ignore:lr=')]
@@ -198,7 +201,7 @@ def rank(path, r, port, cbs):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     learn = make(path/str(r), cbs=[Ranks()])
     with redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck', every=2), *cbs.get(r, [])])
-    torch.save(checkpoint.pack([list(learn.model.parameters()), learn.recorder.losses, random.random(), torch.rand(1)]), path/f'{r}.pt')
+    torch.save(pack([list(learn.model.parameters()), learn.recorder.losses, random.random(), torch.rand(1)]), path/f'{r}.pt')
 
 def ranks(path, name, **cbs):
     "Exit statuses of two processes that train together"
@@ -218,7 +221,7 @@ def test_two_processes_save_and_stop_together(tmp_path):
     assert ranks(tmp_path/'killed', 'b', r1=[Signal(signal.SIGTERM, STEPS+2)])==[-signal.SIGTERM]*2     # only one of them was told
     assert newest(tmp_path/'killed'/'ck')['position']['step']==STEPS+3
     assert ranks(tmp_path/'killed', 'c')==[0,0]
-    for r in '01': assert_same(*(flat(checkpoint.unpack(torch.load(tmp_path/o/f'{r}.pt', weights_only=True))) for o in ('killed','whole')))
+    for r in '01': assert_same(*(flat(unpack(torch.load(tmp_path/o/f'{r}.pt', weights_only=True))) for o in ('killed','whole')))
 
 # Nothing else is changed
 
@@ -403,7 +406,7 @@ def test_two_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match='two Checkpoint callbacks'): learn.fit(1, cbs=[Checkpoint(tmp_path/'a'), Checkpoint(tmp_path/'b')])
 
 def a_full_disk(path):
-    from self_supervised.pretrain import History
+    from self_supervised.cli.terminal import History
     learn = make(path)
     learn.remove_cbs(CSVLogger)
     learn.add_cb(History('history.csv'))

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 from benchmarks import cifar10, cifar10_cpu, cifar10_systems
-from self_supervised.data import digits
+from self_supervised.data.demo import digits
 
 n = 24 # pictures in each of six files
 

@@ -8,10 +8,11 @@ from fastcore.script import CliError
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
-from self_supervised import pictures, pretrain
-from self_supervised.data import write_mnist_tiny
-from self_supervised.pretrain import byol_pretrain
-from self_supervised.transfer import load_encoder
+from self_supervised.cli import pretrain, run_folder
+from self_supervised.data import sources
+from self_supervised.data.demo import write_mnist_tiny
+from self_supervised.cli.pretrain import byol_pretrain
+from self_supervised.transfer.encoder_file import load_encoder
 
 COMMAND = Path(sys.executable).with_name('byol_pretrain')       # as pip installs it
 
@@ -84,18 +85,18 @@ def test_tars(tmp_path, monkeypatch, source):
     assert [len(o.dataset) for o in learn.dls]==([145,36] if source=='tars/a.tar' else [290,72])
     check_run(out, 1, (1,16,16))
     assert 'No labels (a tar' in json.loads((out/'results.json').read_text())['title']
-    assert pretrain.recorded(out, {}, path=source)['path']==source          # and so it can be resumed
+    assert run_folder.recorded(out, {}, path=source)['path']==source          # and so it can be resumed
 
 def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatch):
     write_mnist_tiny(tmp_path/'pics')
-    walks,walk = [],pictures._walk
-    monkeypatch.setattr(pictures, '_walk', lambda path: walks.append(path) or walk(path))
-    thumbs,plot = [],pretrain.plot_embedding
+    walks,walk = [],sources._walk
+    monkeypatch.setattr(sources, '_walk', lambda path: walks.append(path) or walk(path))
+    thumbs,plot = [],run_folder.plot_embedding
     def kept(*args, **kwargs):
         ax = plot(*args, **kwargs)
         thumbs.extend(o for o in ax.artists if isinstance(o, AnnotationBbox))
         return ax
-    monkeypatch.setattr(pretrain, 'plot_embedding', kept)
+    monkeypatch.setattr(run_folder, 'plot_embedding', kept)
     pretrain.pretrain(tmp_path/'pics', tmp_path/'out', progress=False, **SMALL)
     assert walks==[tmp_path/'pics'] and len(thumbs)>10
 
@@ -159,7 +160,7 @@ def test_a_second_run_says_where_it_goes_and_resume_does_not_take_the_wrong_one(
         (tmp_path/name).mkdir()
         (tmp_path/name/'settings.json').write_text('{"settings": {"views": {}}}')
         if done: (tmp_path/name/'results.json').touch()
-    assert pretrain.free_folder(tmp_path/'byol')==tmp_path/'byol-3'
+    assert run_folder.free_folder(tmp_path/'byol')==tmp_path/'byol-3'
     assert capsys.readouterr().out==f"{tmp_path/'byol'} holds a run already: this one goes to {tmp_path/'byol-3'}\n"
-    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not: pass --out .*byol-2'): pretrain.recorded(tmp_path/'byol', {})
-    assert pretrain.recorded(tmp_path/'byol-2', {})=={'views': {}}
+    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not: pass --out .*byol-2'): run_folder.recorded(tmp_path/'byol', {})
+    assert run_folder.recorded(tmp_path/'byol-2', {})=={'views': {}}

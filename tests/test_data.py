@@ -11,9 +11,12 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.bad_files import png, train, write_bad, write_good
-from self_supervised.data import digits, image_dls
-from self_supervised.files import Skipped, TooManyBad, byol_check, check_pictures
-from self_supervised.pictures import BadPicture, open_picture, picture_files, picture_items
+from self_supervised.data.demo import digits
+from self_supervised.data.images import image_dls
+from self_supervised.data.images import Skipped, TooManyBad, check_pictures
+from self_supervised.cli.check import byol_check
+from self_supervised.data.sources import picture_files, picture_items
+from self_supervised.data.reading import BadPicture, open_picture
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 
 pytestmark = pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning', 'ignore:Your generator is empty')
@@ -311,7 +314,7 @@ def test_one_line_for_what_is_wrong(src, kw, words):
 # The command, as pip installs it
 
 def check(*args, cwd):
-    script = 'import sys; from self_supervised.files import byol_check; sys.exit(byol_check())'
+    script = 'import sys; from self_supervised.cli.check import byol_check; sys.exit(byol_check())'
     (cwd/'byol_check').write_text(script)
     return subprocess.run([sys.executable, cwd/'byol_check', *map(str, args)], cwd=cwd, capture_output=True, text=True)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest, torch
 
 import ranks
-from self_supervised.data import tensor_dls
-from self_supervised.distributed import RankDL
-from self_supervised.evaluate import embed
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.callback.distributed import RankDL
+from self_supervised.evaluate.features import embed
 
 HERE = Path(__file__).parent
 TORCHRUN = '-m torch.distributed.run --standalone --nproc-per-node 2'.split()
@@ -68,7 +68,7 @@ def test_the_learner_is_left_as_it_was(two):
 
 def alone(monkeypatch, bs=2*ranks.BS, parts=2, **kwargs):
     "The same run in this process: its batch is the batches of all ranks"
-    monkeypatch.setattr('self_supervised.data.TensorDL', ranks.JointDL)
+    monkeypatch.setattr('self_supervised.data.arrays.TensorDL', ranks.JointDL)
     monkeypatch.setattr(ranks.JointDL, 'parts', parts)
     torch.manual_seed(0)
     return ranks.result(ranks.train(ranks.tiny('none'), ranks.fixed_augs(), bs=bs, **kwargs))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 
-from self_supervised.data import write_mnist_tiny
-from self_supervised.evaluate import embed
+from self_supervised.data.demo import write_mnist_tiny
+from self_supervised.evaluate.features import embed
 from self_supervised.layers import create_encoder
-from self_supervised.pictures import open_picture
-from self_supervised.transfer import load_encoder, save_encoder
+from self_supervised.data.reading import open_picture
+from self_supervised.transfer.encoder_file import load_encoder, save_encoder
 
 SCRIPTS = tomllib.loads((Path(__file__).parents[1]/'pyproject.toml').read_text())['project']['scripts']
 

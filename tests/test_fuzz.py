@@ -13,8 +13,9 @@ from PIL import Image
 from torch import nn
 
 from self_supervised.augmentations import get_batch_augs
-from self_supervised.data import image_dls, tensor_dls
-from self_supervised.pictures import open_picture
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.images import image_dls
+from self_supervised.data.reading import open_picture
 from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, get_byol_aug_pipelines
 
 # The same cases each time; `FUZZ=1000 pytest tests/test_fuzz.py` draws as many new ones

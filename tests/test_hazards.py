@@ -14,12 +14,18 @@ from fastai.vision.all import (Adam, Callback, CancelStepException, CutMix, Data
 from fastai.callback.fp16 import MixedPrecision
 from fasttransform import Pipeline, Transform
 
-from self_supervised.augmentations import get_batch_augs, warn_once
-from self_supervised.data import digits, seed_everything, tensor_dls
+from self_supervised.core import warn_once
+from self_supervised.augmentations import get_batch_augs
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.ema import constant_momentum, ema_update
-from self_supervised.guard import Guard, any_rank
+from self_supervised.callback.ranks import any_rank
+from self_supervised.callback.guard import Guard
 from self_supervised.layers import create_encoder, create_mlp_encoder, num_features
-from self_supervised.optimizer import LARS, byol_splitter, recipes
+from self_supervised.lars import LARS
+from self_supervised.recipes import recipes
+from self_supervised.fit import byol_splitter
 from self_supervised.vision.byol import BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, get_byol_aug_pipelines
 
 GREY = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None)

@@ -6,11 +6,15 @@ import onnxruntime, pytest, torch
 from PIL import Image
 from fastai.vision.all import Callback, CancelValidException, parent_label
 
-from self_supervised.data import digits, image_dls, seed_everything
-from self_supervised.evaluate import label_draws
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.images import image_dls
+from self_supervised.evaluate.features import label_draws
 from self_supervised.layers import create_encoder
-from self_supervised.pretrain import DIGITS, DIGIT_VIEWS, pretrain
-from self_supervised.transfer import class_learner, encoder_info, export_onnx, load_encoder
+from self_supervised.cli.pretrain import DIGITS, DIGIT_VIEWS, pretrain
+from self_supervised.transfer.encoder_file import encoder_info, load_encoder
+from self_supervised.transfer.finetune import class_learner
+from self_supervised.transfer.export import export_onnx
 
 X,Y,(TRAIN,TEST) = digits()
 

@@ -5,8 +5,9 @@ import pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
-from self_supervised import memory
-from self_supervised.data import digits, tensor_dls
+from self_supervised.callback import cpu_memory as memory
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 
@@ -64,7 +65,7 @@ def test_nothing_is_touched_where_it_cannot_be(monkeypatch):
 PROGRAM = '''
 import json, resource, sys, torch
 from fastai.callback.core import Callback
-from self_supervised.data import tensor_dls
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.layers import create_encoder
 from self_supervised.vision import byol
 if sys.argv[1]=='off': byol.keep_memory = lambda on=True: False

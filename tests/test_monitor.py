@@ -9,13 +9,16 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 from fastai.vision.all import (Callback, CancelFitException, DataLoaders, EarlyStoppingCallback, Learner, Recorder, ReduceLROnPlateau, SaveModelCallback)
 
-from self_supervised.checkpoint import get_state, set_state
-from self_supervised.data import TensorData, TensorDL, digits, seed_everything, tensor_dls
+from self_supervised.callback.state import get_state, set_state
+from self_supervised.core import seed_everything
+from self_supervised.data.demo import digits
+from self_supervised.data.arrays import TensorData, TensorDL, tensor_dls
 from self_supervised.ema import constant_momentum
 from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
-from self_supervised.monitor import Health, Latest, Probe, labelled_parts, symptoms
-from self_supervised.optimizer import byol_recipe
-from self_supervised.vectors import get_vector_aug_pipelines
+from self_supervised.callback.health import Health, Latest, symptoms
+from self_supervised.callback.probe import Probe, labelled_parts
+from self_supervised.recipes import byol_recipe
+from self_supervised.data.tables import get_vector_aug_pipelines
 from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
 torch.set_num_threads(1)
@@ -289,7 +292,7 @@ def test_validate_shows_the_figures_of_the_held_out_part(capsys):
 # Probes
 
 def test_probe_is_that_of_the_functions(capsys):
-    from self_supervised.evaluate import embed, knn_accuracy, linear_accuracy
+    from self_supervised.evaluate.features import embed, knn_accuracy, linear_accuracy
     learn = tiny(n=200, cbs=[Probe(stats=(.5,.25))]); enc = learn.model.encoder
     def now(): return [f(*embed(enc, x[:200], stats=(.5,.25))[:1], y[:200], *embed(enc, x[200:232], stats=(.5,.25))[:1], y[200:232]) for f in (knn_accuracy, linear_accuracy)]
     before = now(); learn.fit(1)

@@ -5,12 +5,16 @@ import numpy as np, onnxruntime, pytest, timm, torch
 from torch import nn
 from fastai.vision.all import CrossEntropyLossFlat, Normalize, load_learner, parent_label
 
-from self_supervised.data import digits, image_dls, tensor_dls, write_mnist_tiny
-from self_supervised.evaluate import embed
+from self_supervised.data.demo import digits, write_mnist_tiny
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.images import image_dls
+from self_supervised.evaluate.features import embed
 from self_supervised.layers import FlatEncoder, create_encoder
 from self_supervised.surgery import bake_weights
-from self_supervised.transfer import (class_learner, classifier, encoder_info, export_onnx, load_encoder, load_old, retrieval_index, save_encoder,
-                                      save_hub_folder, segment_learner, split_layers, unet_body)
+from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
+from self_supervised.transfer.finetune import class_learner, classifier, segment_learner, split_layers, unet_body
+from self_supervised.transfer.export import export_onnx, retrieval_index, save_hub_folder
+from self_supervised.transfer.legacy import load_old
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 
 STATS = ([.3],[.35])
