@@ -50,7 +50,7 @@ def test_own_pictures_with_labels(tmp_path):
     res = run('pics', '--arch', 'mobilenetv3_small_050', '--size', 32, '--bs', 32, '--epochs', 1, '--workers', 1, '--hidden-size', 32, '--projection-size', 16, cwd=tmp_path)
     assert res.returncode==0, res.stderr
     check_run(tmp_path/'runs'/'byol', 1, (3,32,32))
-    assert 'held-out pictures with 5 labels a class' in res.stdout
+    assert 'held-out pictures with 5 labels per class' in res.stdout
     # what others than `Health` warned of is in the report, and each a line on stderr
     said = [message for epoch,message in json.loads((tmp_path/'runs/byol/results.json').read_text())['said'] if epoch is None]
     assert any('128' in o for o in said) and all(f'byol_pretrain: {o}\n' in res.stderr for o in said), (said, res.stderr)
@@ -84,7 +84,7 @@ def test_tars(tmp_path, monkeypatch, source):
     learn,_,out = pretrain.pretrain(source, progress=False, **SMALL)
     assert [len(o.dataset) for o in learn.dls]==([145,36] if source=='tars/a.tar' else [290,72])
     check_run(out, 1, (1,16,16))
-    assert 'No labels (a tar' in json.loads((out/'results.json').read_text())['title']
+    assert 'No labels found (a tar' in json.loads((out/'results.json').read_text())['title']
     assert run_folder.recorded(out, {}, path=source)['path']==source          # and so it can be resumed
 
 def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatch):

@@ -60,10 +60,11 @@ def _seconds_since(start): return time.perf_counter()-start
 class Probe(MetricCallback):
     "Measure the features while training: nearest neighbours and a linear classifier on clean labelled pictures"
     def __init__(self,
-        # Labelled pictures to learn from: a fastai or torch loader, or a pair (x,y) of tensors or arrays; None takes the learner's
+        # Labelled pictures to learn from: a fastai or torch loader, or a pair (x,y) of tensors or arrays;
+        # None takes the learner's
         train=None,
-        test=None, # Labelled pictures to be tested on; None takes the learner's validation part, or every third of `train`
-        methods:tuple=('knn','linear'), # Both, or the name of one; columns are called 'knn_accuracy' and 'linear_accuracy'
+        test=None, # The same, to be tested on; None takes the learner's validation part, or every third of `train`
+        methods:tuple=('knn','linear'), # Both, or the name of one; columns are 'knn_accuracy' and 'linear_accuracy'
         every:int=1, # Epochs from one probe to the next; the last epoch has one, too
         n:int=500, # Pictures of each part at most: the bound of the cost
         stats='views', # (mean,std) to normalise with; 'views' takes the pipelines' own, None leaves [0,1]
@@ -170,15 +171,18 @@ class Probe(MetricCallback):
 
     def _check_classes(self, train_y, test_y):
         "Raise for classes that cannot be learned; warn once where the draw, or the third held out, may be why"
-        train,test = self._sources()
         problem = unknown_classes(self._name('train'), train_y, test_y)
-        if problem:
-            all_drawn = n_pictures(train)<=self.n
-            in_common = torch.isin(test_y.long(), train_y.long()).any()
-            name = self._name('test')
-            if test is not None and (all_drawn or not in_common): raise invalid(name, problem, 'Split so that both have all classes')
-            if self.before is None and not rank_distrib(): warn(f'{name} {problem}. Pass a larger n, or more pictures of each class')
+        if problem: self._refuse_or_warn(problem, torch.isin(test_y.long(), train_y.long()).any())
         check_two_classes(self._name('train'), train_y, 'Pass others, or a larger n')
+
+    def _refuse_or_warn(self, problem, in_common):
+        train,test = self._sources()
+        name = self._name('test')
+        all_drawn = n_pictures(train)<=self.n
+        if test is not None and (all_drawn or not in_common):
+            raise invalid(name, problem, 'Split so that both have all classes')
+        if self.before is not None or rank_distrib(): return
+        warn(f'{name} {problem}. Pass a larger n, or more pictures of each class')
 
     @property
     def silent(self): return rank_distrib() or self.logger is noop

@@ -32,7 +32,7 @@ from ..callback.ranks import once
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 from .terminal import History, Lines, heard, last_line, warned_in_lines
-from .judge import features
+from .judge import features_of_parts
 from .report import as_text
 from .run_folder import free_folder, recorded, run_record, write_run
 
@@ -144,7 +144,7 @@ def pretrain(
     encoder = create_encoder(s['arch'], pretrained=pretrained, n_in=s['n_in'], size=s['size'])
     # What is judged, printed and written is so by the first process alone
     first = not rank_distrib()
-    feats = {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, views['stats'])} if first else {}
+    feats = {'raw pixels': features_of_parts(Pixels(), dls, None), 'untrained encoder': features_of_parts(encoder, dls, views['stats'])} if first else {}
     model = create_byol_model(encoder, s['hidden_size'], s['projection_size'], size=s['size'])
     learn = Learner(dls, model, path=out, cbs=[BYOL(get_byol_aug_pipelines(s['size'], **views)), ChannelsLast(), *([MixedPrecision('bf16')] if bf16 else []),
                                                *([] if progress or not first else [Lines()]), History('history.csv'), Checkpoint(out/'checkpoints', minutes=5, keep=1)])
@@ -157,7 +157,7 @@ def pretrain(
         learn.fit_byol(s['epochs'], 'adamw', lr=s['lr'], wd=s['wd'], m=s['m'])
     if not first: return learn,feats,out
     print(f'Trained in {time.perf_counter()-start:.0f} s')
-    feats['trained encoder'] = features(encoder, dls, views['stats'])
+    feats['trained encoder'] = features_of_parts(encoder, dls, views['stats'])
     write_run(out, learn, feats, warned, stats=views['stats'], size=s['size'])
     return learn,feats,out
 

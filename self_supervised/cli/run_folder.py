@@ -20,7 +20,7 @@ from fastai.torch_core import num_distrib
 from .. import __version__
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
-from .judge import results
+from .judge import compare_parts
 from .report import write_report
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
@@ -89,7 +89,7 @@ def write_run(
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
     said = learn.health.said   # with the epoch, which the others have not
     others = [(None,o) for o in dict.fromkeys(warned) if o not in {f'epoch {epoch}: {message}' for epoch,message in said}]
-    (out/'results.json').write_text(json.dumps(results(feats) | dict(said=others+said), indent=1))
+    (out/'results.json').write_text(json.dumps(compare_parts(feats) | dict(said=others+said), indent=1))
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)
 

@@ -89,7 +89,7 @@ def check_place(
     return out
 
 # %% ../../nbs/90_cli.terminal.ipynb #52c011
-def _or_one_line(name, f, *args, **kwargs):
+def one_line_errors(name, f, *args, **kwargs):
     "What `f` answers; a warning is one line, and so is an error of the user's, with exit code 1"
     try:
         with warned_in_lines(name): return f(*args, **kwargs)

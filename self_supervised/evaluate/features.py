@@ -82,8 +82,8 @@ def _forward(encoder, x):
     f = encoder(x)
     if isinstance(f, Tensor) and f.ndim==2: return f.float().cpu()
     got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
-    raise invalid(f'encoder={type(encoder).__name__}', f'returns {got} for a batch {tuple(x.shape)}, and (bs,nf) is needed',
-                  'Pool its features, e.g. with `create_encoder`')
+    problem = f'returns {got} for a batch {tuple(x.shape)}, and (bs,nf) is needed'
+    raise invalid(f'encoder={type(encoder).__name__}', problem, 'Pool its features, e.g. with `create_encoder`')
 
 @torch.no_grad()
 def embed(
@@ -122,7 +122,8 @@ def check_features(
     "Return features, or raise for a wrong shape, too few rows, NaN or inf"
     feats = torch.as_tensor(feats)
     if feats.ndim!=2 or len(feats)<least:
-        raise invalid(f'{name}.shape={tuple(feats.shape)}', f'must be (n,nf) with n of {least} or more', 'Pass features, e.g. `x.flatten(1)`')
+        given = f'{name}.shape={tuple(feats.shape)}'
+        raise invalid(given, f'must be (n,nf) with n of {least} or more', 'Pass features, e.g. `x.flatten(1)`')
     bad = (~finite_rows(feats)).sum().item()
     if bad: raise invalid(name, f'must be finite, and {bad} of {len(feats)} rows hold NaN or inf', fix)
     return feats.float()
@@ -144,14 +145,16 @@ def check_lengths(
     y, # As many
 )->None:
     "Raise unless there is a label for each row"
-    if len(x)!=len(y): raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
+    if len(x)==len(y): return
+    raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
 
 def check_neighbours(
     k:int, # Neighbours that vote
     n:int, # Neighbours there are
 )->None:
     "Raise unless `k` is 1 to `n`"
-    if not 1<=k<=n: raise invalid(f'{k=}', f'must be 1 to {n}, as there are {n} pictures to learn from', f'Pass e.g. k={min(20, n)}')
+    if 1<=k<=n: return
+    raise invalid(f'{k=}', f'must be 1 to {n}, as there are {n} pictures to learn from', f'Pass e.g. k={min(20, n)}')
 
 def check_temperature(
     T:float, # Of the vote of neighbours
@@ -266,7 +269,8 @@ def label_draws(
     g = torch.Generator().manual_seed(seed)
     members = [(y==c).nonzero()[:,0] for c in y.unique()]
     fewest = min(map(len, members))
-    if not 1<=n<=fewest: raise invalid(f'{n=}', f'must be 1 to {fewest}, the size of the smallest class', 'Pass as many labels per class')
+    if not 1<=n<=fewest:
+        raise invalid(f'{n=}', f'must be 1 to {fewest}, the size of the smallest class', 'Pass that many labels per class')
     return [torch.cat([m[torch.randperm(len(m), generator=g)[:n]] for m in members]) for _ in range(draws)]
 
 def _few_knn(train_x, train_y, test_x, test_y):
@@ -280,7 +284,7 @@ def few_label_accuracy(
     test_y:Tensor, # (m,) labels
     n:int=5, # Labels per class
     draws:int=10, # How many times to draw the labels
-    method='linear', # 'linear', 'knn' (of 20 neighbours, or as many as there are labels), or a function of the four above
+    method='linear', # 'linear', 'knn' (20 neighbours, or as many as there are labels), or a function of the four above
     seed:int=0, # Seed of the draws
 )->Accuracy: # mean, std, all
     "Accuracy from `n` labels per class: mean and spread over draws of the labels"
@@ -339,7 +343,8 @@ def compare_features(
 def _rows(z):
     "`z` as float32 rows, two or more"
     if z.ndim!=2 or len(z)<2:
-        raise invalid(f'z.shape={tuple(z.shape)}', 'must be (n,d) with n of 2 or more', 'Pass the projections of several pictures')
+        given = f'z.shape={tuple(z.shape)}'
+        raise invalid(given, 'must be (n,d) with n of 2 or more', 'Pass the projections of several pictures')
     return z.detach().float()
 
 def spread(
@@ -359,7 +364,7 @@ def mean_cosine(
 
 def effective_rank(
     z:Tensor, # (n,d) features or projections, n of 2 or more
-)->Tensor: # Scalar: 1 (a line) to min(n-1,d) (all directions alike); 0 when all rows are equal, NaN when any is not finite
+)->Tensor: # Scalar: 1 (a line) to min(n-1,d) (all directions alike); 0 when rows are equal, NaN when one is not finite
     "Exponential of the entropy of the singular values of the centred rows (arXiv:2210.02885, eq. 1)"
     z = _rows(z)
     if not z.isfinite().all(): return z.new_tensor(float('nan'))

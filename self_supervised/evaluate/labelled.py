@@ -45,7 +45,8 @@ def check_labels(
         raise invalid(name, f"must have integer labels, and they are {str(y.dtype).removeprefix('torch.')}",
                       'Pass y.long() if they are classes')
     if not y.isfinite().all():
-        raise invalid(name, 'must have a finite number as label of each picture', 'Leave out pictures whose label is NaN or inf')
+        fix = 'Leave out pictures whose label is NaN or inf'
+        raise invalid(name, 'must have a finite number as label of each picture', fix)
 
 def labels_missing(
     name:str, # Of the argument, or of what was read
@@ -59,7 +60,8 @@ def _pair(name, x, y, whole):
     "Pictures, where they are, and their labels on the CPU"
     try: x,y = torch.as_tensor(x),torch.as_tensor(y).cpu()
     except (TypeError, ValueError, RuntimeError) as e:
-        raise invalid(f'{name}=({type(x).__name__},{type(y).__name__})', 'must be pictures and labels as tensors or arrays of numbers',
+        given = f'{name}=({type(x).__name__},{type(y).__name__})'
+        raise invalid(given, 'must be pictures and labels as tensors or arrays of numbers',
                       'Use torch.stack for a list, number the classes') from e
     check_labels(name, y, whole)
     check_lengths(f'{name}[0]', x, f'{name}[1]', y)
@@ -91,7 +93,8 @@ def unknown_classes(
     train_y,test_y = (y if y.is_floating_point() else y.long() for y in (train_y,test_y))
     new = test_y[~torch.isin(test_y, train_y)]
     if not len(new): return ''
-    return f'must have only classes that {train} has, and {len(new)} of its {len(test_y)} pictures are of others, e.g. {new[0].item()}'
+    some = f'{len(new)} of its {len(test_y)} pictures are of others, e.g. {new[0].item()}'
+    return f'must have only classes that {train} has, and {some}'
 
 def check_same_classes(
     train:str, # Name of the pictures to learn from
@@ -124,8 +127,10 @@ def some_of(
     if num_distrib(): data = getattr(data, 'dl', data)
     idxs = idxs.tolist()
     bs = bs or batch_size_of(data)
-    if isinstance(data, DataLoader): return data.new(shuffle=False, drop_last=False, bs=bs, get_idxs=partial(list, idxs))
-    return TorchLoader(Subset(data.dataset, idxs), batch_size=bs, num_workers=data.num_workers, collate_fn=data.collate_fn)
+    if isinstance(data, DataLoader):
+        return data.new(shuffle=False, drop_last=False, bs=bs, get_idxs=partial(list, idxs))
+    subset = Subset(data.dataset, idxs)
+    return TorchLoader(subset, batch_size=bs, num_workers=data.num_workers, collate_fn=data.collate_fn)
 
 def labelled_parts(
     train, # A fastai or torch loader, or a pair (x,y) of tensors or arrays
@@ -140,7 +145,8 @@ def labelled_parts(
         return [some_of(o, draw_idxs(o, n, seed)) for o in (train,test)]
     idxs = draw_idxs(train, n+n//2, seed)
     if len(idxs)<3:
-        raise invalid(f'train={len(idxs)} pictures', 'must be 3 or more, as every third is held out to be tested on', 'Pass more, or a test part')
+        problem = 'must be 3 or more, as every third is held out to be tested on'
+        raise invalid(f'train={len(idxs)} pictures', problem, 'Pass more, or a test part')
     held_out = torch.arange(len(idxs))%3==2
     return [some_of(train, idxs[~held_out]), some_of(train, idxs[held_out])]
 
@@ -152,7 +158,7 @@ def _as_bytes(x):
 
 def in_memory(
     data, # A labelled loader, of fastai or torch; or (x,y), which stays
-)->tuple: # (x,y): clean pictures (n,c,h,w), uint8 where all are of 8 bits and float32 in [0,1] where not, and labels (n,)
+)->tuple: # (x,y): clean pictures (n,c,h,w), uint8 where all are of 8 bits, else float32 in [0,1], and labels (n,)
     "Read the pictures of a loader once, without augmentation; one byte, or four, per pixel and channel"
     if isinstance(data, tuple): return data
     xs,ys = [],[]
@@ -244,7 +250,8 @@ def looked_at(
     look = _Look()
     _,read = embed(look, data[0] if in_ram else OnDisk(data, None).loader())
     if look.bad:
-        raise invalid(name, f'has NaN or inf in {len(look.bad)} of {look.n} pictures, e.g. number {look.bad[0]}', 'Repair them or leave them out')
+        problem = f'has NaN or inf in {len(look.bad)} of {look.n} pictures, e.g. number {look.bad[0]}'
+        raise invalid(name, problem, 'Repair them or leave them out')
     if in_ram: return data
     if read is None: raise labels_missing(name)
     y = read.as_subclass(Tensor)
