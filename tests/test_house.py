@@ -56,8 +56,8 @@ def test_there_are_no_circles():
     assert not left
 
 def test_the_deepest_rooms_know_no_callbacks():
-    deep = {'core','surgery','layers','image_ops','augmentations','ema','lars'}
-    found = [f'{name_of(p)}: {o.module}' for p in modules if p.stem in deep for o in ast.walk(tree_of(p))
+    deep = {f'self_supervised.{o}' for o in ('core','surgery','layers','image_ops','augmentations','ema','lars')}
+    found = [f'{name_of(p)}: {o.module}' for p in modules if name_of(p) in deep for o in ast.walk(tree_of(p))
              if isinstance(o, ast.ImportFrom) and 'callback' in (o.module or '')]
     fail(found, 'networks, operations and optimizers know nothing of callbacks:')
 
@@ -105,7 +105,7 @@ def test_attributes_have_lines_of_their_own():
 def test_errors_have_one_form():
     "`core.invalid` builds them: what was passed, what is wrong with it, what to do"
     builtin = {'ValueError','TypeError','RuntimeError','FileNotFoundError','OSError','KeyError'}
-    found = [f'{name_of(p)}:{o.lineno}' for p in modules if p.stem!='core' for o in ast.walk(tree_of(p))
+    found = [f'{name_of(p)}:{o.lineno}' for p in modules if name_of(p)!='self_supervised.core' for o in ast.walk(tree_of(p))
              if isinstance(o, ast.Raise) and isinstance(o.exc, ast.Call) and getattr(o.exc.func, 'id', '') in builtin]
     fail(found, 'raise core.invalid(given, problem, fix):')
 

@@ -83,7 +83,8 @@ def type_name(o):
     if o is store_true: return 'bool'
     text = o if isinstance(o, str) else o.__name__ if isinstance(o, type) and not hasattr(o, '__args__') else str(o)
     for module in ('torch.nn.modules.module.','collections.abc.','fastai.learner.','fastai.data.core.','pathlib.','typing.','numpy.','torch.'): text = text.replace(module, '')
-    return text.replace('Module', 'nn.Module') if text in ('Module','Module | None') else text
+    if text in ('Module','Module | None'): text = f'nn.{text}'
+    return text.replace('|', ' or ').replace('  ', ' ') # a bar would end the cell of a table
 
 def parameters(sym):
     "A table of parameters and of what is returned"
