@@ -133,7 +133,7 @@ def test_help(tmp_path):
 def test_one_line_and_an_exit_code_for_what_is_wrong(tmp_path):
     res = run('nowhere', cwd=tmp_path)
     assert res.returncode==1 and 'Traceback' not in res.stderr
-    assert res.stderr.strip().splitlines() == ["byol_pretrain: path: there is no folder 'nowhere'; give a folder with pictures in it"]
+    assert res.stderr.strip().splitlines() == ["byol_pretrain: path='nowhere' is not an existing folder. Pass a folder with pictures in it."]
     assert not list(tmp_path.iterdir())     # said before a folder is made
 
 @pytest.mark.parametrize('kwargs,words', [
