@@ -64,7 +64,7 @@ def shrink_stem(
     return net
 
 def _stem(net):
-    "Return names in the stem of `net`: strided convolution, max pooling, and the borders that some pad before the latter"
+    "Name the strided convolution and the max pooling that `net` starts with, and the borders padded before the latter"
     mods = list(net.named_modules())
     pool = next((i for i,(_,m) in enumerate(mods) if isinstance(m, nn.MaxPool2d)), 0)
     strided = [n for n,m in mods[:pool] if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
@@ -82,7 +82,7 @@ def _without_stride(conv):
     return new
 
 def _alone(net, name):
-    "Return the sequence around `name` if nothing in it has weights (a blur behind the pooling shrinks as well), else `name`"
+    "Name the sequence around `name` if nothing in it has weights (a blur behind the pooling shrinks too), else `name`"
     outer = name.rpartition('.')[0]
     return outer if outer and next(net.get_submodule(outer).parameters(), None) is None else name
 
@@ -114,7 +114,8 @@ _batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 def to_group_norm(
     model:nn.Module, # Changed in place; an encoder, or a whole `BYOLModel`
-    # Groups of channels with common statistics: 1 is layer norm, very many are instance norm. None: 32, of 8 channels or more
+    # Groups of channels with common statistics: 1 is layer norm, very many are instance norm.
+    # None: 32, and fewer where a group would have less than 8 channels
     groups:int|None=None,
     standardize:bool=True, # Standardise the weights of the convolutions that a norm follows (those without a bias)
 )->nn.Module: # `model`, with no batch statistics left
@@ -122,7 +123,8 @@ def to_group_norm(
     if groups is not None: check_whole(1, groups=groups)
     for name,m in list(model.named_modules()):
         if isinstance(m, _batchnorms): model.set_submodule(name, _group_norm(m, groups))
-        elif standardize and _can_standardize(m): parametrize.register_parametrization(m, 'weight', StandardizedWeight())
+        elif standardize and _can_standardize(m):
+            parametrize.register_parametrization(m, 'weight', StandardizedWeight())
     return model
 
 def _can_standardize(m):
@@ -154,7 +156,8 @@ def bake_weights(
     return model
 
 def _own_class(m):
-    "Give `m` a class of its own: torch takes the computed weight off the class, which copies (such as a target network) share"
+    "Give `m` a class of its own"
+    # torch takes the computed weight off the class, which copies (such as a target network) share
     cls = type(m)
     members = {k:v for k,v in vars(cls).items() if k not in ('__dict__','__weakref__')}
     m.__class__ = type(cls.__name__, cls.__bases__, members)
@@ -168,8 +171,9 @@ def checkpoint_activations(
     "Keep the input of each block only, and compute the rest again for the backward pass (arXiv:1604.06174)"
     blocks = list(_blocks(encoder, isinstance(encoder, nn.Sequential)))
     if not blocks:
-        raise invalid(f'encoder={type(encoder).__name__}', 'has no blocks in an nn.Sequential or nn.ModuleList to checkpoint',
-                      'Train it with a smaller batch, or with learn.to_fp16()')
+        problem = 'has no blocks in an nn.Sequential or nn.ModuleList to checkpoint'
+        fix = 'Train it with a smaller batch, or with learn.to_fp16()'
+        raise invalid(f'encoder={type(encoder).__name__}', problem, fix)
     for b in blocks:
         if on: b.forward = _TwiceRun(b)
         else: vars(b).pop('forward', None)
