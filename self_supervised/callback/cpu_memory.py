@@ -22,7 +22,7 @@ def keep_memory(
     "Let this process keep the memory that it frees, for the tensors of the next step (mallopt(3), M_TRIM_THRESHOLD)"
     if not has_glibc() or chosen_outside(): return False
     libc = ctypes.CDLL(None)
-    # 32 MB, and twice as much, is where glibc's own thresholds end, which grow with what a program frees; -1 never trims
+    # glibc's own thresholds grow with what a program frees, up to 32 MB and twice as much; -1 never trims
     trim = -1 if on else 64*_MB
     done = libc.mallopt(_MMAP_THRESHOLD, 32*_MB) and libc.mallopt(_TRIM_THRESHOLD, trim)
     if not on: libc.malloc_trim(0)
