@@ -225,7 +225,7 @@ def test_06_it_stops_after_n_in_a_row():
     for how in ('inputs','loss','gradients'):
         learn = make(cbs=[Bad(range(1,99), how), Guard(n=3)])
         with pytest.raises(ValueError) as e: quiet(learn.fit, 5)
-        one_line(e, 'epoch 1, batch 0', '3 in a row', how, {'inputs':'isfinite', 'loss':'lower lr', 'gradients':'GradientClip'}[how])
+        one_line(e, 'epoch 1, batch 0', '3 in a row', how, {'inputs':'isfinite', 'loss':'Lower lr', 'gradients':'GradientClip'}[how])
         assert all(p.isfinite().all() for p in learn.model.state_dict().values())
     learn = make(cbs=[Bad([0,1,3,4,6,7,9,10]), Guard(n=3)])          # never three in a row
     quiet(learn.fit, 5)
@@ -322,7 +322,7 @@ def test_18_no_batch_is_cancelled_inside_autocast(how):
 def test_18_a_loss_scale_below_1_ends_the_run():
     learn = make(cbs=[Bad(range(99), 'gradients'), ScaledCPU()])
     with pytest.raises(ValueError) as e: quiet(learn.fit, 9)
-    one_line(e, 'overflow', 'to_bf16', 'lower lr')
+    one_line(e, 'overflow', 'to_bf16', 'Lower lr')
 
 # Row 9
 
