@@ -101,7 +101,8 @@ class History(CSVLogger):
     def _write_line(self, log):
         try: super()._write_line(log)
         except OSError as e:
-            warnings.warn(f'A row of {self.fname} was not written ({e.strerror}). Training goes on. Free some disk space')
+            seen = f'A row of {self.fname} was not written ({e.strerror})'
+            warnings.warn(f'{seen}. Training goes on. Free some disk space.')
             self.old_logger(log)
 
     def after_fit(self):
