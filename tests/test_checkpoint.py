@@ -415,7 +415,7 @@ def a_full_disk(path):
         def before_epoch(self):
             if self.epoch==1: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         def after_fit(self): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    with pytest.warns(UserWarning, match='a row of history.csv was not written'), redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck'), Full()])
+    with pytest.warns(UserWarning, match='A row of history.csv was not written'), redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck'), Full()])
     assert len(learn.recorder.values)==3
 
 def test_a_full_disk_costs_the_log_a_row_and_not_the_run(tmp_path): assert in_child(a_full_disk, tmp_path)==0

@@ -85,7 +85,7 @@ def test_tars(tmp_path, monkeypatch, source):
     assert [len(o.dataset) for o in learn.dls]==([145,36] if source=='tars/a.tar' else [290,72])
     check_run(out, 1, (1,16,16))
     assert 'No labels (a tar' in json.loads((out/'results.json').read_text())['title']
-    assert run_folder.recorded(out, {}, path=source)['path']==source          # and so it can be resumed
+    assert run_folder.recorded_settings(out, {}, path=source)['path']==source          # and so it can be resumed
 
 def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatch):
     write_mnist_tiny(tmp_path/'pics')
@@ -162,5 +162,5 @@ def test_a_second_run_says_where_it_goes_and_resume_does_not_take_the_wrong_one(
         if done: (tmp_path/name/'results.json').touch()
     assert run_folder.free_folder(tmp_path/'byol')==tmp_path/'byol-3'
     assert capsys.readouterr().out==f"{tmp_path/'byol'} holds a run already: this one goes to {tmp_path/'byol-3'}\n"
-    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not: pass --out .*byol-2'): run_folder.recorded(tmp_path/'byol', {})
-    assert run_folder.recorded(tmp_path/'byol-2', {})=={'views': {}}
+    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not. Pass --out .*byol-2'): run_folder.recorded_settings(tmp_path/'byol', {})
+    assert run_folder.recorded_settings(tmp_path/'byol-2', {})=={'views': {}}

@@ -20,12 +20,12 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core import write_atomic
+from ..core import check_at_least, write_atomic
 from ..data.sources import picture_items
 from ..data.reading import BadPicture, open_picture
 from ..evaluate.features import embed
 from ..transfer.encoder_file import encoder_info, load_encoder
-from .terminal import _at_least, _or_one_line, check_place
+from .terminal import check_place, one_line_errors
 
 # %% ../../nbs/95_cli.embed.ipynb #52c006
 class _Readable:
@@ -53,7 +53,8 @@ def embed_pictures(
     progress:bool=False, # Show a bar?
 )->tuple: # Names (n), features (n,nf) in float32, and a dictionary of what is left out: name → reason
     "Compute the features of every picture of `source` that can be read, in its order; features are finite"
-    _at_least(bs=(bs,1), workers=(workers,0), size=(size,1))
+    check_at_least(1, bs=bs, size=size)
+    check_at_least(0, workers=workers)
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = _said(encoder, size)
     items,names,bad = picture_items(source),[],{}
@@ -111,8 +112,8 @@ def byol_embed(
     workers:int=None, # Processes that read; as many as there are cores, at most 16
 ):
     "Write the features of pictures, with their names, to a file"
-    _or_one_line('byol_embed', _check_out, out)
-    names,feats,bad = _or_one_line('byol_embed', embed_pictures, encoder, path, size, bs, workers, progress=sys.stdout.isatty())
-    _or_one_line('byol_embed', write_features, names, feats, out)
+    one_line_errors('byol_embed', _check_out, out)
+    names,feats,bad = one_line_errors('byol_embed', embed_pictures, encoder, path, size, bs, workers, progress=sys.stdout.isatty())
+    one_line_errors('byol_embed', write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {name}: {reason}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')

@@ -14,12 +14,12 @@ from fastai.torch_core import default_device
 from fastcore.script import call_parse, store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import write_atomic
+from ..core import check_at_least, write_atomic
 from ..data.images import image_dls
 from ..evaluate.features import Pixels, embed, untrained
 from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder, in_memory
-from .terminal import _at_least, _or_one_line, check_place
+from .terminal import check_place, one_line_errors
 from .judge import results
 from .report import as_text
 from .embed import _said
@@ -37,7 +37,8 @@ def labelled_pictures(
     progress:bool=False, # Show bars?
 )->tuple: # Training part and test part, each (x,y) or a loader, and the names of the classes
     "Read a folder of labelled pictures for evaluation"
-    _at_least(bs=(bs,1), workers=(workers,0), size=(size,1))
+    check_at_least(1, bs=bs, size=size)
+    check_at_least(0, workers=workers)
     if not isinstance(valid, str) and not 0<valid<1: raise ValueError(f"valid={valid:g} must be in (0,1), the part to test on, or the name of a folder in {str(path)!r}: pass e.g. .2")
     # bs=1: nothing trains on these batches, and none is too large for the folder
     dls = image_dls(path, size, n_in=n_in, label_func=parent_label, valid=valid, bs=1, workers=workers, seed=seed, check=True)
@@ -64,7 +65,7 @@ def evaluate_pictures(
     **kwargs # For `published`, with `full`: epochs, flip_p
 )->dict: # As `results` gives it; with `full` what was `chosen`, too
     "Set the encoder's features beside raw pixels and the same network untrained, by few-label accuracy"
-    _at_least(n=(n,1), draws=(draws,1), size=(size,1))
+    check_at_least(1, n=n, draws=draws, size=size)
     net,(spec,size,stats) = load_encoder(encoder, device=default_device() if device is None else device),_said(encoder, size)
     *parts,vocab = labelled_pictures(path, size, spec.get('n_in', 3), valid, bs, workers, seed, progress=progress)
     nets = {'raw pixels': (Pixels(),None)} | ({'untrained encoder': (untrained(net, seed),stats)} if spec else {}) | {'encoder': (net,stats)}
@@ -95,7 +96,7 @@ def published(
     progress:bool=False, # Show a bar?
 )->dict: # As `evaluate_encoder` gives it
     "Run every published protocol that the data is large enough for; say which is left out, and how long it may take"
-    _at_least(seeds=(seeds,1), epochs=(epochs,1))
+    check_at_least(1, seeds=seeds, epochs=epochs)
     start,y = time.perf_counter(),embed(net, train, stats)[1]
     counts,pass_s = y.bincount(minlength=len(vocab)),time.perf_counter()-start
     if counts.min()<2: raise ValueError(f"full: the class {vocab[counts.argmin()]!r} has {counts.min().item()} picture to train on, and part of each is held out to choose by; add pictures or remove it")
@@ -130,8 +131,8 @@ def byol_evaluate(
     "Say what an encoder's features are worth on labelled pictures, beside raw pixels and the untrained network"
     try: part = float(valid)
     except ValueError: part = valid
-    if out: _or_one_line('byol_evaluate', check_place, out)
+    if out: one_line_errors('byol_evaluate', check_place, out)
     kw = dict(epochs=epochs, flip_p=0. if no_flip else .5) if full else {}
-    res = _or_one_line('byol_evaluate', evaluate_pictures, encoder, path, n, draws, part, size, bs, workers, seed, full, seeds, progress=sys.stdout.isatty(), **kw)
+    res = one_line_errors('byol_evaluate', evaluate_pictures, encoder, path, n, draws, part, size, bs, workers, seed, full, seeds, progress=sys.stdout.isatty(), **kw)
     print(as_text(res))
-    if out: _or_one_line('byol_evaluate', write_atomic, out, json.dumps(res, indent=1).encode())
+    if out: one_line_errors('byol_evaluate', write_atomic, out, json.dumps(res, indent=1).encode())
