@@ -20,7 +20,7 @@ from torch import Tensor
 from ..augmentations import NormalizeViews
 from ..evaluate.features import embed, knn_accuracy, linear_accuracy, some_of
 from .core import MetricCallback
-from .health import _check_whole
+from ..core import check_whole
 
 # %% ../../nbs/45_callback.probe.ipynb #21c019
 class Probe(MetricCallback):
@@ -39,7 +39,7 @@ class Probe(MetricCallback):
         methods = (methods,) if isinstance(methods, str) else tuple(methods)
         bad = [o for o in methods if o not in ('knn','linear')]
         if bad or not methods: raise ValueError(f"methods={methods!r} must hold 'knn', 'linear' or both: leave out {bad}")
-        for name,o,least in (('every',every,1),('n',n,2),('seed',seed,0)): _check_whole(name, o, least)
+        for name,o,least in (('every',every,1),('n',n,2),('seed',seed,0)): check_whole(least, **{name:o})
         if not T>0: raise ValueError(f"T={T} must be above 0: pass e.g. .07")
         _check_stats(stats)
         self.train,self.test = (_source(name, o) for name,o in (('train',train),('test',test)))
@@ -182,7 +182,7 @@ def _check_fit(name, x, embed):
         raise ValueError(f"{name} holds pictures of shape {tuple(x.shape[1:])}, which the encoder does not take ({why}): pass them as it is trained, (n,c,h,w)") from e
 
 def _check_k(k, n):
-    if k is not None: _check_whole('k', k, 0)
+    if k is not None: check_whole(0, k=k)
     if k is not None and not 1<=k<=n: raise ValueError(f"k={k} must be 1 to {n}, the pictures to learn from: pass a smaller k, or None for 20 or as many as there are")
 
 def _sound(name, feats, y):
