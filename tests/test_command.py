@@ -84,7 +84,7 @@ def test_tars(tmp_path, monkeypatch, source):
     learn,_,out = pretrain.pretrain(source, progress=False, **SMALL)
     assert [len(o.dataset) for o in learn.dls]==([145,36] if source=='tars/a.tar' else [290,72])
     check_run(out, 1, (1,16,16))
-    assert 'No labels (a tar' in json.loads((out/'results.json').read_text())['title']
+    assert 'No labels found (a tar' in json.loads((out/'results.json').read_text())['title']
     assert run_folder.recorded_settings(out, {}, path=source)['path']==source          # and so it can be resumed
 
 def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_evaluate_fewer_pictures_than_a_batch(here):
     assert res.returncode==0 and 'Traceback' not in res.stderr, res.stderr
     written = json.loads((here/'new/res.json').read_text())
     assert list(written['rows'])==['raw pixels','untrained encoder','encoder'] and len(written['rows']['encoder']['kNN']['all'])==3
-    assert 'Accuracy on 6 held-out pictures with 5 labels a class' in res.stdout and f"{written['rows']['encoder']['kNN']['mean']:.3f}" in res.stdout
+    assert 'Accuracy on 6 held-out pictures with 5 labels per class' in res.stdout and f"{written['rows']['encoder']['kNN']['mean']:.3f}" in res.stdout
     assert '\r' not in res.stdout and '%' not in res.stdout   # no bar where there is no terminal
 
 def test_embed(here):
@@ -60,7 +60,7 @@ def test_embed(here):
 
 @pytest.mark.parametrize('command,args,words', [
     ('byol_evaluate', ('encoder.safetensors', 'odd', '--valid', 'valid'), ["'owl'", 'is left to train on']),
-    ('byol_embed', ('ill.safetensors', 'few', '--out', 'ill.npz'), ['the features of all 30 pictures are NaN or inf', 'few/3/']),
+    ('byol_embed', ('ill.safetensors', 'few', '--out', 'ill.npz'), ['must be finite, and 30 of 30 rows hold NaN or inf', 'few/3/']),
     ('byol_embed', ('encoder.safetensors', 'nowhere', '--out', 'encoder.safetensors/f.npz'), ["out='encoder.safetensors/f.npz' cannot be written"])])   # before the pictures are looked for
 def test_one_line_and_an_exit_code_for_what_is_wrong(here, command, args, words):
     res = run(command, *args, '--workers', 0, cwd=here)

@@ -14,9 +14,10 @@ from self_supervised.core import seed_everything
 from self_supervised.data.demo import digits
 from self_supervised.data.arrays import TensorData, TensorDL, tensor_dls
 from self_supervised.ema import constant_momentum
+from self_supervised.evaluate.labelled import labelled_parts
 from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
 from self_supervised.callback.health import Health, Latest, symptoms
-from self_supervised.callback.probe import Probe, labelled_parts
+from self_supervised.callback.probe import Probe
 from self_supervised.recipes import byol_recipe
 from self_supervised.data.tables import get_vector_aug_pipelines
 from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
@@ -341,7 +342,7 @@ def test_a_health_says_what_it_cannot_do():
 
 def test_a_probe_says_what_it_cannot_do():
     for stats in ('imagenet', .5, (.5,), (.5,.2,.1), ('a','b')):
-        with pytest.raises(ValueError, match=re.escape(f'stats={stats!r} must be (mean,std)')) as e: Probe(stats=stats)
+        with pytest.raises(ValueError, match=re.escape(f'stats={stats!r} must be a pair of finite numbers. Pass (mean,std)')) as e: Probe(stats=stats)
         assert '\n' not in str(e.value)
     for name,v in dict(n=50., every=2.5, seed='a').items():
         with pytest.raises(ValueError, match=re.escape(f'{name}={v!r} must be a whole number')): Probe(**{name:v})
@@ -378,23 +379,23 @@ bad_sources = {
     'a path':         (dict(train='labels.csv'), 'train=str must be'),
     'three things':   (dict(train=(X,Y,Y)), 'train=tuple must be'),
     'a data set':     (dict(train=TensorDataset(X,Y)), 'train=TensorDataset must be a labelled loader'),
-    'DataLoaders':    (dict(train=tensor_dls(X, bs=16)), 'pass train=dls.train, test=dls.valid'),
+    'DataLoaders':    (dict(train=tensor_dls(X, bs=16)), 'holds several loaders. Pass train=dls.train, test=dls.valid'),
     'no length':      (dict(train=TorchLoader(Stream())), 'must have a length'),
-    'list of pictures': (dict(train=(list(X),Y)), 'torch.stack a list'),
+    'list of pictures': (dict(train=(list(X),Y)), 'Use torch.stack for a list, number the classes'),
     'names':          (dict(train=(X,[f'digit {i}' for i in Y])), 'number the classes'),
-    'one-hot':        (dict(train=(X,nn.functional.one_hot(Y))), r'shape \(80, 10\): pass y.argmax\(1\)'),
+    'one-hot':        (dict(train=(X,nn.functional.one_hot(Y))), r'shape \(80, 10\). Pass y.argmax\(1\)'),
     'column':         (dict(train=(X,Y[:,None])), r'y.flatten\(\)'),
-    'floats':         (dict(train=(X,Y.float())), 'integer labels, and they are float32: pass y.long'),
-    'too few labels': (dict(train=(X,Y[:-1])), 'x has 80, y has 79'),
+    'floats':         (dict(train=(X,Y.float())), 'integer labels, and they are float32. Pass y.long'),
+    'too few labels': (dict(train=(X,Y[:-1])), r'train\[1\] has 79 labels for the 80 rows of train\[0\]'),
     'empty':          (dict(train=(X[:0],Y[:0])), 'train=tuple must hold pictures, and is empty'),
-    'one class':      (dict(train=(X,torch.full_like(Y, 7))), 'two classes or more: all 80 are of class 7'),
+    'one class':      (dict(train=(X,torch.full_like(Y, 7))), 'two classes or more, and all 80 are of class 7'),
     'test, no labels': (dict(train=(X,Y), test=X), 'test=Tensor must be'),
     'test, floats':   (dict(train=(X,Y), test=(X,Y.float())), 'test must have integer labels'),
     'k > pictures':   (dict(train=(X,Y), k=81), 'k=81 must be 1 to 80'),
     'k > n':          (dict(n=50, k=51), 'k=51 must be 1 to 50'),
     'k = 0':          (dict(k=0), 'k=0 must be 1 to 500'),
     'T = 0':          (dict(T=0.), 'T=0.0 must be above 0'),
-    'unknown classes': (dict(train=(X[Y<5],Y[Y<5]), test=(X,Y)), r'test must have classes that train has, and 36 of its 80 pictures are of others, e.g. \d: split so that both have all'),
+    'unknown classes': (dict(train=(X[Y<5],Y[Y<5]), test=(X,Y)), r'test must have only classes that train has, and 36 of its 80 pictures are of others, e.g. \d. Split so that both have all'),
 }
 
 @pytest.mark.parametrize('name', bad_sources)
@@ -405,25 +406,25 @@ def test_a_bad_source_is_named_when_the_probe_is_made(name):
 
 nans = X.clone(); nans[::2,0,0,0] = float('nan')
 bad_reads = {
-    'no labels':     (dict(train=loader(X)), 'train must have labels to probe with'),
-    'fastai, no labels': (dict(train=TensorDL(TensorData(X), bs=16)), 'train must have labels to probe with'),
-    "learner's own": (dict(), r"the learner's data \(train part\) must have labels to probe with: pass labelled pictures"),
-    "learner's train, test given": (dict(test=(X,Y)), r"the learner's data \(train part\) must have labels"),
-    'one-hot':       (dict(train=loader(X, nn.functional.one_hot(Y))), r'train must have one label a picture, and they are of shape \(16, 10\)'),
+    'no labels':     (dict(train=loader(X)), 'train has no labels to evaluate with'),
+    'fastai, no labels': (dict(train=TensorDL(TensorData(X), bs=16)), 'train has no labels to evaluate with'),
+    "learner's own": (dict(), r"the learner's data \(train part\) has no labels to evaluate with. Pass labelled pictures: train="),
+    "learner's train, test given": (dict(test=(X,Y)), r"the learner's data \(train part\) has no labels"),
+    'one-hot':       (dict(train=loader(X, nn.functional.one_hot(Y))), r'train must have one label per picture, and they are of shape \(16, 10\)'),
     'floats':        (dict(train=loader(X, Y.float())), 'train must have integer labels'),
-    'names':         (dict(train=TorchLoader(Named(X, Y), batch_size=16)), 'number the classes'),
-    'test, no labels': (dict(train=(X,Y), test=loader(X)), 'test must have labels to probe with'),
+    'names':         (dict(train=TorchLoader(Named(X, Y), batch_size=16)), 'Number the classes'),
+    'test, no labels': (dict(train=(X,Y), test=loader(X)), 'test has no labels to evaluate with'),
     'two pictures':  (dict(train=(X[:2],Y[:2])), 'train=2 pictures must be 3 or more'),
-    'one class':     (dict(train=loader(X, torch.full_like(Y, 7))), 'train must hold two classes or more, and the 54 pictures drawn are all of class 7'),
+    'one class':     (dict(train=loader(X, torch.full_like(Y, 7))), 'train must hold two classes or more, and all 54 are of class 7'),
     'k > pictures':  (dict(train=loader(X, Y), k=60), 'k=60 must be 1 to 54'),
-    'NaN':           (dict(train=(nans,Y)), 'train gives features with NaN or inf, for 27 of 54 pictures'),
-    'unknown classes': (dict(train=loader(X[Y<5], Y[Y<5]), test=loader(X, Y)), r'test must have classes that train has, and 36 of its 80 pictures are of others, e.g. \d: split'),
-    'no class in common': (dict(train=loader(X[Y<5], Y[Y<5]), test=(X[Y>4],Y[Y>4]), n=20), 'test must have classes that train has, and 20 of its 20 pictures are of others'),
-    'colour':        (dict(train=(X.repeat(1,3,1,1),Y)), r'train holds pictures of shape \(3, 8, 8\), which the encoder does not take \(.*\): pass them as it is trained, \(n,c,h,w\)'),
+    'NaN':           (dict(train=(nans,Y)), 'features of train must be finite, and 27 of 54 rows hold NaN or inf'),
+    'unknown classes': (dict(train=loader(X[Y<5], Y[Y<5]), test=loader(X, Y)), r'test must have only classes that train has, and 36 of its 80 pictures are of others, e.g. \d. Split'),
+    'no class in common': (dict(train=loader(X[Y<5], Y[Y<5]), test=(X[Y>4],Y[Y>4]), n=20), 'test must have only classes that train has, and 20 of its 20 pictures are of others'),
+    'colour':        (dict(train=(X.repeat(1,3,1,1),Y)), r'train holds pictures of shape \(3, 8, 8\), which the encoder does not take \(.*\). Pass them as it is trained, \(n,c,h,w\)'),
     'no channel':    (dict(train=(X[:,0],Y)), r'train holds pictures of shape \(8, 8\), which'),
     'vectors':       (dict(train=(X.flatten(1),Y)), r'train holds pictures of shape \(64,\), which'),
     'test, colour':  (dict(train=(X,Y), test=loader(X.repeat(1,3,1,1), Y)), r'test holds pictures of shape \(3, 8, 8\), which'),
-    'stats':         (dict(train=(X,Y), stats=((.5,.5,.5),(.2,.2,.2))), '3 means for pictures of 1 channels'),
+    'stats':         (dict(train=(X,Y), stats=((.5,.5,.5),(.2,.2,.2))), 'has 3 entries for pictures of 1 channels'),
 }
 
 @pytest.mark.parametrize('name', bad_reads)
@@ -439,7 +440,7 @@ def test_what_only_reading_shows_is_named_before_the_first_step(name, capsys):
 def test_a_draw_without_some_classes_is_no_error_and_is_said_once(capsys):
     "Of many classes 500 pictures hold not all: a larger n would"
     with listening('test must have') as said: got = probed(train=(X,Y), test=(X[:70],Y[:70]), n=8)
-    assert got.counts==(8,8) and len(said)==1 and 'pass a larger n' in said[0], said
+    assert got.counts==(8,8) and len(said)==1 and 'Pass a larger n' in said[0], said
     with listening('test must have') as said: got = probed(train=(X[:12],Y[:12]))
     assert got.counts==(8,4) and len(said)==1 and 'more pictures of each class' in said[0], said
 
@@ -447,7 +448,7 @@ def test_an_encoder_that_diverges_is_named(capsys):
     class Break(Callback):
         def after_train(self):
             with torch.no_grad(): next(self.model.encoder.parameters()).fill_(float('nan'))
-    with pytest.raises(ValueError, match='train gives features with NaN or inf, for 54 of 54 pictures'): tiny(cbs=[Probe((X,Y)), Break()], health=False).fit(1)
+    with pytest.raises(ValueError, match='features of train must be finite, and 54 of 54 rows hold NaN or inf'): tiny(cbs=[Probe((X,Y)), Break()], health=False).fit(1)
 
 def test_few_pictures_are_enough_for_the_defaults(capsys):
     "Two to learn from, one to be tested on"

@@ -260,7 +260,7 @@ def test_neighbours_are_the_nearest_in_cosine():
 
 def test_features_that_hold_nan_are_not_indexed():
     feats = torch.randn(50,6); feats[3,0] = float('nan')
-    with pytest.raises(ValueError, match='feats: 1 of 50 rows hold NaN or inf') as e: retrieval_index(feats)
+    with pytest.raises(ValueError, match='feats must be finite, and 1 of 50 rows hold NaN or inf') as e: retrieval_index(feats)
     assert '\n' not in str(e.value)
 
 # Older checkpoints

@@ -6,7 +6,9 @@
 __all__ = ['embed_pictures', 'write_features', 'byol_embed']
 
 # %% ../../nbs/95_cli.embed.ipynb #imports
-import os, sys
+import os
+import sys
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -20,35 +22,66 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core import check_at_least, write_atomic
+from ..core import check_at_least, invalid, write_atomic
 from ..data.sources import picture_items
 from ..data.reading import BadPicture, open_picture
-from ..evaluate.features import embed
+from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
 from .terminal import check_place, one_line_errors
+
+# %% ../../nbs/95_cli.embed.ipynb #settings
+def encoder_settings(
+    encoder, # File that `save_encoder` wrote
+    size=None, # Side in pixels, or (h,w); None: what the file says
+)->tuple: # How the network was made (a dictionary), the size of its pictures, and (mean,std) or None
+    "Read how an encoder is to be fed"
+    info = encoder_info(encoder)
+    size = size or info.get('size')
+    if not size:
+        problem = f'is needed: {str(encoder)!r} does not record how large its pictures were'
+        raise invalid('size=None', problem, 'Pass size, e.g. size=224')
+    return info.get('spec') or {},size,info.get('stats')
 
 # %% ../../nbs/95_cli.embed.ipynb #52c006
 class _Readable:
     "The picture at a place, or why it cannot be read"
-    def __init__(self, items, n_in, size): self.items,self.n_in,self.size = items,n_in,size
+    def __init__(self, items, n_in, size):
+        self.items = items  # where the pictures are
+        self.n_in = n_in    # channels
+        self.size = size    # side in pixels, or (h,w)
+
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
         try: return i,open_picture(self.items[i], self.n_in, self.size).as_subclass(Tensor)
         except BadPicture as e: return i,e.reason
 
-def _said(encoder, size):
-    "What the file of an encoder says: how it was made, the size of its pictures unless one is given, how they are normalised"
-    info = encoder_info(encoder)
-    size = size or info.get('size')
-    if not size: raise ValueError(f"size=None and {str(encoder)!r} does not say how large its pictures were: pass size, e.g. size=224")
-    return info.get('spec') or {},size,info.get('stats')
+class _ReadableBatches:
+    "Batches of the pictures that can be read, and the names of all"
+    def __init__(self, items, n_in, size, bs, workers, progress):
+        self.items = items        # where the pictures are
+        self.progress = progress  # show a bar?
+        self.names = []           # of the pictures read
+        self.bad = {}             # name → why it cannot be read
+        workers = min(16, defaults.cpus) if workers is None else workers
+        self.dl = DataLoader(_Readable(items, n_in, size), batch_size=bs, num_workers=workers, collate_fn=noop)
+
+    def __iter__(self):
+        for batch in progress_bar(self.dl, leave=False) if self.progress else self.dl:
+            good = []
+            for i,o in batch:
+                name = os.fspath(self.items[i])
+                if isinstance(o, str): self.bad[name] = o
+                else:
+                    self.names.append(name)
+                    good.append(o)
+            if good: yield torch.stack(good)
 
 def embed_pictures(
     encoder, # File that `save_encoder` wrote
     source, # Folder, list, table, data set or tar of pictures, see `picture_items`
     size=None, # Side in pixels, or (h,w); None: what the encoder's file says
     bs:int=64, # Pictures at a time
-    workers:int|None=None, # Processes that read; None for one a core, at most 16
+    workers:int|None=None, # Processes that read; None for one per core, at most 16
     device=None, # Where to compute; None for fastai's default
     progress:bool=False, # Show a bar?
 )->tuple: # Names (n), features (n,nf) in float32, and a dictionary of what is left out: name → reason
@@ -56,49 +89,52 @@ def embed_pictures(
     check_at_least(1, bs=bs, size=size)
     check_at_least(0, workers=workers)
     net = load_encoder(encoder, device=default_device() if device is None else device)
-    spec,size,stats = _said(encoder, size)
-    items,names,bad = picture_items(source),[],{}
-    dl = DataLoader(_Readable(items, spec.get('n_in', 3), size), batch_size=bs, num_workers=min(16, defaults.cpus) if workers is None else workers, collate_fn=noop)
-    def batches():
-        for batch in progress_bar(dl, leave=False) if progress else dl:
-            bad.update((os.fspath(items[i]),o) for i,o in batch if isinstance(o, str))
-            good = [(os.fspath(items[i]),o) for i,o in batch if not isinstance(o, str)]
-            names.extend(name for name,_ in good)
-            if good: yield torch.stack([x for _,x in good])
-    try: feats,_ = embed(net, batches(), stats=stats)
+    spec,size,stats = encoder_settings(encoder, size)
+    items = picture_items(source)
+    batches = _ReadableBatches(items, spec.get('n_in', 3), size, bs, workers, progress)
+    try: feats,_ = embed(net, batches, stats=stats)
     except ValueError:
-        if names: raise
-        raise ValueError(f"source: none of its {len(items)} pictures can be read, e.g. {': '.join(next(iter(bad.items())))}; `byol_check` lists them all") from None
-    return _finite(names, feats, bad)
+        if batches.names: raise
+        name,reason = next(iter(batches.bad.items()))
+        problem = f'has {len(items)} pictures, and none can be read, e.g. {name}: {reason}'
+        raise invalid('source', problem, 'Run `byol_check`, which lists them all') from None
+    return _finite(batches.names, feats, batches.bad)
 
 def _finite(names, feats, bad):
-    "Leave out the pictures whose features are NaN or inf, or say that all are"
-    ok = feats.isfinite().all(1)
-    if not ok.any(): raise ValueError(f"encoder: the features of all {len(names)} pictures are NaN or inf, e.g. those of {names[0]}; its training diverged, or size and stats are not those it was trained with")
-    bad.update((name,'its features are NaN or inf') for name,o in zip(names, ok) if not o)
-    return [name for name,o in zip(names, ok) if o],feats[ok],bad
+    "Leave out the pictures whose features are NaN or inf, or raise where all are"
+    finite = finite_rows(feats)
+    if not finite.any():
+        fix = 'Look for where the training of the encoder diverged, or pass the size and stats it was trained with'
+        check_features(f'features, e.g. of {names[0]},', feats, fix=fix)
+    bad = bad | {name: 'its features are NaN or inf' for name,ok in zip(names, finite) if not ok}
+    return [name for name,ok in zip(names, finite) if ok],feats[finite],bad
 
+# %% ../../nbs/95_cli.embed.ipynb #write
 def _check_out(out):
-    "`out` as a path, or what is wrong with it"
+    "Return `out` as a path, or raise where it cannot be written"
     out = Path(out)
-    if out.suffix not in ('.npz','.parquet'): raise ValueError(f"out={str(out)!r} must end in .npz or .parquet")
-    if out.suffix=='.parquet' and not find_spec('pyarrow'): raise ValueError(f"out={str(out)!r} needs pyarrow: `pip install pyarrow`, or name a .npz file")
+    if out.suffix not in ('.npz','.parquet'):
+        raise invalid(f'out={str(out)!r}', 'must end in .npz or .parquet', 'Name a file such as features.npz')
+    if out.suffix=='.parquet' and not find_spec('pyarrow'):
+        raise invalid(f'out={str(out)!r}', 'needs pyarrow', 'Run `pip install pyarrow`, or name a .npz file')
     return check_place(out)
 
 def write_features(
-    names, # (n,) one a row
+    names, # (n,) one per row
     feats:Tensor, # (n,nf)
-    out, # File to write: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
+    out, # File: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
 )->Path: # The file
     "Write features beside the names of what they belong to"
     out = _check_out(out)
-    if out.suffix=='.npz':
-        f = BytesIO()
-        np.savez(f, names=np.array(names), features=feats.numpy())   # text and numbers: reading it runs no code
-        return write_atomic(out, f.getvalue())
-    import pyarrow as pa, pyarrow.parquet as pq
     f = BytesIO()
-    pq.write_table(pa.table({'name': list(names)} | {f'f{i}': col for i,col in enumerate(feats.numpy().T)}), f)
+    if out.suffix=='.npz':
+        # Text and numbers: reading it runs no code
+        np.savez(f, names=np.array(names), features=feats.numpy())
+        return write_atomic(out, f.getvalue())
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    columns = {f'f{i}': column for i,column in enumerate(feats.numpy().T)}
+    pq.write_table(pa.table({'name': list(names)} | columns), f)
     return write_atomic(out, f.getvalue())
 
 # %% ../../nbs/95_cli.embed.ipynb #52c011
@@ -106,14 +142,15 @@ def write_features(
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote
     path:str, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars
-    out:str='features.npz', # File to write: .npz (arrays `names`, `features`) or .parquet (a column `name` and one a feature)
+    out:str='features.npz', # File to write: .npz (arrays `names`, `features`) or .parquet (a column `name` and one per feature)
     size:int=None, # Side of the pictures in pixels; what the encoder was trained with
     bs:int=64, # Pictures at a time
     workers:int=None, # Processes that read; as many as there are cores, at most 16
 ):
     "Write the features of pictures, with their names, to a file"
-    one_line_errors('byol_embed', _check_out, out)
-    names,feats,bad = one_line_errors('byol_embed', embed_pictures, encoder, path, size, bs, workers, progress=sys.stdout.isatty())
-    one_line_errors('byol_embed', write_features, names, feats, out)
+    run = partial(one_line_errors, 'byol_embed')
+    run(_check_out, out)
+    names,feats,bad = run(embed_pictures, encoder, path, size, bs, workers, progress=sys.stdout.isatty())
+    run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {name}: {reason}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')

@@ -38,7 +38,7 @@ from ..evaluate.features import Pixels
 from ..callback.ranks import once
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
-from .judge import features
+from .judge import features_of_parts
 from .report import as_text
 from .run_folder import free_folder, recorded_settings, write_run, write_settings
 
@@ -208,7 +208,7 @@ def _as_recorded(path):
 
 def _untrained_features(s, encoder, dls):
     "Return what the trained encoder is measured against"
-    return {'raw pixels': features(Pixels(), dls, None), 'untrained encoder': features(encoder, dls, s.views['stats'])}
+    return {'raw pixels': features_of_parts(Pixels(), dls, None), 'untrained encoder': features_of_parts(encoder, dls, s.views['stats'])}
 
 def _begin(s, dls, out, resume):
     "Record the settings of a new run, with the workers that it got; print when a resumed one has no checkpoint"
@@ -249,7 +249,7 @@ def pretrain(
     warned,seconds = fit_run(learn, s, progress)
     if not first: return learn,feats,out
     print(f'Trained in {seconds:.0f} s')
-    feats['trained encoder'] = features(encoder, dls, s.views['stats'])
+    feats['trained encoder'] = features_of_parts(encoder, dls, s.views['stats'])
     write_run(out, learn, feats, warned, stats=s.views['stats'], size=s.size)
     return learn,feats,out
 

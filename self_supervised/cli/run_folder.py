@@ -26,7 +26,7 @@ from .. import __version__
 from ..core import invalid, write_atomic
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
-from .judge import results
+from .judge import compare_parts
 from .report import write_report
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
@@ -146,7 +146,7 @@ def write_run(
 )->None:
     "Write what came out of a run: encoder, results, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
-    record = results(feats) | dict(said=_with_epochs(learn.health.said, warned))
+    record = compare_parts(feats) | dict(said=_with_epochs(learn.health.said, warned))
     write_atomic(out/'results.json', json.dumps(record, indent=1).encode())
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)
