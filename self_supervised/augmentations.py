@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .core import check_p, check_stats, check_whole, invalid, plain, warn_once
 from .image_ops import adjust_contrast, adjust_hue, adjust_saturation, blur_kernel, resize_boxes, sides
 # Not used here: code that imports these from this module, as it could before, goes on working
-from .image_ops import bicubic_taps, weigh_rows
+from .image_ops import bicubic_taps, weigh_rows # noqa: F401
 
 _all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'resize_boxes']
 

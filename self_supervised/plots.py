@@ -39,7 +39,7 @@ def show_views(
     x:Tensor, # Pictures (n,c,h,w) in [0,1] (or clips, or vectors), or None when there are no originals
     views:list, # Views, each like `x`, in [0,1]
     axes=None, # n rows of axes, a column for the original and one per view; None makes them
-    titles:list=None, # A title per column; None for 'original', 'view 1', 'view 2', …
+    titles:list|None=None, # A title per column; None for 'original', 'view 1', 'view 2', …
 )->np.ndarray: # The axes, (n,columns)
     "Draw each picture beside its views"
     cols = list(views) if x is None else [x,*views]
@@ -166,7 +166,7 @@ def _colors(n):
 def plot_embedding(
     feats:Tensor, # (n,nf) features, n of 2 or more
     labels=None, # (n,) labels, for colours and legend; None for one colour
-    images:Tensor=None, # (n,c,h,w) in [0,1]: thumbnails are drawn where there is room; None for none
+    images:Tensor|None=None, # (n,c,h,w) in [0,1]: thumbnails are drawn where there is room; None for none
     ax=None, # Where to draw; None makes a figure
     vocab=None, # Names of the labels, in their order; None shows the labels
     s:float=14, # Size of a point, points²

@@ -31,8 +31,8 @@ class TensorData:
     "Items of arrays: an index gives an item, several give a batch"
     def __init__(self,
         x:Tensor, # (n,...) float in [0,1], or uint8, converted when indexed
-        y:Tensor=None, # (n,) or None
-        idxs:Tensor=None, # Items of this subset, None for all; nothing is copied
+        y:Tensor|None=None, # (n,) or None
+        idxs:Tensor|None=None, # Items of this subset, None for all; nothing is copied
     ):
         self.x = x
         self.y = y
@@ -108,7 +108,7 @@ def tensor_dls(
     y=None, # (n,) labels, or None
     splits=None, # Indices of (train, valid); None trains on all and validates on nothing
     bs:int=64, # Batch size; training drops what is left over
-    seed:int=None, # Seed of the order; None draws one
+    seed:int|None=None, # Seed of the order; None draws one
     device=None, # Where batches go; None for where `x` is if that is not the CPU, else fastai's default
 )->DataLoaders: # Batches (x,) or (x,y)
     "Make fastai `DataLoaders` from arrays in memory, indexed a batch at a time"

@@ -14,7 +14,7 @@ from PIL import Image
 
 # %% ../../nbs/09_data.demo.ipynb #40c005
 def digits(
-    size:int=None, # Side in pixels to enlarge to; None keeps 8
+    size:int|None=None, # Side in pixels to enlarge to; None keeps 8
     mode:str='bicubic', # How to enlarge: 'bicubic', 'bilinear' or 'nearest'
 )->tuple: # x (1797,1,size,size) float32 in [0,1]; y (1797,) in 0..9; splits: indices of (train, test)
     "Load scikit-learn's handwritten digits; every third of each class is test"

@@ -77,12 +77,12 @@ def image_dls(
     # Part to hold out, in [0,1); positions in the source; or the name of a folder in it, or of a shard, e.g. 'valid'
     valid=.1,
     bs:int=64, # Batch size; training drops what is left over
-    workers:int=None, # Processes that read; None for one per core, at most 16
+    workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Seed of the held-out part and of the order
     device=None, # Where batches go; None for fastai's default
     # Column of a table with the pictures; None where there is no choice. In a tar what follows the key, e.g. 'jpg';
     # None takes all
-    column:str=None,
+    column:str|None=None,
     check:bool=False, # Read all beforehand and leave out what cannot be read? Otherwise another takes its place
     max_bad:float=.1, # Part of the pictures that may be unreadable before an error ends it, in [0,1]; 0: none, 1: any
     # csv file for the names of those and the reasons; None for a temporary one.

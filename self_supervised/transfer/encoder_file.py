@@ -94,8 +94,8 @@ def fill_weights(
     net:nn.Module, # Changed in place
     weights:dict, # State dict
     path, # File the weights are from, for the message
-    arch:str=None, # Architecture that the file names
-    name:str=None, # What to call `net` in the message; None: its `network_name`
+    arch:str|None=None, # Architecture that the file names
+    name:str|None=None, # What to call `net` in the message; None: its `network_name`
     fix:str='Pass the network it was made of', # What to do where they differ
 )->None:
     "Load `weights` if every name and shape is that of `net`; raise otherwise, with nothing loaded"
@@ -117,7 +117,7 @@ def _shape(weights, k):
 # %% ../../nbs/70_transfer.encoder_file.ipynb #load
 def load_encoder(
     path, # File written by `save_encoder`, or any safetensors file of weights when `encoder` is given
-    encoder:nn.Module=None, # Network to fill, needed where the file does not say how to make one
+    encoder:nn.Module|None=None, # Network to fill, needed where the file does not say how to make one
     device=None, # Where to put it; None leaves a new one on the CPU and `encoder` where it is
 )->nn.Module: # In eval mode; its `meta` is what the file recorded
     "Build the encoder that a file describes, and fill it with the file's weights"

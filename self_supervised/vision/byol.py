@@ -36,8 +36,8 @@ from ..plots import decode_view, show_views
 from .checks import (
     check_batch, check_before_fit, check_first_batch, check_pipelines, check_ranks, first_batch, prepare, split_batch)
 # Not used here: they were in this module before, and code may import them from it
-from ..callback.fit_scope import precision_of
-from .checks import (
+from ..callback.fit_scope import precision_of # noqa: F401
+from .checks import ( # noqa: F401
     check_alone, check_companions, check_inputs, check_loader, check_model, check_online, check_range)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c006
