@@ -30,8 +30,9 @@ from .ema import constant_momentum, cosine_momentum, ema_update
 from .lars import LARS
 from .recipes import byol_recipe
 from .fit import byol_splitter
-from .evaluate.features import (
-    compare_features, effective_rank, embed, few_label_accuracy, knn_accuracy, knn_predict, linear_accuracy, mean_cosine)
+from self_supervised.evaluate.features import (
+    compare_features, effective_rank, embed, few_label_accuracy, knn_accuracy, knn_predict, linear_accuracy,
+    mean_cosine)
 from .callback.guard import Guard
 from .callback.health import Health, plot_health
 from .callback.probe import Probe

@@ -33,9 +33,12 @@ def ours(e):
     lines = str(e).splitlines()
     if lines[0].startswith('Exception occured in'): lines = lines[1:]
     assert len(lines)==1, e
-    # ours say what to do, after a colon, a semicolon or a comma
-    assert any(w in lines[0] for w in ('pass ', 'set ', 'give ', 'repair ', 'leave ', 'build ', 'lower ', 'look ', 'wants ')), e
-    return lines[0].strip()
+    # ours say what to do, in a sentence of its own at the end
+    line = lines[0].strip()
+    assert line.endswith('.'), e
+    verbs = 'pass set give repair leave build lower look choose make call'.split()
+    assert any(v+' ' in line.lower() for v in verbs), e
+    return line
 
 def outcome(make):
     "'trains', or the message that says why not"

@@ -647,7 +647,7 @@ def test_34_any_number_of_channels_trains(c):
 def test_34_stats_must_fit():
     learn = make(augs=get_byol_aug_pipelines(8, jitter=False, bw=False))
     with pytest.raises(ValueError) as e: learn.fit(1)
-    one_line(e, 'stats has 3 channels', 'pictures have 1', 'stats=None')
+    one_line(e, 'stats=', 'has 3 entries', 'pictures of 1 channels', 'stats=None')
 
 # Row 35
 

@@ -1,5 +1,7 @@
 "Render notebooks: `python tools/docs.py readme` writes README.md, `python tools/docs.py site` a site of all of them"
-import inspect, logging, re
+import inspect
+import logging
+import re
 from base64 import b64decode
 from html import unescape
 from itertools import groupby
@@ -90,8 +92,8 @@ def parameters(sym):
     "A table of parameters and of what is returned"
     ps,returned = arguments(sym)
     if isinstance(sym, property): ps = []
-    cell = lambda o: ' '.join((o or '').split()).replace('|', '\\|')
-    code = lambda o: f'`{cell(o)}`' if o else ''
+    def cell(o): return ' '.join((o or '').split()).replace('|', '\\|')
+    def code(o): return f'`{cell(o)}`' if o else ''
     rows = [(f'`{n}`', code(type_name(p.annotation)), code(default(p)), cell(said)) for n,p,said in ps]
     if returned and (returned[1] or returned[0] not in (inspect.Parameter.empty, None)) and not isinstance(sym, type):
         rows.append(('*returns*', code(type_name(returned[0])), '', cell(returned[1])))

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/47_callback.replay.ipynb #imports
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -138,7 +138,8 @@ class Replay:
         self.callback = callback
         self.epochs = 0     # epochs of this fit that are behind, and are skipped
         self.batches = 0    # batches of the next epoch that are behind; 0 when they have been passed
-        self.rng = {}       # of the checkpoint: random states at its epoch's `start` and `now`, at the save; `taken` items
+        # Of the checkpoint: random states at its epoch's `start` and `now`, at the save; items `taken`
+        self.rng = {}
         self.start = None   # random state at the start of this epoch
         self.order = None   # order of the training loader, where that can be entered
         self.muted = []     # callbacks that are switched off

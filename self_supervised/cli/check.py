@@ -32,9 +32,9 @@ def byol_check(
         items = picture_items(path)
         bad = check_pictures(items, size, n_in, workers=workers, progress=sys.stdout.isatty())
         if out: _write_list(bad, out)
-    except (ValueError, OSError) as e: raise CliError(f'byol_check: {e}')
+    except (ValueError, OSError) as e: raise CliError(f'byol_check: {e}') from None
     for name,reason in bad.items(): print(f'{name}: {reason}')
-    if bad: raise CliError(f'byol_check: {len(bad)} of {len(items)} pictures cannot be read')
+    if bad: raise CliError(f'byol_check: {len(bad)} of {len(items)} pictures cannot be read') from None
     print(f'All {len(items)} pictures can be read')
 
 def _write_list(bad, file):

@@ -41,7 +41,8 @@ def _compare_spreads(feats):
     rows = {}
     for name,(_,(x,_)) in feats.items():
         x = x[:1000]
-        rows[name] = {'feature spread': spread(x).item(), 'effective rank': effective_rank(x).item(), 'of': min(x.shape)}
+        rank = effective_rank(x).item()
+        rows[name] = {'feature spread': spread(x).item(), 'effective rank': rank, 'of': min(x.shape)}
     title = ('No labels found (a tar, one folder, or few pictures in some), so accuracy cannot be measured. '
              f'Instead, on {len(x)} held-out pictures: feature spread (0 means collapsed) '
              'and effective rank (1 means collapsed)')

@@ -208,7 +208,8 @@ def _as_recorded(path):
 
 def _untrained_features(s, encoder, dls):
     "Return what the trained encoder is measured against"
-    return {'raw pixels': features_of_parts(Pixels(), dls, None), 'untrained encoder': features_of_parts(encoder, dls, s.views['stats'])}
+    untrained = features_of_parts(encoder, dls, s.views['stats'])
+    return {'raw pixels': features_of_parts(Pixels(), dls, None), 'untrained encoder': untrained}
 
 def _begin(s, dls, out, resume):
     "Record the settings of a new run, with the workers that it got; print when a resumed one has no checkpoint"

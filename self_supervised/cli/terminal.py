@@ -61,8 +61,8 @@ def one_line_errors(
     "Call `f`; turn an error into one line and exit code 1, and print each warning as one line"
     try:
         with one_line_warnings(name): return f(*args, **kwargs)
-    except KeyboardInterrupt: raise CliError(f'{name}: {stopped}')
-    except _correctable as e: raise CliError(f'{name}: {last_line(e)}')
+    except KeyboardInterrupt: raise CliError(f'{name}: {stopped}') from None
+    except _correctable as e: raise CliError(f'{name}: {last_line(e)}') from None
 
 # %% ../../nbs/90_cli.terminal.ipynb #50c012
 @contextmanager

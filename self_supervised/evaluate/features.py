@@ -270,7 +270,8 @@ def label_draws(
     members = [(y==c).nonzero()[:,0] for c in y.unique()]
     fewest = min(map(len, members))
     if not 1<=n<=fewest:
-        raise invalid(f'{n=}', f'must be 1 to {fewest}, the size of the smallest class', 'Pass that many labels per class')
+        problem = f'must be 1 to {fewest}, the size of the smallest class'
+        raise invalid(f'{n=}', problem, 'Pass that many labels per class')
     return [torch.cat([m[torch.randperm(len(m), generator=g)[:n]] for m in members]) for _ in range(draws)]
 
 def _few_knn(train_x, train_y, test_x, test_y):

@@ -9,7 +9,6 @@ __all__ = ['save_encoder', 'encoder_info', 'load_encoder']
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from copy import deepcopy
 from warnings import warn
 
-import fastai.callback.schedule  # gives `Learner` its `fine_tune`
+import fastai.callback.schedule  # noqa: F401, gives `Learner` its `fine_tune`
 import torch
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
