@@ -76,7 +76,7 @@ PICTURES = dict(
     epochs=100,
     lr=1e-3,
     wd=.01,
-    m=None,  # the recipe's for so many steps
+    m=None,  # chosen by the recipe for the number of steps
     hidden_size=4096,
     projection_size=256)
 
