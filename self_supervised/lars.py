@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import params
 from torch import Tensor
 from torch.optim.sgd import sgd
 
