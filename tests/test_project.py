@@ -134,6 +134,8 @@ def test_wheel_has_every_module(wheel):
     modules = {k:v for k,v in wheel.items() if k.endswith('.py')}
     assert_same(modules, files(root, 'self_supervised/**/*.py'), 'the wheel does not have the modules of self_supervised/: see setup.py')
 
+def test_wheel_says_that_it_is_typed(wheel): assert 'self_supervised/py.typed' in wheel
+
 def test_wheel_has_the_facts(wheel):
     meta = message_from_bytes(dist_info(wheel, 'METADATA'))
     ini = ConfigParser(delimiters=['='], interpolation=None)

@@ -81,7 +81,7 @@ def split_layers(
     return L([*early], [*late], added)
 
 # %% ../../nbs/71_transfer.finetune.ipynb #31c023
-def check_pictures(
+def check_loaders(
     dls, # Loaders of pictures
     model:nn.Module, # Of `classifier` or `segmenter`
     normalizes:bool, # The model normalises its pictures
@@ -119,7 +119,7 @@ def frozen_learner(
     **kwargs, # To `Learner`
 )->Learner: # All but the last group of parameters frozen
     "Check the pictures and make the learner"
-    check_pictures(dls, model, normalizes)
+    check_loaders(dls, model, normalizes)
     learn = Learner(dls, model, **kwargs)
     learn.freeze()
     return learn
