@@ -22,10 +22,10 @@ from .ranks import any_rank, most
 from .state import learner_state, set_learner_state
 from .replay import Replay
 from .signals import Signals
-from self_supervised.callback.checkpoint_file import (
-    FORMAT, VERSION, check_same, checkpoint_files, find_checkpoint, fit_facts, newest_checkpoint, read_checkpoint,
-    write_checkpoint)
+from .checkpoint_file import FORMAT, VERSION, check_same, checkpoint_files, find_checkpoint
+from .checkpoint_file import fit_facts, newest_checkpoint, read_checkpoint, write_checkpoint
 
+# Public here, too: those who save a run want to look at its files
 _all_ = ['checkpoint_files', 'newest_checkpoint', 'read_checkpoint']
 
 # %% ../../nbs/49_callback.checkpoint.ipynb #due_code
