@@ -528,7 +528,7 @@ def test_30_metrics_of_labels_are_refused_before_the_first_batch(metric, name):
     learn = make(metrics=metric)
     was = state(learn.model)
     with pytest.raises(TypeError) as e: learn.fit(1)
-    one_line(e, f'metrics holds {name}', 'knn_accuracy', 'metrics=[]')
+    one_line(e, f'metrics={name}', 'knn_accuracy', 'metrics=[]')
     assert same(was, state(learn.model))
 
 def test_30_metrics_of_two_views_are_welcome():
@@ -810,7 +810,7 @@ def test_an_interrupted_fit_leaves_a_learner_that_works(tmp_path):
     learn = make(dls=DataLoaders(tensor_dls(x[:32], bs=16).train), path=tmp_path)
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
     learn.fit(1); learn.export('a.pkl')
-    assert len(learn.dls.loaders)==1 and learn.byol.set_aside is None
+    assert len(learn.dls.loaders)==1 and learn.byol.validation.states is None
 
 def test_a_seed_after_an_interruption_counts(tmp_path):
     "The random numbers that an interrupted validation had set aside do not come back over it"
