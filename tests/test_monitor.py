@@ -11,18 +11,10 @@ from fastai.vision.all import (Callback, DataLoaders, EarlyStoppingCallback, Lea
 from self_supervised.callback.state import get_state, set_state
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import TensorData, TensorDL, tensor_dls
-<<<<<<< HEAD
-from self_supervised.ema import constant_momentum
 from self_supervised.evaluate.labelled import labelled_parts
 from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
 from self_supervised.callback.health import Health, Latest, symptoms
 from self_supervised.callback.probe import Probe
-from self_supervised.recipes import byol_recipe
-=======
-from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
-from self_supervised.callback.health import Health, Latest, symptoms
-from self_supervised.callback.probe import Probe, labelled_parts
->>>>>>> h_F
 from self_supervised.data.tables import get_vector_aug_pipelines
 from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, get_byol_aug_pipelines
 
