@@ -130,8 +130,8 @@ def _features_of_rows(rows, parts, path, progress):
         net,stats = rows[row]
         feats[row].append(embed(net, part, stats))
     for row,both in feats.items():
-        for f,_ in both:
-            check_features(f'{row}: features of {str(path)!r}', f, fix='Run `byol_embed`, which names the pictures')
+        name = f'{row}: features of {str(path)!r}'
+        for f,_ in both: check_features(name, f, fix='Run `byol_embed`, which names the pictures')
     return feats
 
 def _beside(res, both, n, seeds):
