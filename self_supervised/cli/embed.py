@@ -11,6 +11,9 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
+# Before fastai: it silences a warning of fastai's import
+from .terminal import check_place, one_line_errors
+
 import numpy as np
 import torch
 from fastai.imports import noop
@@ -25,7 +28,6 @@ from ..data.sources import picture_items
 from ..data.reading import BadPicture, open_picture
 from ..evaluate.features import embed
 from ..transfer.encoder_file import encoder_info, load_encoder
-from .terminal import check_place, one_line_errors
 
 # %% ../../nbs/95_cli.embed.ipynb #52c006
 class _Readable:

@@ -9,6 +9,9 @@ __all__ = ['labelled_pictures', 'evaluate_pictures', 'published', 'byol_evaluate
 import json, sys, time
 from math import prod
 
+# Before fastai: it silences a warning of fastai's import
+from .terminal import check_place, one_line_errors
+
 from fastai.data.transforms import parent_label
 from fastai.torch_core import default_device
 from fastcore.script import call_parse, store_true
@@ -19,7 +22,6 @@ from ..data.images import image_dls
 from ..evaluate.features import Pixels, embed, untrained
 from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder, in_memory
-from .terminal import check_place, one_line_errors
 from .judge import results
 from .report import as_text
 from .embed import _said
