@@ -231,7 +231,9 @@ def pretrain(
     "Train an encoder with BYOL and write it to a run folder"
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
                  bf16=bf16, **settings)
-    s = complete_settings(**(recorded_settings(out, views or {}, **asked) if resume else asked | dict(views=views)))
+    if resume: asked = recorded_settings(out, views or {}, **asked)
+    else: asked['views'] = views
+    s = complete_settings(**asked)
     check_settings(s)
     bs = share_batch(s.bs)
     seed_everything(s.seed)
