@@ -13,6 +13,9 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
+# Before fastai: it silences a warning of fastai's import
+from .terminal import check_place, one_line_errors
+
 import numpy as np
 import torch
 from fastai.imports import noop
@@ -27,7 +30,6 @@ from ..data.sources import picture_items
 from ..data.reading import BadPicture, open_picture
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
-from .terminal import check_place, one_line_errors
 
 # %% ../../nbs/95_cli.embed.ipynb #settings
 def encoder_settings(

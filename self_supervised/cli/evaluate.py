@@ -12,6 +12,9 @@ import time
 from functools import partial
 from math import prod
 
+# Before fastai: it silences a warning of fastai's import
+from .terminal import check_place, one_line_errors
+
 from fastai.data.transforms import parent_label
 from fastai.torch_core import default_device
 from fastcore.script import call_parse, store_true
@@ -23,7 +26,6 @@ from ..evaluate.features import Pixels, check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
 from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
-from .terminal import check_place, one_line_errors
 from .judge import compare_parts
 from .report import as_text
 from .embed import encoder_settings

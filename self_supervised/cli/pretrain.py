@@ -37,7 +37,7 @@ from ..data.images import image_dls
 from ..evaluate.features import Pixels
 from ..callback.ranks import once
 from ..callback.checkpoint import Checkpoint, checkpoint_files
-from ..vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
+from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from .judge import features_of_parts
 from .report import as_text
 from .run_folder import free_folder, recorded_settings, write_run, write_settings
@@ -55,17 +55,7 @@ DIGITS = dict(
     m=.95,
     hidden_size=512,
     projection_size=64)
-DIGIT_VIEWS = dict(
-    resize_scale=(.6,1.),
-    rotate=True,
-    rotate_deg=20,
-    rotate_p=.8,
-    flip_p=0.,
-    jitter=False,
-    bw=False,
-    blur=False,
-    solarize=False,
-    stats=None)
+DIGIT_VIEWS = digit_views
 
 # Few photographs on one machine: the published views, and AdamW, which needs no large batch
 PICTURES = dict(
@@ -232,7 +222,9 @@ def pretrain(
     "Train an encoder with BYOL and write it to a run folder"
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
                  bf16=bf16, **settings)
-    s = complete_settings(**(recorded_settings(out, views or {}, **asked) if resume else asked | dict(views=views)))
+    if resume: asked = recorded_settings(out, views or {}, **asked)
+    else: asked['views'] = views
+    s = complete_settings(**asked)
     check_settings(s)
     bs = share_batch(s.bs)
     seed_everything(s.seed)
