@@ -294,7 +294,7 @@ def _check_pair(most, what, **setting):
     for name,v in setting.items():
         # What is below 1e-6 may be 0 in float32
         if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
-        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest) {what}')
+        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
 
 def _check_angle(rotate_deg):
     "Raise unless `rotate_deg` is at most half a turn"
