@@ -12,6 +12,7 @@ setup(
     # Read, not imported: building must not need torch
     version=re.search(r'^__version__ = "(.+)"', Path('self_supervised/__init__.py').read_text(encoding='utf-8'), re.M)[1],
     packages=find_packages(include=['self_supervised', 'self_supervised.*']),
+    package_data={'self_supervised': ['py.typed']},
     description=cfg['description'],
     keywords=cfg['keywords'].split(),
     author=cfg['author'],

@@ -15,7 +15,7 @@ from self_supervised import __version__
 from self_supervised import fit # brings `Learner.fit_byol`
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
-from self_supervised.data.images import check_pictures
+from self_supervised.data.skipped import check_pictures
 from self_supervised.layers import create_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 

@@ -50,7 +50,8 @@ def check_whole(
     "Raise for a setting that is not a whole number, `least` or more"
     for name,value in settings.items():
         if isinstance(value, Integral) and not isinstance(value, bool) and value>=least: continue
-        raise invalid(f'{name}={value!r}', f'must be a whole number, {least} or more', f'Pass e.g. {name}={max(least, 5)}')
+        problem = f'must be a whole number, {least} or more'
+        raise invalid(f'{name}={value!r}', problem, f'Pass e.g. {name}={max(least, 5)}')
 
 def check_one_of(
     allowed, # Values allowed
@@ -77,7 +78,8 @@ def check_stats(
     try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
     except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
     if (std>0).all() and std.isfinite().all() and mean.isfinite().all(): return
-    raise invalid(f'{stats=}', 'must be a pair of finite numbers', 'Pass (mean,std) with one entry per channel and std above 0, or None')
+    fix = 'Pass (mean,std) with one entry per channel and std above 0, or None'
+    raise invalid(f'{stats=}', 'must be a pair of finite numbers', fix)
 
 def per_channel(
     stats, # (mean,std), each a number or one per channel; None changes nothing
@@ -88,7 +90,8 @@ def per_channel(
     mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in stats or (0.,1.))
     for o in (mean, std):
         if len(o) not in (1,n_in):
-            raise invalid(f'{stats=}', f'has {len(o)} entries for pictures of {n_in} channels', 'Pass one number, or one per channel')
+            problem = f'has {len(o)} entries for pictures of {n_in} channels'
+            raise invalid(f'{stats=}', problem, 'Pass one number, or one per channel')
     return mean,std
 
 def first_line(

@@ -9,9 +9,7 @@ __all__ = ['PoolingType', 'PoolFlat', 'Unflattenable', 'FlatEncoder', 'LayerEnco
 
 # %% ../nbs/02_layers.ipynb #imports
 import warnings
-from collections import namedtuple
 from difflib import get_close_matches
-from numbers import Integral
 
 import timm
 import torch
@@ -21,26 +19,30 @@ from fastai.vision.models import xresnet
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import undisturbed
+from .core import check_one_of, check_whole, first_line, invalid, undisturbed
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
-
-# %% ../nbs/02_layers.ipynb #00c006
-def _one_of(what, value, allowed):
-    "`value` if `allowed` has it, else an error that lists `allowed`"
-    if value in allowed: return value
-    raise ValueError(f"{what}={value!r} is not known: choose one of {', '.join(map(repr, allowed))}")
 
 # %% ../nbs/02_layers.ipynb #00c007
 class PoolingType:
-    "How a feature map becomes a vector; `CatAvgMax` is twice as wide as the others"
-    Fast,Avg,AvgMax,CatAvgMax,Max = 'fast','avg','avgmax','catavgmax','max'
+    "How a feature map becomes a vector"
+    Fast = 'fast'  # the mean, under another of timm's names
+    Avg = 'avg'  # the mean
+    AvgMax = 'avgmax'  # half of mean plus maximum
+    CatAvgMax = 'catavgmax'  # mean and maximum side by side: twice as wide as the others
+    Max = 'max'  # the maximum
 
+def _mean(x): return x.mean(-1)
+def _max(x): return x.amax(-1)
+def _half_of_both(x): return (x.mean(-1) + x.amax(-1))/2
+def _both(x): return torch.cat([x.mean(-1), x.amax(-1)], 1)
+
+# Each takes a flattened map (bs,c,n)
 _poolings = {
-    PoolingType.Fast:      lambda x: x.mean(-1),
-    PoolingType.Avg:       lambda x: x.mean(-1),
-    PoolingType.AvgMax:    lambda x: (x.mean(-1) + x.amax(-1))/2,
-    PoolingType.CatAvgMax: lambda x: torch.cat([x.mean(-1), x.amax(-1)], 1),
-    PoolingType.Max:       lambda x: x.amax(-1)}
+    PoolingType.Fast: _mean,
+    PoolingType.Avg: _mean,
+    PoolingType.AvgMax: _half_of_both,
+    PoolingType.CatAvgMax: _both,
+    PoolingType.Max: _max}
 
 class PoolFlat(nn.Module):
     "Pool a map (bs,c,...) to a vector (bs,nf); a vector stays as it is"
@@ -48,169 +50,212 @@ class PoolFlat(nn.Module):
         pool_type:str=PoolingType.Avg, # One of `PoolingType`
     ):
         super().__init__()
-        self.pool_type = _one_of('pool_type', pool_type, _poolings)
+        check_one_of(list(_poolings), pool_type=pool_type)
+        self.pool_type = pool_type  # a name, which a file can hold
 
     def forward(self, x): return _poolings[self.pool_type](x.flatten(2)) if x.ndim > 2 else x
     def extra_repr(self): return self.pool_type
 
 # %% ../nbs/02_layers.ipynb #00c011
 class Unflattenable(TypeError):
-    "An answer that is neither a tensor (bs,c,...) nor a dict of them"
-
-def _tensor(out, who):
-    "The features in what a network answered: a tensor, or the one in a dict ('out', else the first)"
-    if isinstance(out, dict): out = out.get('out', next((o for o in out.values() if isinstance(o, Tensor)), out))
-    if isinstance(out, Tensor) and out.ndim > 1: return out
-    got = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-    raise Unflattenable(f"{who} answers {got}, which cannot be flattened to (bs,nf): it must answer a tensor (bs,c,...) or a dict of them; choose another layer")
-
-def _module(net):
-    "`net`, unless it is none"
-    if isinstance(net, nn.Module): return net
-    raise TypeError(f"net={net!r} is no nn.Module: pass a network, or create_encoder({net!r}) for one by name")
-
-def _pool(pool):
-    "The module for an option `pool`"
-    return nn.Identity() if pool is False else nn.Flatten() if pool is None else PoolFlat(pool)
+    "What a network returned is neither a tensor (bs,c,...) nor a dict of them"
 
 class FlatEncoder(nn.Module):
-    "Make one vector of what `net` answers: a map, or a dict with a map"
+    "Make one vector of what `net` returns: a map, or a dict with a map"
     def __init__(self,
         net:nn.Module, # Any network; not copied
-        pool:str|bool|None=PoolingType.Avg, # One of `PoolingType`; None flattens the map, False keeps it, for segmentation
+        pool:str|bool|None=PoolingType.Avg, # One of `PoolingType`; None flattens the map, False keeps it (segmentation)
     ):
         super().__init__()
-        self.net,self.pool = _module(net),_pool(pool)
+        self.net = _checked(net)  # trained as it is
+        self.pool = _pool_layer(pool)  # from a map to a vector
 
-    def forward(self, x): return self.pool(_tensor(self.net(x), type(self.net).__name__))
+    def forward(self, x): return self.pool(_tensor(self.net(x), f'net={type(self.net).__name__}'))
+
+def _checked(net):
+    "Return `net`, or raise if it is no network"
+    if isinstance(net, nn.Module): return net
+    fix = f'Pass a network, or create_encoder({net!r}) for one by name'
+    raise invalid(f'{net=}', 'is no nn.Module', fix, TypeError)
+
+def _pool_layer(pool):
+    "Make the module for an option `pool`"
+    if pool is False: return nn.Identity()
+    if pool is None: return nn.Flatten()
+    return PoolFlat(pool)
+
+def _tensor(out, who):
+    "Find the features in what `who` returned: a tensor, or the one in a dict ('out', else the first)"
+    if isinstance(out, dict): out = out.get('out', next((o for o in out.values() if isinstance(o, Tensor)), out))
+    if isinstance(out, Tensor) and out.ndim > 1: return out
+    got = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
+    problem = f'returns {got}, which cannot be flattened to (bs,nf)'
+    fix = 'Choose a layer or network that returns a tensor (bs,c,...) or a dict of them'
+    raise invalid(who, problem, fix, Unflattenable)
 
 # %% ../nbs/02_layers.ipynb #00c015
-class _Found(Exception):
-    "Carries the output of a layer out of the forward pass"
-
-def _hidden(net, layer):
-    "The module of `net` that `layer` means, else an error with near names"
-    if isinstance(layer, int) and not isinstance(layer, bool):
-        children = list(net.children())
-        if -len(children) <= layer < len(children): return children[layer]
-        raise ValueError(f"layer={layer} is not in {type(net).__name__}: it has {len(children)} children; choose from {-len(children)} to {len(children)-1}, or a name")
-    names = dict(net.named_modules())
-    if layer and layer in names: return names[layer]
-    near = get_close_matches(str(layer), [n for n in names if n], n=5, cutoff=.4) or [n for n,_ in net.named_children()][-5:]
-    raise ValueError(f"layer={layer!r} is not in {type(net).__name__}; near names: {', '.join(near)}")
-
 class LayerEncoder(FlatEncoder):
-    "Answer what a hidden layer of `net` says, as a vector; the layers behind it do not run"
+    "Return the output of a hidden layer of `net`, as a vector; the layers behind it do not run"
     def __init__(self,
         net:nn.Module, # Any network; not copied, `net.state_dict()` holds the trained weights
-        layer:str|int, # Dotted name ('layer4.1'), or index among the children (-2: the last but one); its first call counts
+        # Dotted name ('layer4.1'), or index among the children (-2: the last but one); its first call counts
+        layer:str|int,
         pool:str|bool|None=None, # One of `PoolingType` for a map; None flattens it, False keeps it
     ):
         super().__init__(net, pool)
         _hidden(net, layer)
-        self.layer = layer
+        self.layer = layer  # as given, which a file can hold
 
     def forward(self, x):
         def stop(m, inputs, out): raise _Found(out)
         # Hooked for this call alone: copies and files of the encoder hold no hook
         with _hidden(self.net, self.layer).register_forward_hook(stop):
             try: self.net(x)
-            except _Found as found: return self.pool(_tensor(found.args[0], f"layer={self.layer!r}"))
-        raise ValueError(f"layer={self.layer!r} takes no part in the forward pass of {type(self.net).__name__}: choose a layer that is called")
+            except _Found as found: return self.pool(_tensor(found.args[0], f'layer={self.layer!r}'))
+        problem = f'takes no part in the forward pass of {type(self.net).__name__}'
+        raise invalid(f'layer={self.layer!r}', problem, 'Choose a layer that is called')
 
-    def extra_repr(self): return f"layer={self.layer!r}"
+    def extra_repr(self): return f'layer={self.layer!r}'
+
+class _Found(Exception):
+    "Carries the output of a layer out of the forward pass"
+
+def _hidden(net, layer):
+    "Find the module of `net` that `layer` means, or raise with near names"
+    if isinstance(layer, int) and not isinstance(layer, bool): return _child(net, layer)
+    names = dict(net.named_modules())
+    if layer and layer in names: return names[layer]
+    near = get_close_matches(str(layer), [n for n in names if n], n=5, cutoff=.4)
+    near = near or [n for n,_ in net.named_children()][-5:]
+    fix = f"Choose one of its layers; near names: {', '.join(near)}"
+    raise invalid(f'{layer=}', f'is not in {type(net).__name__}', fix)
+
+def _child(net, layer):
+    "Return the child of `net` at an index"
+    children = list(net.children())
+    n = len(children)
+    if -n <= layer < n: return children[layer]
+    problem = f'is not in {type(net).__name__}, which has {n} children'
+    raise invalid(f'{layer=}', problem, f'Choose from {-n} to {n-1}, or a name')
 
 # %% ../nbs/02_layers.ipynb #00c022
-_layers = {nn.Linear:0, nn.Conv1d:1, nn.Conv2d:2, nn.Conv3d:3}
-
-def _first_layer(net):
-    "The first convolution or linear layer of `net`, and how many dimensions it has beside the channels"
-    return next(((m,d) for m in net.modules() for c,d in _layers.items() if isinstance(m, c)), (None,None))
+# The dimensions, besides batch and channels, that each looks at
+_layer_dims = {nn.Linear:0, nn.Conv1d:1, nn.Conv2d:2, nn.Conv3d:3}
 
 def input_channels(
     encoder:nn.Module, # Any network
 )->int: # Channels of a picture, features of a vector
-    "What the first convolution or linear layer of `encoder` takes"
+    "Read from the first convolution or linear layer of `encoder` how many channels it takes"
     first,_ = _first_layer(encoder)
-    if first is None: raise ValueError(f"{type(encoder).__name__} has no convolution or linear layer to read its channels from: pass n_in")
+    if first is None:
+        problem = 'has no convolution or linear layer to read its channels from'
+        raise invalid(f'encoder={type(encoder).__name__}', problem, 'Pass n_in')
     return first.in_features if isinstance(first, nn.Linear) else first.in_channels
 
 def input_dims(
     encoder:nn.Module, # Any network
-)->int|None: # 0 for vectors, 2 for pictures, 3 for clips; None where no layer says
-    "Dimensions, besides batch and channels, of what the first convolution or linear layer of `encoder` looks at"
+)->int|None: # 0 for vectors, 2 for pictures, 3 for clips; None where there is no such layer
+    "Read from the first convolution or linear layer of `encoder` how many dimensions it looks at, channels left out"
     return _first_layer(encoder)[1]
 
+def _first_layer(net):
+    "Find the first convolution or linear layer of `net`, and its dimensions"
+    for m in net.modules():
+        for kind,dims in _layer_dims.items():
+            if isinstance(m, kind): return m,dims
+    return None,None
+
 # %% ../nbs/02_layers.ipynb #00c023
-def _own_size(net):
-    "The input size that `net` states, if it does"
-    said = (getattr(m, a, None) for m in net.modules() for a in ('img_size','image_size'))
-    return next((s for s in said if s), None)
+def num_features(
+    encoder:nn.Module, # Any network that returns (bs,nf), or a map (bs,nf,...)
+    n_in:int|None=None, # Channels of its input; None: read from its first layer
+    # Its input size, pixels (or every dimension behind the channels); None: what it states, else 64
+    size:int|tuple|None=None,
+)->int: # nf
+    "Width of what `encoder` returns; its weights, buffers, training flags and the random state stay as they are"
+    stated = _stated_width(_checked(encoder))
+    return stated or _tensor(_probe(encoder, n_in, size), f'encoder={type(encoder).__name__}').shape[1]
 
-def _probe_sizes(net, dims, size):
-    "Shapes (without channels) to try, the likely one first"
-    size = size or _own_size(net)
-    dims = dims or (2 if size else 0)  # a linear layer may look at patches: a size says so
-    if isinstance(size, (tuple,list)): return [tuple(size)]
-    return [(16,s,s) if dims == 3 else (s,)*dims for s in ([size] if size else [64,224])]
+def _stated_width(net):
+    "Return the width that `net` states for certain, as a timm network without a head does; else None"
+    if hasattr(net, 'get_classifier') and isinstance(net.get_classifier(), nn.Identity):
+        return getattr(net, 'head_hidden_size', None)
 
-def _answer(net, n_in=None, size=None):
-    "What `net` answers to one empty input; nothing in it changes"
-    (_,dims),p = _first_layer(net),next(net.parameters(), torch.zeros(()))
+def _probe(net, n_in=None, size=None):
+    "Return what `net` makes of one empty input; nothing in it changes"
+    p = next(net.parameters(), torch.zeros(()))
     buffers = {n:b.clone() for n,b in net.named_buffers()}
-    for s in _probe_sizes(net, dims, size):
-        x = torch.zeros(1, n_in or input_channels(net), *s, dtype=p.dtype, device=p.device)
+    for shape in _probe_shapes(net, input_dims(net), size):
+        x = torch.zeros(1, n_in or input_channels(net), *shape, dtype=p.dtype, device=p.device)
         try:
             with undisturbed(net): return torch.func.functional_call(net, buffers, (x,))
         except Unflattenable: raise
-        except Exception as e: error = e  # whatever a strange network raises; told below
-    raise ValueError(f"{type(net).__name__} cannot take an input of shape {tuple(x.shape)}: pass its n_in and size ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})") from error
+        # Whatever a strange network raises is told below
+        except Exception as e: error = e
+    why = f'{type(error).__name__}: {first_line(error)}'
+    problem = f'cannot take an input of shape {tuple(x.shape)} ({why})'
+    raise invalid(f'net={type(net).__name__}', problem, 'Pass its n_in and size') from error
 
-def _said_width(net):
-    "The width that `net` states for certain: a timm network without a head does"
-    if hasattr(net, 'get_classifier') and isinstance(net.get_classifier(), nn.Identity): return getattr(net, 'head_hidden_size', None)
+def _probe_shapes(net, dims, size):
+    "List the shapes (without channels) to try, the likely one first"
+    size = size or _stated_size(net)
+    # A linear layer may look at patches: a size says so
+    dims = dims or (2 if size else 0)
+    if isinstance(size, (tuple,list)): return [tuple(size)]
+    sizes = [size] if size else [64,224]
+    return [(16,s,s) if dims == 3 else (s,)*dims for s in sizes]
 
-def num_features(
-    encoder:nn.Module, # Any network that answers (bs,nf), or a map (bs,nf,...)
-    n_in:int|None=None, # Channels of its input; None: read from its first layer
-    size:int|tuple|None=None, # Its input size, pixels (or every dimension behind the channels); None: what it states, else 64
-)->int: # nf
-    "Width of what `encoder` answers; its weights, buffers, training flags and the random state stay as they are"
-    return _said_width(_module(encoder)) or _tensor(_answer(encoder, n_in, size), type(encoder).__name__).shape[1]
+def _stated_size(net):
+    "Return the input size that `net` states, or None"
+    sizes = (getattr(m, a, None) for m in net.modules() for a in ('img_size','image_size'))
+    return next((s for s in sizes if s), None)
 
 # %% ../nbs/02_layers.ipynb #00c030
-def _say(message):
-    "Warn whoever called `create_encoder`"
+def _warn(message):
+    "Warn at the line that called `create_encoder`"
     warnings.warn(message, stacklevel=4)
 
-def _keeps_pool(name, pool_type): return f"{name} keeps its own pooling: pool_type={pool_type!r} has no effect on it"
-def _no_weights(name): return f"{name} has no pretrained weights: it starts from random ones"
+def _keeps_pool(name, pool_type):
+    unused = f'{name} keeps its own pooling: pool_type={pool_type!r} has no effect on it'
+    return f'{unused}. Pass pool_type=None to hide this warning.'
 
-# What a timm network may refuse: the error, a piece of its text, the option given up for it, and what is said then
-_timm_refusals = (
-    (TypeError,      "'img_size'",             dict(img_size=None),    lambda name,pool: None),
-    (AssertionError, '',                       dict(global_pool=None), _keeps_pool),
-    (RuntimeError,   'No pretrained weights',  dict(pretrained=False), lambda name,pool: _no_weights(name)))
+def _no_weights(name):
+    return f'{name} has no pretrained weights: it starts from random ones. Pass pretrained=False to hide this warning.'
 
 def _timm(name, pretrained, n_in, pool_type, size, **kwargs):
-    "A plain timm network without its head"
-    pool = {PoolingType.Fast:PoolingType.Avg, False:''}.get(pool_type, pool_type)  # the same mean, and transformers know it
-    options = dict(pretrained=pretrained, global_pool=pool, img_size=size)
-    while True:
-        try: net = timm.create_model(name, in_chans=n_in, num_classes=0, **{**options, **kwargs}); break
-        except (TypeError,AssertionError,RuntimeError) as e:
-            refused = [(o,say) for kind,text,o,say in _timm_refusals if isinstance(e, kind) and text in str(e) and not o.items() <= options.items()]
-            if not refused: raise
-            options |= refused[0][0]
-            if message := refused[0][1](name, pool_type): _say(message)
-    if message := _unseen(net, name): _say(message)
+    "Build a plain timm network without its head"
+    # `Fast` is the same mean as `Avg`, and transformers know only the latter; '' keeps the map
+    pool = {PoolingType.Fast:PoolingType.Avg, False:''}.get(pool_type, pool_type)
+    wanted = dict(pretrained=pretrained, global_pool=pool, img_size=size)
+    net,got = _timm_model(name, n_in, wanted, kwargs)
+    if got['global_pool'] != pool: _warn(_keeps_pool(name, pool_type))
+    if got['pretrained'] != pretrained: _warn(_no_weights(name))
+    unseen = _unseen(net, name)
+    if unseen: _warn(unseen)
     return net
 
+def _timm_model(name, n_in, wanted, kwargs):
+    "Build a timm network and give up the options of `wanted` that it refuses; return it and the options it took"
+    try: return timm.create_model(name, in_chans=n_in, num_classes=0, **wanted | kwargs), wanted
+    except TypeError as e:
+        # Most networks take any size, and have no such option
+        if wanted['img_size'] is None or "'img_size'" not in str(e): raise
+        instead = dict(img_size=None)
+    except AssertionError:
+        if wanted['global_pool'] is None: raise
+        instead = dict(global_pool=None)
+    except RuntimeError as e:
+        if not wanted['pretrained'] or 'No pretrained weights' not in str(e): raise
+        instead = dict(pretrained=False)
+    return _timm_model(name, n_in, wanted | instead, kwargs)
+
 def _unseen(net, name):
-    "What to say when patches leave a part of the picture unseen"
-    size,patch = (getattr(getattr(net, 'patch_embed', None), a, None) for a in ('img_size','patch_size'))
-    if size and patch and any(s % p for s,p in zip(size, patch)):
-        return f"{name} cuts {size[0]}×{size[1]} px into patches of {patch[0]}×{patch[1]} and leaves the rest unseen: choose a multiple, or pass patch_size"
+    "Say what patches leave out of the picture; None where they cover all of it"
+    patches = getattr(net, 'patch_embed', None)
+    size,patch = getattr(patches, 'img_size', None),getattr(patches, 'patch_size', None)
+    if not size or not patch or not any(s % p for s,p in zip(size, patch)): return None
+    cuts = f'{name} cuts {size[0]}×{size[1]} px into patches of {patch[0]}×{patch[1]} and leaves the rest unseen'
+    return f'{cuts}. Choose a multiple as size, or pass patch_size.'
 
 # %% ../nbs/02_layers.ipynb #00c031
 def _xresnet_names():
@@ -218,13 +263,14 @@ def _xresnet_names():
     return [n for n in xresnet.__all__ if n.startswith(('xres','xse_'))]
 
 def _xresnet(name, pretrained, n_in, pool_type, size, **kwargs):
-    "fastai's network without its last four layers: pooling, flatten, dropout, linear"
+    "Build fastai's network without its last four layers: pooling, flatten, dropout, linear"
     if pretrained and name != 'xresnet50':
-        _say(_no_weights(name))
+        _warn(_no_weights(name))
         pretrained = False
+    # Pretrained weights are for three channels, and adapted afterwards
     net = getattr(xresnet, name)(pretrained=pretrained, c_in=3 if pretrained else n_in, **kwargs)
-    own = PoolingType.Avg if pool_type is None else pool_type
-    return adapt_input(nn.Sequential(*list(net.children())[:-4], _pool(own)), n_in)
+    pool = _pool_layer(PoolingType.Avg if pool_type is None else pool_type)
+    return adapt_input(nn.Sequential(*list(net.children())[:-4], pool), n_in)
 
 # %% ../nbs/02_layers.ipynb #00c032
 def _torchvision_names():
@@ -232,39 +278,53 @@ def _torchvision_names():
     kinds = (torchvision.models, torchvision.models.video, torchvision.models.segmentation)
     return [n for k in kinds for n in torchvision.models.list_models(module=k) if not n.startswith('lraspp')]
 
+def _torchvision(name, pretrained, n_in, pool_type, size, **kwargs):
+    "Build torchvision's network with `Identity` in place of the layer that returns classes"
+    if pool_type is False:
+        problem = f'does not suit {name}, which keeps its map only by LayerEncoder(net, layer, pool=False)'
+        raise invalid(f'{pool_type=}', problem, 'Choose a layer, or one of PoolingType')
+    net = _torchvision_model(name, pretrained, size, kwargs)
+    if name == 'googlenet': _simplify_googlenet(net, n_in)
+    segments = hasattr(net, 'backbone')
+    if segments: net.aux_classifier = None
+    classifies = [n for n,m in net.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d,nn.Conv3d))][-1]
+    net.set_submodule(classifies, nn.Identity())
+    adapt_input(net, n_in)
+    if segments: return FlatEncoder(net, pool_type)
+    if pool_type is not None and not _swap_pool(net, pool_type): _warn(_keeps_pool(name, pool_type))
+    return net
+
+def _torchvision_model(name, pretrained, size, kwargs):
+    "Build a whole network of torchvision"
+    weights = 'DEFAULT' if pretrained else None
+    options = dict(kwargs, weights=weights)
+    if size and name.startswith('vit_'): options['image_size'] = size
+    segmenters = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name in segmenters: options['weights_backbone'] = weights
+    return torchvision.models.get_model(name, **options)
+
+def _simplify_googlenet(net, n_in):
+    "Take off the two extra heads, and the renormalisation of the input unless it has three channels"
+    net.aux1 = None
+    net.aux2 = None
+    net.aux_logits = False
+    net.transform_input = net.transform_input and n_in == 3
+
 def _swap_pool(net, pool_type):
     "Put `PoolFlat` where `net` averages globally; False if it does so nowhere or cannot take another width behind it"
     pools = [(n,m) for n,m in net.named_modules() if _pools_globally(m)]
     if not pools: return False
-    net.set_submodule(pools[-1][0], PoolFlat(pool_type))
+    name,was = pools[-1]
+    net.set_submodule(name, PoolFlat(pool_type))
     try: num_features(net)
-    except ValueError: net.set_submodule(*pools[-1])
-    return net.get_submodule(pools[-1][0]) is not pools[-1][1]
+    except ValueError:
+        net.set_submodule(name, was)
+        return False
+    return True
 
 def _pools_globally(m):
     "Does `m` leave one pixel of a map?"
     return getattr(m, 'output_size', None) in (1, (1,1), (1,1,1))
-
-def _googlenet(net, n_in):
-    "Without the two extra heads; its renormalisation of the input is for three channels"
-    net.aux1 = net.aux2 = None
-    net.aux_logits,net.transform_input = False, net.transform_input and n_in == 3
-
-def _torchvision(name, pretrained, n_in, pool_type, size, **kwargs):
-    "torchvision's network with `Identity` in place of the layer that answers classes"
-    if pool_type is False: raise ValueError(f"pool_type=False: {name} keeps its map only by LayerEncoder(net, layer, pool=False); choose a layer, or one of PoolingType")
-    weights = 'DEFAULT' if pretrained else None
-    if size and name.startswith('vit_'): kwargs['image_size'] = size
-    if name in torchvision.models.list_models(module=torchvision.models.segmentation): kwargs['weights_backbone'] = weights
-    net = torchvision.models.get_model(name, weights=weights, **kwargs)
-    if name == 'googlenet': _googlenet(net, n_in)
-    if hasattr(net, 'backbone'): net.aux_classifier = None
-    answers = [n for n,m in net.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d,nn.Conv3d))][-1]
-    net.set_submodule(answers, nn.Identity())
-    adapt_input(net, n_in)
-    if hasattr(net, 'backbone'): return FlatEncoder(net, pool_type)
-    if pool_type is not None and not _swap_pool(net, pool_type): _say(_keeps_pool(name, pool_type))
-    return net
 
 # %% ../nbs/02_layers.ipynb #00c034
 def tiny_resnet(
@@ -274,71 +334,93 @@ def tiny_resnet(
 )->nn.Module: # (bs,n_in,h,w) → (bs,nf)
     "A residual network for very small pictures"
     blocks = [ResBlock(1, a, b, stride=1+(a != b)) for a,b in zip((widths[0],*widths), widths)]
-    return nn.Sequential(ConvLayer(n_in, widths[0]), *blocks, _pool(PoolingType.Avg if pool_type is None else pool_type))
+    pool = _pool_layer(PoolingType.Avg if pool_type is None else pool_type)
+    return nn.Sequential(ConvLayer(n_in, widths[0]), *blocks, pool)
 
 def _own(name, pretrained, n_in, pool_type, size, **kwargs):
-    "`tiny_resnet`, asked for by name"
-    if pretrained: _say(_no_weights(name))
+    "Build `tiny_resnet`, asked for by name"
+    if pretrained: _warn(_no_weights(name))
     return tiny_resnet(n_in, pool_type=pool_type, **kwargs)
 
 # %% ../nbs/02_layers.ipynb #00c035
-_Family = namedtuple('Family', 'knows names build')
+def _builder(arch):
+    "Choose the function that builds a network of this name, or raise with near names"
+    if not isinstance(arch, str):
+        fix = "Pass 'resnet18', or a network that is built already"
+        raise invalid(f'{arch=}', 'is neither a name nor an nn.Module', fix)
+    if arch.startswith('hf-hub:') or timm.is_model(arch): return _timm
+    if arch in _xresnet_names(): return _xresnet
+    if arch in _torchvision_names(): return _torchvision
+    if arch == 'tiny_resnet': return _own
+    near = _near_names(arch)
+    fix = f'Choose one of these near names: {near}' if near else 'Choose one of timm.list_models()'
+    raise invalid(f'{arch=}', 'is no name of timm, fastai or torchvision', fix)
 
-# Asked in this order
-_families = dict(
-    timm        = _Family(lambda n: n.startswith('hf-hub:') or timm.is_model(n), timm.list_models, _timm),
-    fastai      = _Family(lambda n: n in _xresnet_names(), _xresnet_names, _xresnet),
-    torchvision = _Family(lambda n: n in _torchvision_names(), _torchvision_names, _torchvision),
-    ours        = _Family(lambda n: n == 'tiny_resnet', lambda: ['tiny_resnet'], _own))
-
-def _family(arch):
-    "The first family that knows the name `arch`, else an error with the near names of each"
-    if not isinstance(arch, str): raise ValueError(f"arch={arch!r} is neither a name nor an nn.Module: pass 'resnet18', or a network that is built already")
-    for f in _families.values():
-        if f.knows(arch): return f
-    near = {who:get_close_matches(arch, f.names(), n=5) for who,f in _families.items()}
-    near = '; '.join(f"{who}: {', '.join(names)}" for who,names in near.items() if names)
-    raise ValueError(f"arch={arch!r} is no name of timm, fastai or torchvision; near names are {near or 'none: see timm.list_models()'}")
+def _near_names(arch):
+    "List the names of each family that are spelt like `arch`"
+    families = dict(
+        timm=timm.list_models(),
+        fastai=_xresnet_names(),
+        torchvision=_torchvision_names(),
+        ours=['tiny_resnet'])
+    near = {who:get_close_matches(arch, names, n=5) for who,names in families.items()}
+    return '; '.join(f"{who}: {', '.join(names)}" for who,names in near.items() if names)
 
 # %% ../nbs/02_layers.ipynb #00c036
-def _take(net, n_in, pool_type, size):
-    "`net` as an encoder: itself where it answers vectors, else with its map or dict made one"
-    if n_in != 3 and input_channels(net) != n_in: raise ValueError(f"n_in={n_in}: the network passed in takes {input_channels(net)} channels; call adapt_input(net, {n_in}) first, or leave n_in out")
-    try: out = _answer(net, size=size)
-    except ValueError: return net  # inputs of its own kind, such as tables or tokens
-    return net if isinstance(out, Tensor) and out.ndim == 2 else FlatEncoder(net, pool_type)
-
-def _up_to(net, layer, pool_type):
-    "`net` up to `layer`; a map there is pooled, unless the layer has pooled it already"
-    return LayerEncoder(net, layer, None if _pools_globally(_hidden(net, layer)) else pool_type)
-
 def create_encoder(
     arch:str|nn.Module, # Name of timm, fastai or torchvision, or any network, with or without a head
     pretrained:bool=True, # Start a named network from its published weights
     n_in:int=3, # Channels of the input, 1 or more; a network passed in keeps its own
-    pool_type:str|bool|None=PoolingType.CatAvgMax, # How the last map becomes a vector; None: the network's own way, False: keep the map
+    # How the last map becomes a vector, one of `PoolingType`; None: the network's own way, False: keep the map
+    pool_type:str|bool|None=PoolingType.CatAvgMax,
     size:int|tuple|None=None, # Side or (h,w) of the input, pixels, for networks built for one (ViT)
-    layer:str|int|None=None, # Answer this hidden layer: dotted name, or index among the children; None: the whole network without its head, or as passed in
+    # Return this hidden layer: dotted name, or index among the children.
+    # None: the whole network without its head, or as passed in
+    layer:str|int|None=None,
     small_stem:bool=False, # Keep the resolution at the start, for pictures of about 32 px (ResNets); see `shrink_stem`
-    norm:str|None=None, # 'group' puts group norm and standardised weights in place of batchnorm, for small batches; see `to_group_norm`
+    # 'group' puts group norm and standardised weights in place of batchnorm, for small batches; see `to_group_norm`
+    norm:str|None=None,
     **kwargs, # To the function that builds a named network, such as `drop_path_rate`
 )->nn.Module: # (bs,n_in,h,w) → (bs,nf); made by name it remembers how in `encoder.spec`
-    "An encoder by name, or of any network"
-    _one_of('pool_type', pool_type, [*_poolings, None, False])
-    _one_of('norm', norm, ['group', None])
-    if not isinstance(n_in, int) or n_in < 1: raise ValueError(f"n_in={n_in!r}: pass the number of channels, 1 or more")
+    "Make an encoder by name, or of any network"
+    check_one_of([*_poolings, None, False], pool_type=pool_type)
+    check_one_of(['group', None], norm=norm)
+    check_whole(1, n_in=n_in)
     built = isinstance(arch, nn.Module)
-    if built and kwargs: raise TypeError(f"{', '.join(kwargs)}: the network passed in is built already; set this when building it, or pass a name")
-    net = arch if built else _family(arch).build(arch, pretrained, n_in, pool_type, size, **kwargs)
+    if built and kwargs: raise _too_late(kwargs)
+    net = arch if built else _builder(arch)(arch, pretrained, n_in, pool_type, size, **kwargs)
     if small_stem: shrink_stem(net)
     if norm: to_group_norm(net)
     if layer is not None: net = _up_to(net, layer, pool_type)
     elif built: net = _take(net, n_in, pool_type, size)
-    if not built: net.spec = dict(arch=arch, n_in=n_in, pool_type=pool_type, size=size, layer=layer, small_stem=small_stem, norm=norm, **kwargs)
+    if not built:
+        # Plain values, which a file can hold
+        net.spec = dict(arch=arch, n_in=int(n_in), pool_type=pool_type, size=size, layer=layer)
+        net.spec |= dict(small_stem=small_stem, norm=norm, **kwargs)
     return net
 
+def _too_late(kwargs):
+    "Make the error for options of a network that is built already"
+    given = ', '.join(f'{k}={v!r}' for k,v in kwargs.items())
+    problem = 'comes too late for a network that is built already'
+    return invalid(given, problem, 'Set it when building the network, or pass a name', TypeError)
+
+def _up_to(net, layer, pool_type):
+    "Return `net` up to `layer`; a map there is pooled, unless the layer has pooled it already"
+    return LayerEncoder(net, layer, None if _pools_globally(_hidden(net, layer)) else pool_type)
+
+def _take(net, n_in, pool_type, size):
+    "Return `net` as an encoder: itself where it returns vectors, else with its map or dict made one"
+    if n_in != 3 and input_channels(net) != n_in:
+        problem = f'does not fit the network passed in, which takes {input_channels(net)} channels'
+        raise invalid(f'{n_in=}', problem, f'Call adapt_input(net, {n_in}) first, or leave n_in out')
+    try: out = _probe(net, size=size)
+    except ValueError: return net  # inputs of its own kind, such as tables or tokens
+    return net if isinstance(out, Tensor) and out.ndim == 2 else FlatEncoder(net, pool_type)
+
 # %% ../nbs/02_layers.ipynb #00c054
-_over_time = dict(mean=lambda x: x.mean(1), max=lambda x: x.amax(1))
+# Each takes (bs,t,nf) and the dimension of time
+_over_time = dict(mean=torch.mean, max=torch.amax)
 
 class ClipEncoder(nn.Module):
     "Look at each frame of a clip with an encoder of pictures and pool over time"
@@ -347,54 +429,63 @@ class ClipEncoder(nn.Module):
         pool:str='mean', # Over the frames: 'mean' or 'max'
     ):
         super().__init__()
-        self.encoder,self.pool = encoder,_one_of('pool', pool, _over_time)
+        check_one_of(list(_over_time), pool=pool)
+        self.encoder = encoder  # of single frames
+        self.pool = pool  # a name, which a file can hold
 
     def forward(self, x):
-        if x.ndim != 5: raise ValueError(f"the batch has shape {tuple(x.shape)}: ClipEncoder takes clips (bs,c,t,h,w); for pictures take its .encoder")
+        if x.ndim != 5:
+            fix = 'Pass clips (bs,c,t,h,w), and pictures to its .encoder'
+            raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of clips', fix)
         frames = x.transpose(1,2)
-        return _over_time[self.pool](self.encoder(frames.flatten(0,1)).unflatten(0, frames.shape[:2]))
+        features = self.encoder(frames.flatten(0,1)).unflatten(0, frames.shape[:2])
+        return _over_time[self.pool](features, 1)
 
     @property
-    def image_size(self): return 1, *_probe_sizes(self.encoder, 2, None)[0]  # of the probe: one frame
-    def extra_repr(self): return f"pool={self.pool!r}"
+    def image_size(self):
+        "Size of the empty clip that `num_features` looks at: one frame"
+        return 1, *_probe_shapes(self.encoder, 2, None)[0]
+
+    def extra_repr(self): return f'pool={self.pool!r}'
 
 # %% ../nbs/02_layers.ipynb #00c057
-_norms = dict(
-    batch = lambda nf,affine: nn.BatchNorm1d(nf, affine=affine),
-    sync  = lambda nf,affine: nn.SyncBatchNorm(nf, affine=affine),
-    group = lambda nf,affine: nn.GroupNorm(group_count(nf), nf, affine=affine),
-    layer = lambda nf,affine: nn.LayerNorm(nf, elementwise_affine=affine))
+def _linear(norm, a, b, bias=True):
+    "Make a linear layer from `a` to `b` features; with group norm its weight is standardised"
+    lin = nn.Linear(a, b, bias)
+    if norm == 'group': parametrize.register_parametrization(lin, 'weight', StandardizedWeight())
+    return lin
 
 def _norm(norm, nf, affine=True):
-    "The norm layer by that name, as a list of one; an empty list for None"
-    _one_of('norm', norm, [*_norms, None])
-    return [_norms[norm](nf, affine)] if norm else []
+    "Make the norm layer by that name, as a list of one; an empty list for None"
+    if norm == 'batch': return [nn.BatchNorm1d(nf, affine=affine)]
+    if norm == 'sync': return [nn.SyncBatchNorm(nf, affine=affine)]
+    if norm == 'group': return [nn.GroupNorm(group_count(nf), nf, affine=affine)]
+    if norm == 'layer': return [nn.LayerNorm(nf, elementwise_affine=affine)]
+    return []
+
+def _hidden_widths(hidden_size, nlayers, norm):
+    "Check widths, number of layers and norm of a perceptron; return the width of each hidden layer"
+    check_one_of(['batch','sync','group','layer',None], norm=norm)
+    if isinstance(hidden_size, (list,tuple)): hidden = list(hidden_size)
+    else:
+        check_whole(1, nlayers=nlayers)
+        hidden = [hidden_size]*(nlayers-1)
+    for width in hidden: check_whole(1, hidden_size=width)
+    return hidden
 
 def create_mlp_encoder(
     n_in:int, # Features of a row
     n_out:int=256, # Width of the output
-    hidden_size:int=256, # Width of the hidden layers
+    hidden_size:int|list=256, # Width of the hidden layers, or a list with the width of each
     nlayers:int=2, # Linear layers, 1 or more
     norm:str|None='layer', # After each hidden activation: 'layer', 'batch', 'sync', 'group' or None
 )->nn.Sequential: # (bs,n_in) → (bs,n_out)
-    "An encoder of vectors, as Edifice builds it"
-    widths = list(map(_width, [n_in] + [hidden_size]*(_at_least_one(nlayers)-1)))
-    hidden = [l for a,b in zip(widths, widths[1:]) for l in (_linear(norm, a, b), nn.ReLU(), *_norm(norm, b))]
-    return nn.Sequential(*hidden, _linear(norm, widths[-1], _width(n_out)), nn.ReLU())
-
-def _linear(norm, a, b, bias=True):
-    "With group norm its weight is standardised: behind a ReLU all numbers are positive, and a weight of mean 0 does not see what its inputs share"
-    lin = nn.Linear(a, b, bias)
-    if norm=='group': parametrize.register_parametrization(lin, 'weight', StandardizedWeight())
-    return lin
-
-def _at_least_one(nlayers):
-    if isinstance(nlayers, int) and nlayers > 0: return nlayers
-    raise ValueError(f"nlayers={nlayers!r}: pass the number of linear layers, 1 or more")
-
-def _width(n):
-    if isinstance(n, Integral) and n > 0 and n is not True: return n
-    raise ValueError(f"the width of a layer must be a whole number, 1 or more, and one is {n!r}: pass another hidden_size, projection_size, n_in or n_out")
+    "Make an encoder of vectors, as Edifice builds it"
+    check_whole(1, n_in=n_in, n_out=n_out)
+    hidden = _hidden_widths(hidden_size, nlayers, norm)
+    layers = []
+    for a,b in zip([n_in,*hidden], hidden): layers += [_linear(norm, a, b), nn.ReLU(), *_norm(norm, b)]
+    return nn.Sequential(*layers, _linear(norm, [n_in,*hidden][-1], n_out), nn.ReLU())
 
 # %% ../nbs/02_layers.ipynb #00c060
 def create_mlp_module(
@@ -403,19 +494,23 @@ def create_mlp_module(
     projection_size:int, # Width of the output
     bn:bool=False, # Short for `norm='batch'`
     nlayers:int=2, # Linear layers, 1 or more; a list of widths counts for itself
-    norm:str|None=None, # Between linear layer and ReLU: 'batch', 'sync', 'group' (with standardised weights), 'layer' or None; 'sync' differs from 'batch' among several CUDA processes only
+    # Between linear layer and ReLU: 'batch', 'sync', 'group' (with standardised weights), 'layer' or None;
+    # 'sync' differs from 'batch' only where several CUDA processes train together
+    norm:str|None=None,
     norm_out:bool=False, # End with that norm, without scale and shift, as SimSiam's projector
     bias_out:bool=False, # Give the last linear layer a bias
     pool:bool|str=False, # Pool a feature map first: True averages, or one of `PoolingType`
 )->nn.Sequential: # (bs,dim) → (bs,projection_size)
     "Linear → norm → ReLU for each hidden layer, then Linear without bias (arXiv:2006.07733, section 3.3)"
+    check_whole(1, dim=dim, projection_size=projection_size)
     norm = norm or ('batch' if bn else None)
-    hidden = list(hidden_size) if isinstance(hidden_size, (list,tuple)) else [hidden_size]*(_at_least_one(nlayers)-1)
-    widths = [dim, *map(_width, hidden)]
-    first = [PoolFlat('avg' if pool is True else pool)] if pool else []
-    body = [l for a,b in zip(widths, hidden) for l in (_linear(norm, a, b), *_norm(norm, b), nn.ReLU(inplace=True))]
-    out = [_linear(norm, widths[-1], _width(projection_size), bias_out), *(_norm(norm or 'batch', projection_size, affine=False) if norm_out else [])]
-    return nn.Sequential(*first, *body, *out)
+    hidden = _hidden_widths(hidden_size, nlayers, norm)
+    layers = []
+    if pool: layers += [PoolFlat(PoolingType.Avg if pool is True else pool)]
+    for a,b in zip([dim,*hidden], hidden): layers += [_linear(norm, a, b), *_norm(norm, b), nn.ReLU(inplace=True)]
+    layers += [_linear(norm, [dim,*hidden][-1], projection_size, bias_out)]
+    if norm_out: layers += _norm(norm or 'batch', projection_size, affine=False)
+    return nn.Sequential(*layers)
 
 # %% ../nbs/02_layers.ipynb #00c065
 def create_cls_module(
@@ -425,7 +520,7 @@ def create_cls_module(
     ps:float=0., # Dropout probability before each linear layer
     use_bn:bool=False, # Batchnorm before each linear layer
 )->nn.Sequential: # (bs,nf) → (bs,n_out)
-    "A classifier for the features of an encoder"
-    widths = [nf, *(lin_ftrs or []), n_out]
-    return nn.Sequential(*[LinBnDrop(a, b, bn=use_bn, p=ps, act=None if i == len(widths)-2 else nn.ReLU(inplace=True))
-                           for i,(a,b) in enumerate(zip(widths, widths[1:]))])
+    "Make a classifier for the features of an encoder"
+    hidden = list(lin_ftrs or [])
+    layers = [LinBnDrop(a, b, bn=use_bn, p=ps, act=nn.ReLU(inplace=True)) for a,b in zip([nf,*hidden], hidden)]
+    return nn.Sequential(*layers, LinBnDrop([nf,*hidden][-1], n_out, bn=use_bn, p=ps))

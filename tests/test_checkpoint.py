@@ -12,9 +12,9 @@ from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Adam, AvgMetric, Callback, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, L, Learner, ProgressCallback,
                                ReduceLROnPlateau, SaveModelCallback, SkipItemException, TerminateOnNaNCallback, ValueMetric)
 
-import self_supervised.callback.checkpoint as checkpoint
+import self_supervised.callback.checkpoint_file as checkpoint_file
 from self_supervised.callback.state import pack, unpack
-from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest, read_checkpoint
+from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint, read_checkpoint
 from self_supervised.core import seed_everything
 from self_supervised.data.demo import digits
 from self_supervised.data.arrays import tensor_dls
@@ -62,7 +62,7 @@ class KillInSave(Callback):
     order = 999
     def __init__(self, step): self.step = step
     def after_batch(self):
-        if self.train_iter==self.step: checkpoint.torch = HalfWritten()
+        if self.train_iter==self.step: checkpoint_file.torch = HalfWritten()
 
 class HalfWritten:
     def __getattr__(self, k): return getattr(torch, k)
@@ -148,7 +148,7 @@ def test_trackers_remember(tmp_path):
     assert_survives(tmp_path, [Kill('after_epoch', 2*STEPS), Kill('after_batch', 2*STEPS+3)], **kw)
     learn = fit(tmp_path/'killed', **kw)        # stopped early, and finished it is
     assert len(learn.recorder.values)<8 and learn.train_iter==len(learn.recorder.losses)
-    assert newest(tmp_path/'killed'/'ck')['position']['finished']
+    assert newest_checkpoint(tmp_path/'killed'/'ck')['position']['finished']
 
 class Average(Callback):
     "One with a state of its own kind, said by the two methods"
@@ -219,7 +219,7 @@ def test_two_processes_save_and_stop_together(tmp_path):
     assert ranks(tmp_path/'whole', 'a')==[0,0]
     assert ranks(tmp_path/'killed', 'a', r1=[Kill('after_batch', 5)])[1]==-signal.SIGKILL
     assert ranks(tmp_path/'killed', 'b', r1=[Signal(signal.SIGTERM, STEPS+2)])==[-signal.SIGTERM]*2     # only one of them was told
-    assert newest(tmp_path/'killed'/'ck')['position']['step']==STEPS+3
+    assert newest_checkpoint(tmp_path/'killed'/'ck')['position']['step']==STEPS+3
     assert ranks(tmp_path/'killed', 'c')==[0,0]
     for r in '01': assert_same(*(flat(unpack(torch.load(tmp_path/o/f'{r}.pt', weights_only=True))) for o in ('killed','whole')))
 
@@ -283,7 +283,7 @@ def test_disk_full(tmp_path):
             warnings.simplefilter('always')
             fit(tmp_path/'full', cbs=[Full()])
         said = [str(w.message) for w in ws if 'not written' in str(w.message)]
-        assert said[0]=="fit000-step000000008.pt was not written (File too large); training goes on, and fit000-step000000007.pt is the newest checkpoint in " + repr(str(tmp_path/'full'/'ck')), said[0]
+        assert said[0]=="fit000-step000000008.pt was not written (File too large). Training goes on, and fit000-step000000007.pt is the newest checkpoint in " + repr(str(tmp_path/'full'/'ck')) + '. Free some space.', said[0]
         assert len(said)==2*STEPS-1+1   # each save said so, that of the end too
     assert in_child(limited)==0
     assert [f.name for f in sorted((tmp_path/'full'/'ck').iterdir())] == ['fit000-step000000006.pt', 'fit000-step000000007.pt']  # and no halves
@@ -299,7 +299,7 @@ def test_a_damaged_file_is_passed_over(tmp_path):
     in_child(fit, tmp_path/'a', cbs=[Kill('after_batch', 4)])
     last = checkpoint_files(tmp_path/'a'/'ck')[-1]
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match='is no whole checkpoint'): got = outcome(fit(tmp_path/'a'))
+    with pytest.warns(UserWarning, match='is not a whole checkpoint'): got = outcome(fit(tmp_path/'a'))
     assert_same(got, outcome(fit(tmp_path/'b')))
 
 def test_keeps_the_newest_and_the_best(tmp_path):
@@ -323,7 +323,7 @@ def test_signals_save_first(tmp_path, signum, training, step):
         try: fit(tmp_path/'a', every=None, cbs=[Signal(signum, step, training)])
         except KeyboardInterrupt: os._exit(7 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 8)
     assert in_child(run)==(7 if signum==signal.SIGINT else -signal.SIGTERM)
-    at = newest(tmp_path/'a'/'ck')['position']
+    at = newest_checkpoint(tmp_path/'a'/'ck')['position']
     assert at['step']==step+training and at['batch']==(step%STEPS+1 if training else STEPS)
     assert_same(outcome(fit(tmp_path/'a', every=None)), outcome(fit(tmp_path/'b', every=None)))
 
@@ -348,7 +348,7 @@ def test_code_is_not_run(tmp_path):
     evil = Evil(); evil.path = str(tmp_path/'it ran')
     (tmp_path/'ck').mkdir()
     file = tmp_path/'ck'/'fit000-step000000001.pt'
-    torch.save(dict(format=checkpoint.FORMAT, evil=evil), file)
+    torch.save(dict(format=checkpoint_file.FORMAT, evil=evil), file)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match='more than tensors and plain values') as e: fit(tmp_path)
     assert '\n' not in str(e.value.args[0]).split('\n\t')[-1] and not (tmp_path/'it ran').exists()
     torch.load(file, weights_only=False)
@@ -358,7 +358,7 @@ def test_files_of_other_programs(tmp_path):
     torch.save(dict(model={}), tmp_path/'other.pt')
     with pytest.raises(ValueError, match='another program'): read_checkpoint(tmp_path/'other.pt')
     (tmp_path/'other.pt').write_bytes(b'no checkpoint')
-    with pytest.raises(ValueError, match='no whole checkpoint'): read_checkpoint(tmp_path/'other.pt')
+    with pytest.raises(ValueError, match='not a whole checkpoint'): read_checkpoint(tmp_path/'other.pt')
 
 def test_a_file_changes_no_settings(tmp_path):
     "Paths above all: what is written goes where this process says"
@@ -415,7 +415,7 @@ def a_full_disk(path):
         def before_epoch(self):
             if self.epoch==1: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         def after_fit(self): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    with pytest.warns(UserWarning, match='a row of history.csv was not written'), redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck'), Full()])
+    with pytest.warns(UserWarning, match='A row of history.csv was not written'), redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck'), Full()])
     assert len(learn.recorder.values)==3
 
 def test_a_full_disk_costs_the_log_a_row_and_not_the_run(tmp_path): assert in_child(a_full_disk, tmp_path)==0

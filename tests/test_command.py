@@ -50,7 +50,7 @@ def test_own_pictures_with_labels(tmp_path):
     res = run('pics', '--arch', 'mobilenetv3_small_050', '--size', 32, '--bs', 32, '--epochs', 1, '--workers', 1, '--hidden-size', 32, '--projection-size', 16, cwd=tmp_path)
     assert res.returncode==0, res.stderr
     check_run(tmp_path/'runs'/'byol', 1, (3,32,32))
-    assert 'held-out pictures with 5 labels per class' in res.stdout
+    assert 'held-out pictures with 5 labels a class' in res.stdout
     # what others than `Health` warned of is in the report, and each a line on stderr
     said = [message for epoch,message in json.loads((tmp_path/'runs/byol/results.json').read_text())['said'] if epoch is None]
     assert any('128' in o for o in said) and all(f'byol_pretrain: {o}\n' in res.stderr for o in said), (said, res.stderr)
@@ -85,7 +85,7 @@ def test_tars(tmp_path, monkeypatch, source):
     assert [len(o.dataset) for o in learn.dls]==([145,36] if source=='tars/a.tar' else [290,72])
     check_run(out, 1, (1,16,16))
     assert 'No labels found (a tar' in json.loads((out/'results.json').read_text())['title']
-    assert run_folder.recorded(out, {}, path=source)['path']==source          # and so it can be resumed
+    assert run_folder.recorded_settings(out, {}, path=source)['path']==source          # and so it can be resumed
 
 def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatch):
     write_mnist_tiny(tmp_path/'pics')
@@ -133,7 +133,7 @@ def test_help(tmp_path):
 def test_one_line_and_an_exit_code_for_what_is_wrong(tmp_path):
     res = run('nowhere', cwd=tmp_path)
     assert res.returncode==1 and 'Traceback' not in res.stderr
-    assert res.stderr.strip().splitlines() == ["byol_pretrain: path: there is no folder 'nowhere'; give a folder with pictures in it"]
+    assert res.stderr.strip().splitlines() == ["byol_pretrain: path='nowhere' is not an existing folder. Pass a folder with pictures in it."]
     assert not list(tmp_path.iterdir())     # said before a folder is made
 
 @pytest.mark.parametrize('kwargs,words', [
@@ -162,5 +162,5 @@ def test_a_second_run_says_where_it_goes_and_resume_does_not_take_the_wrong_one(
         if done: (tmp_path/name/'results.json').touch()
     assert run_folder.free_folder(tmp_path/'byol')==tmp_path/'byol-3'
     assert capsys.readouterr().out==f"{tmp_path/'byol'} holds a run already: this one goes to {tmp_path/'byol-3'}\n"
-    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not: pass --out .*byol-2'): run_folder.recorded(tmp_path/'byol', {})
-    assert run_folder.recorded(tmp_path/'byol-2', {})=={'views': {}}
+    with pytest.raises(ValueError, match='is finished, and .*byol-2 is not. Pass --out .*byol-2'): run_folder.recorded_settings(tmp_path/'byol', {})
+    assert run_folder.recorded_settings(tmp_path/'byol-2', {})=={'views': {}}

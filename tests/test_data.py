@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.bad_files import png, train, write_bad, write_good
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
-from self_supervised.data.images import Skipped, TooManyBad, check_pictures
+from self_supervised.data.skipped import Skipped, TooManyBad, check_pictures
 from self_supervised.cli.check import byol_check
 from self_supervised.data.sources import picture_files, picture_items
 from self_supervised.data.reading import BadPicture, open_picture
@@ -146,7 +146,7 @@ def test_12_damage_nobody_foresaw(tmp_path):
             (tmp_path/f'b.{ext}').write_bytes(b[:rng.randint(1, len(b))] if i%3==0 else b)
             with warnings.catch_warnings(action='ignore'):
                 try: x = open_picture(tmp_path/f'b.{ext}', 1, 16)
-                except BadPicture as e: bad += 1; assert str(e).startswith(str(tmp_path/f'b.{ext}')) and '\n' not in str(e)
+                except BadPicture as e: bad += 1; assert str(e).startswith(f"picture={str(tmp_path/f'b.{ext}')!r} ") and '\n' not in str(e)
                 else: assert x.shape==(1,16,16) and x.isfinite().all()
     assert bad>80
 
@@ -329,4 +329,4 @@ def test_check_command(folder, good, tmp_path):
 def test_check_command_when_all_is_well(good, tmp_path, capsys):
     byol_check(str(good[0].parent.parent), workers=0)
     assert capsys.readouterr().out=='All 120 pictures can be read\n'
-    with pytest.raises(CliError, match='there is no folder'): byol_check(str(tmp_path/'nowhere'))
+    with pytest.raises(CliError, match='is not an existing folder'): byol_check(str(tmp_path/'nowhere'))

@@ -225,7 +225,7 @@ def test_06_it_stops_after_n_in_a_row():
     for how in ('inputs','loss','gradients'):
         learn = make(cbs=[Bad(range(1,99), how), Guard(n=3)])
         with pytest.raises(ValueError) as e: quiet(learn.fit, 5)
-        one_line(e, 'epoch 1, batch 0', '3 in a row', how, {'inputs':'isfinite', 'loss':'lower lr', 'gradients':'GradientClip'}[how])
+        one_line(e, 'epoch 1, batch 0', '3 in a row', how, {'inputs':'isfinite', 'loss':'Lower lr', 'gradients':'GradientClip'}[how])
         assert all(p.isfinite().all() for p in learn.model.state_dict().values())
     learn = make(cbs=[Bad([0,1,3,4,6,7,9,10]), Guard(n=3)])          # never three in a row
     quiet(learn.fit, 5)
@@ -322,7 +322,7 @@ def test_18_no_batch_is_cancelled_inside_autocast(how):
 def test_18_a_loss_scale_below_1_ends_the_run():
     learn = make(cbs=[Bad(range(99), 'gradients'), ScaledCPU()])
     with pytest.raises(ValueError) as e: quiet(learn.fit, 9)
-    one_line(e, 'overflow', 'to_bf16', 'lower lr')
+    one_line(e, 'overflow', 'to_bf16', 'Lower lr')
 
 # Row 9
 
@@ -528,7 +528,7 @@ def test_30_metrics_of_labels_are_refused_before_the_first_batch(metric, name):
     learn = make(metrics=metric)
     was = state(learn.model)
     with pytest.raises(TypeError) as e: learn.fit(1)
-    one_line(e, f'metrics holds {name}', 'knn_accuracy', 'metrics=[]')
+    one_line(e, f'metrics={name}', 'knn_accuracy', 'metrics=[]')
     assert same(was, state(learn.model))
 
 def test_30_metrics_of_two_views_are_welcome():
@@ -647,7 +647,7 @@ def test_34_any_number_of_channels_trains(c):
 def test_34_stats_must_fit():
     learn = make(augs=get_byol_aug_pipelines(8, jitter=False, bw=False))
     with pytest.raises(ValueError) as e: learn.fit(1)
-    one_line(e, 'stats has 3 channels', 'pictures have 1', 'stats=None')
+    one_line(e, 'stats=', 'has 3 entries', 'pictures of 1 channels', 'stats=None')
 
 # Row 35
 
@@ -810,7 +810,7 @@ def test_an_interrupted_fit_leaves_a_learner_that_works(tmp_path):
     learn = make(dls=DataLoaders(tensor_dls(x[:32], bs=16).train), path=tmp_path)
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
     learn.fit(1); learn.export('a.pkl')
-    assert len(learn.dls.loaders)==1 and learn.byol.set_aside is None
+    assert len(learn.dls.loaders)==1 and learn.byol.validation.states is None
 
 def test_a_seed_after_an_interruption_counts(tmp_path):
     "The random numbers that an interrupted validation had set aside do not come back over it"

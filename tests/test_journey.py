@@ -14,7 +14,7 @@ from self_supervised.layers import create_encoder
 from self_supervised.cli.pretrain import DIGITS, DIGIT_VIEWS, pretrain
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder
 from self_supervised.transfer.finetune import class_learner
-from self_supervised.transfer.export import export_onnx
+from self_supervised.transfer.onnx import export_onnx
 
 X,Y,(TRAIN,TEST) = digits()
 

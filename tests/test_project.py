@@ -104,6 +104,20 @@ def test_readme_links_lead_somewhere():
     links = re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', (root/'README.md').read_text(encoding='utf-8'))
     assert links and not [o for o in links if not (root/o).exists()]
 
+def words(md):
+    "The words of markdown, without the targets of its links"
+    return re.findall(r'\w+', re.sub(r'\]\([^)]*\)', ']', md))
+
+def test_site_shows_every_cell(tmp_path):
+    "A page for each notebook with all its text; links lead somewhere (mkdocs is strict), and nothing is loaded from elsewhere"
+    run('-W', 'ignore', root/'tools/docs.py', 'site', '--dest', tmp_path, PYTHONPATH=str(root))
+    for fn in notebooks:
+        cells = [c for c in read_nb(fn).cells if c.cell_type=='markdown' and not c.source.startswith('#|')]
+        page = ' '.join(words((tmp_path/'_proc'/docs.page_name(fn.name)).read_text(encoding='utf-8')))
+        lost = [c.source[:60] for c in cells if ' '.join(words(c.source)[:20]) not in page]
+        assert not lost, (fn.name, lost)
+        assert (tmp_path/'_docs'/docs.page_name(fn.name)).with_suffix('.html').exists()
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     "The wheel made from the sdist that is made from a copy of the sources"
@@ -119,6 +133,8 @@ def dist_info(wheel, name): return next(v for k,v in wheel.items() if k.endswith
 def test_wheel_has_every_module(wheel):
     modules = {k:v for k,v in wheel.items() if k.endswith('.py')}
     assert_same(modules, files(root, 'self_supervised/**/*.py'), 'the wheel does not have the modules of self_supervised/: see setup.py')
+
+def test_wheel_says_that_it_is_typed(wheel): assert 'self_supervised/py.typed' in wheel
 
 def test_wheel_has_the_facts(wheel):
     meta = message_from_bytes(dist_info(wheel, 'METADATA'))

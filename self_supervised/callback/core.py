@@ -58,8 +58,8 @@ class MetricCallback(AttachedCallback):
 
     def _remove_metrics(self, learn):
         "Leave `learn` with the metrics it had"
-        added,self.added = self.added,[]
-        learn.metrics = [o for o in learn.metrics if not any(o is m for m in added)]
+        learn.metrics = [o for o in learn.metrics if not any(o is m for m in self.added)]
+        self.added = []
 
     @property
     def net(self)->nn.Module: # The model, out of the wrapper of distributed training

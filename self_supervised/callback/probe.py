@@ -68,7 +68,7 @@ class Probe(MetricCallback):
         every:int=1, # Epochs from one probe to the next; the last epoch has one, too
         n:int=500, # Pictures of each part at most: the bound of the cost
         stats='views', # (mean,std) to normalise with; 'views' takes the pipelines' own, None leaves [0,1]
-        k:int=None, # Neighbours that vote, 1 to the pictures to learn from; None for 20, or as many as there are
+        k:int|None=None, # Neighbours that vote, 1 to the pictures to learn from; None for 20, or as many as there are
         T:float=.07, # Temperature of the vote, above 0
         seed:int=0, # Of the draw of `n` pictures
     ):

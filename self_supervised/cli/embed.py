@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
-# First, as it silences a warning of fastai's import
+# Before fastai: it silences a warning of fastai's import
 from .terminal import check_place, one_line_errors
 
 import numpy as np

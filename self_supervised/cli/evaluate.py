@@ -12,7 +12,7 @@ import time
 from functools import partial
 from math import prod
 
-# First, as it silences a warning of fastai's import
+# Before fastai: it silences a warning of fastai's import
 from .terminal import check_place, one_line_errors
 
 from fastai.data.transforms import parent_label

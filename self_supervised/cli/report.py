@@ -6,7 +6,9 @@
 __all__ = ['read_history', 'plot_history', 'as_text', 'write_report']
 
 # %% ../../nbs/92_cli.report.ipynb #imports
-import csv, json, re
+import csv
+import json
+import re
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
@@ -16,152 +18,263 @@ import matplotlib.pyplot as plt
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 
-from ..core import write_atomic
+from ..core import invalid, write_atomic
 from ..callback.health import limits
 
-# %% ../../nbs/92_cli.report.ipynb #51c006
+# %% ../../nbs/92_cli.report.ipynb #g92read
 def read_history(
     path, # File of fastai's `CSVLogger`
-)->dict: # Column → one number an epoch, None where there was none
-    "Read a training table; a heading repeated in the middle, where a run was taken up again, is passed over, and so is an empty row"
+)->dict: # Column → one number per epoch, None where there was none
+    "Read a training table; skip empty rows, and headings that a resumed run repeats"
     with open(path, newline='', encoding='utf-8') as f: rows = [r for r in csv.reader(f) if any(r)]
     if not rows: return {}
-    names,rows = rows[0],[r for r in rows[1:] if r!=rows[0]]
-    return {k: [_number(r[i]) if i<len(r) else None for r in rows] for i,k in enumerate(names)}
+    names = rows[0]
+    rows = [r for r in rows if r!=names]
+    return {name: [_number(r, i) for r in rows] for i,name in enumerate(names)}
 
-def _number(s):
-    try: return float(s)
-    except ValueError: return None
+def _number(row, i):
+    "Return entry `i` of a row as a number; None where it is text, empty or cut off"
+    try: return float(row[i])
+    except (ValueError, IndexError): return None
 
-def _kind(name):
-    "What a column measures: its name without the part that says on what"
-    return re.sub('^(train|valid)_', '', name)
+# %% ../../nbs/92_cli.report.ipynb #51c006
+def _by_kind(history):
+    "Group the columns to draw by what they measure: the part of a name that does not say on which data"
+    kinds = {}
+    for name,values in history.items():
+        if name in ('epoch','time') or all(v is None for v in values): continue
+        kinds.setdefault(re.sub('^(train|valid)_', '', name), []).append(name)
+    return kinds
 
 def plot_history(
-    history:dict, # Column → one number an epoch, as `read_history` gives it
+    history:dict, # Column → one number per epoch, as `read_history` returns it
     axes=None, # One for each kind of column; None makes them
 ): # The axes
     "Draw the columns of a training table over the epochs, those of one kind together"
-    shown = {k:v for k,v in history.items() if k not in ('epoch','time') and any(o is not None for o in v)}
-    kinds = list(dict.fromkeys(map(_kind, shown)))
+    kinds = _by_kind(history)
     if axes is None: axes = _small_multiples(len(kinds))
-    epochs = history.get('epoch') or range(len(next(iter(shown.values()))))
-    for ax,kind in zip(axes, kinds):
-        cols = [k for k in shown if _kind(k)==kind]
-        for k in cols: ax.plot(*zip(*((e,v) for e,v in zip(epochs, shown[k]) if None not in (e,v))), marker='.', ms=3, lw=1.2, label=k.removesuffix(f'_{kind}'))
-        if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
-        ax.set_title(kind, fontsize=10)
-        ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))   # an epoch and a half is no place
-        if len(cols)>1: ax.legend(frameon=False, fontsize=8)
+    for ax,(kind,names) in zip(axes, kinds.items()): _draw_columns(ax, history, kind, names)
     return axes
 
+def _draw_columns(ax, history, kind, names):
+    "Draw the columns `names` into one axes"
+    epochs = history.get('epoch') or range(len(history[names[0]]))
+    for name in names:
+        points = [(e,v) for e,v in zip(epochs, history[name]) if e is not None and v is not None]
+        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=name.removesuffix(f'_{kind}'))
+    if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
+    ax.set_title(kind, fontsize=10)
+    ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))  # there is no epoch 1.5
+    if len(names)>1: ax.legend(frameon=False, fontsize=8)
+
 def _small_multiples(n, ncols=3):
-    "`n` axes in rows of `ncols`"
+    "Make `n` axes in rows of `ncols`"
     nrows = -(-n//ncols)
-    axes = plt.subplots(nrows, min(n, ncols), figsize=(3.2*min(n, ncols), 2.2*nrows), squeeze=False, layout='constrained')[1].ravel()
+    ncols = min(n, ncols)
+    _,axes = plt.subplots(nrows, ncols, figsize=(3.2*ncols, 2.2*nrows), squeeze=False, layout='constrained')
+    axes = axes.ravel()
     for ax in axes[n:]: ax.remove()
     return axes[:n]
 
-# %% ../../nbs/92_cli.report.ipynb #51c009
-def _figure(v):
-    "A figure as text: mean ± spread of several, or one number"
-    return f"{v['mean']:.3f} ± {v['std']:.3f}" if isinstance(v, dict) else f'{v:.3g}' if isinstance(v, float) else str(v)
+# %% ../../nbs/92_cli.report.ipynb #g92text
+def _value(v):
+    "Format a value: mean ± standard deviation of several, or one number"
+    if isinstance(v, dict): return f"{v['mean']:.3f} ± {v['std']:.3f}"
+    if isinstance(v, float): return f'{v:.3g}'
+    return str(v)
+
+def _columns(results):
+    "Return what was measured, each name once: a row need not have all of them"
+    return list(dict.fromkeys(name for cells in results['rows'].values() for name in cells))
 
 def as_text(
-    results:dict, # `title`, and `rows`: name → what was measured → figure
+    results:dict, # `title`, and `rows`: name → what was measured → value
 )->str: # A table
     "Set the results of a run in columns"
-    cols = list(dict.fromkeys(c for cells in results['rows'].values() for c in cells))
-    rows = [['features',*cols]] + [[k, *(_figure(cells[c]) if c in cells else '' for c in cols)] for k,cells in results['rows'].items()]
-    widths = [max(map(len, col)) for col in zip(*rows)]
-    return '\n'.join([results['title'], *('  '.join(s.ljust(w) for s,w in zip(row, widths)).rstrip() for row in rows)])
+    columns = _columns(results)
+    lines = [['features', *columns]]
+    for name,cells in results['rows'].items():
+        lines.append([name, *(_value(cells[c]) if c in cells else '' for c in columns)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    padded = ['  '.join(cell.ljust(w) for cell,w in zip(line, widths)).rstrip() for line in lines]
+    return '\n'.join([results['title'], *padded])
 
-_environment = Environment(autoescape=True)   # names of files and settings are text, never markup
-_environment.filters['figure'] = _figure
-_page = _environment.from_string('''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ name }}</title>
+# %% ../../nbs/92_cli.report.ipynb #g92template
+_template = '''<!doctype html>
+<html lang="en"><head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ name }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.6em } h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } th, td { text-align: left; padding: .2em 1.2em .2em 0; vertical-align: top; font-variant-numeric: tabular-nums }
-th { font-weight: 600 } tr + tr td, tr + tr th { border-top: 1px solid #eee } td.n { text-align: right } td { overflow-wrap: anywhere }
-img { max-width: 100% } code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6; border-radius: 3px } code { padding: .1em .3em } pre { padding: .8em; overflow-x: auto }
+h1 { font-size: 1.6em }
+h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse }
+th, td { text-align: left; padding: .2em 1.2em .2em 0; vertical-align: top; font-variant-numeric: tabular-nums }
+th { font-weight: 600 }
+tr + tr td, tr + tr th { border-top: 1px solid #eee }
+td.n { text-align: right }
+td { overflow-wrap: anywhere }
+img { max-width: 100% }
+code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6; border-radius: 3px }
+code { padding: .1em .3em }
+pre { padding: .8em; overflow-x: auto }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22em, 1fr)); gap: 0 3em }
-</style></head><body>
+</style>
+</head><body>
 <h1>{{ name }}</h1>
 {% if command %}<p><code>{{ command }}</code></p>{% endif %}
-{% for file, why in unread.items() %}<p><b><code>{{ file }}</code> cannot be read and is left out: {{ why }}</b></p>{% endfor %}
-{% if results %}<h2>What the features are worth</h2><p>{{ results.title }}</p>
-<table><tr><th></th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
-{% for row, cells in results['rows'].items() %}<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ cells[c]|figure if c in cells }}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}
-{% if curves %}<h2>Training</h2><p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest. Dashed: beyond this limit <code>Health</code> looks closer.</p><img alt="A curve for each column of the training table" src="{{ curves }}">{% endif %}
-{% if said is not none %}<h2>What was warned of</h2>{% if said %}<table><tr><th>epoch</th><th>message</th></tr>
-{% for epoch, message in said %}<tr><td>{{ epoch if epoch is not none }}</td><td>{{ message }}</td></tr>
-{% endfor %}</table>{% else %}<p>Nothing.</p>{% endif %}{% endif %}
-{% for title, src in pictures %}<h2>{{ title }}</h2><img alt="{{ title }}" src="{{ src }}">{% endfor %}
-{% if tables %}<div class="two">{% for title, rows in tables.items() %}<div><h2>{{ title }}</h2><table>{% for k, v in rows.items() %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>
-{% endfor %}</table></div>{% endfor %}</div>{% endif %}
-{% if encoder %}<h2>The encoder</h2><pre>from self_supervised.transfer.encoder_file import load_encoder
-encoder = load_encoder({{ encoder }})</pre>{% endif %}
+{% for file, why in unread.items() %}
+<p><b><code>{{ file }}</code> cannot be read and is left out: {{ why }}</b></p>
+{% endfor %}
+
+{% if results %}
+<h2>What the features are worth</h2>
+<p>{{ results.title }}</p>
+<table>
+<tr><th></th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
+{% for row, cells in results['rows'].items() %}
+<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ cells[c]|value if c in cells }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endif %}
+
+{% if curves %}
+<h2>Training</h2>
+<p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest.
+Dashed: beyond this limit <code>Health</code> looks closer.</p>
+<img alt="A curve for each column of the training table" src="{{ curves }}">
+{% endif %}
+
+{% if said is not none %}
+<h2>What was warned of</h2>
+{% if said %}
+<table>
+<tr><th>epoch</th><th>message</th></tr>
+{% for epoch, message in said %}
+<tr><td>{{ epoch if epoch is not none }}</td><td>{{ message }}</td></tr>
+{% endfor %}
+</table>
+{% else %}
+<p>Nothing.</p>
+{% endif %}
+{% endif %}
+
+{% for title, src in pictures %}
+<h2>{{ title }}</h2>
+<img alt="{{ title }}" src="{{ src }}">
+{% endfor %}
+
+{% if tables %}
+<div class="two">
+{% for title, rows in tables.items() %}
+<div><h2>{{ title }}</h2>
+<table>
+{% for k, v in rows.items() %}
+<tr><th>{{ k }}</th><td>{{ v }}</td></tr>
+{% endfor %}
+</table></div>
+{% endfor %}
+</div>
+{% endif %}
+
+{% if encoder %}
+<h2>The encoder</h2>
+<pre>from self_supervised.transfer.encoder_file import load_encoder
+encoder = load_encoder({{ encoder }})</pre>
+{% endif %}
 </body></html>
-''')
+'''
 
-_titles = dict(views='Views', embedding='Map of the features', neighbors='Nearest neighbours', health='Health')
+# A line that holds a {% tag %} alone leaves no line in the page
+_environment = Environment(autoescape=True, trim_blocks=True)
+_environment.filters['value'] = _value
+_page = _environment.from_string(_template)
 
-def _data_url(png): return 'data:image/png;base64,'+b64encode(png).decode()
+# %% ../../nbs/92_cli.report.ipynb #g92filescode
+def _read_record(path):
+    "Read the settings of a run, and try to set them in tables"
+    record = json.loads(path.read_text(encoding='utf-8'))
+    _tables(record)
+    return record
+
+def _read_results(path):
+    "Read the results of a run, and try to set them in columns"
+    results = json.loads(path.read_text(encoding='utf-8'))
+    as_text(results)
+    # Runs of older versions kept no warnings
+    said = [(epoch,message) for epoch,message in results['said']] if 'said' in results else None
+    return results | dict(said=said)
+
+def _read_curves(path):
+    "Read a training table, and draw it where it holds a number"
+    history = read_history(path)
+    png = _png(plot_history(history)) if _by_kind(history) else None
+    return dict(epochs=len(history.get('epoch', [])), png=png)
 
 def _png(axes):
-    "The figure of `axes` as the bytes of a PNG"
-    fig,f = axes[0].figure,BytesIO()
-    fig.savefig(f, dpi=120, format='png')
-    plt.close(fig)
+    "Return the figure of `axes` as the bytes of a PNG, and close it"
+    figure = axes[0].figure
+    f = BytesIO()
+    figure.savefig(f, dpi=120, format='png')
+    plt.close(figure)
     return f.getvalue()
 
-def _record(path):
-    "Settings of a run, checked by setting them in tables"
-    res = json.loads(path.read_text(encoding='utf-8'))
-    return _tables(res) and res
-
-def _results(path):
-    "Results of a run, checked by setting them in columns"
-    res = json.loads(path.read_text(encoding='utf-8'))
-    as_text(res)
-    return res | dict(said=[(epoch,message) for epoch,message in res['said']] if 'said' in res else None)
-
-def _curves(path):
-    "A training table, and the picture of it as bytes where it has a figure"
-    history = read_history(path)
-    drawn = any(o is not None for k,v in history.items() if k not in ('epoch','time') for o in v)
-    return dict(epochs=len(history.get('epoch', [])), png=drawn and _png(plot_history(history)))
-
-def _read(read, file, unread):
-    "What `read` makes of a file; nothing where there is none, or where it cannot be read, and then the reason goes into `unread`"
-    try: return read(file) if file.is_file() else {}
+def _read(reader, file, unread):
+    "Call `reader` on a file; {} where there is none, or where it cannot be read: then `unread` gets the reason"
+    try: return reader(file) if file.is_file() else {}
     except (ValueError, TypeError, AttributeError, KeyError, OSError, csv.Error) as e:
-        unread[file.name] = f'{type(e).__name__}: {e}'.splitlines()[0]
-        warn(f"{str(file)!r} cannot be read and is left out of the report ({unread[file.name]})")
+        why = f'{type(e).__name__}: {e}'.splitlines()[0]
+        unread[file.name] = why
+        warn(f'{str(file)!r} cannot be read ({why}). The report leaves it out. Repair the file and call write_report.')
         return {}
+
+# %% ../../nbs/92_cli.report.ipynb #g92contents
+def _tables(record):
+    "Return settings, views and machine as tables, one row per fact"
+    settings = dict(record.get('settings', {}))
+    views = settings.pop('views', None) or {}
+    machine = {k: record[k] for k in ('device','threads') if k in record}
+    return dict(Settings=settings, Views=views, Machine=record.get('versions', {}) | machine)
+
+# Pictures that `byol_pretrain` draws, in the order of the page
+_titles = dict(views='Views', embedding='Map of the features', neighbors='Nearest neighbours', health='Health')
+
+def _pictures(folder):
+    "Return titles and contents of the pictures in a folder: those with a title of their own, then all others"
+    known = list(_titles)
+    def place(file): return (known.index(file.stem) if file.stem in known else len(known), file.name)
+    files = sorted(folder.glob('*.png'), key=place)
+    return [(_titles.get(f.stem, f.stem), _data_url(f.read_bytes())) for f in files]
+
+def _data_url(png):
+    "Write a picture as an address, so that the page holds it"
+    return 'data:image/png;base64,'+b64encode(png).decode()
+
+def _contents(folder):
+    "Return what the template shows of a run's folder"
+    unread = {}
+    record = _read(_read_record, folder/'settings.json', unread)
+    results = _read(_read_results, folder/'results.json', unread)
+    curves = _read(_read_curves, folder/'history.csv', unread)
+    png,encoder = curves.get('png'),folder/'encoder.safetensors'
+    return dict(
+        name=folder.resolve().name,
+        command=record.get('command'),
+        unread=unread,
+        results=results,
+        columns=_columns(results) if results else [],
+        said=results.get('said'),
+        curves=_data_url(png) if png else None,
+        epochs=curves.get('epochs'),
+        pictures=_pictures(folder),
+        tables={title: rows for title,rows in _tables(record).items() if rows},
+        encoder=repr(str(encoder)) if encoder.is_file() else None)
 
 def write_report(
     folder, # Folder of a run, as `byol_pretrain` writes it
 )->Path: # The page, `folder`/report.html
     "Write one self-contained HTML page of what a run's folder holds"
-    folder,unread = Path(folder),{}
-    if not folder.is_dir(): raise FileNotFoundError(f"folder={str(folder)!r} is no folder: pass one that byol_pretrain wrote")
-    record,results,curves = (_read(f, folder/o, unread) for f,o in ((_record,'settings.json'), (_results,'results.json'), (_curves,'history.csv')))
-    return write_atomic(folder/'report.html', _page.render(
-        name=folder.resolve().name, command=record.get('command'), results=results,
-        columns=list(dict.fromkeys(c for cells in results.get('rows', {}).values() for c in cells)),
-        curves=curves.get('png') and _data_url(curves['png']), epochs=curves.get('epochs'), said=results.get('said'), unread=unread,
-        pictures=[(_titles.get(o.stem, o.stem), _data_url(o.read_bytes())) for o in sorted(folder.glob('*.png'), key=_place)],
-        tables={k.capitalize(): v for k,v in _tables(record).items() if v},
-        encoder=repr(str(folder/'encoder.safetensors')) if (folder/'encoder.safetensors').is_file() else None).encode())
-
-def _place(png): return (list(_titles).index(png.stem) if png.stem in _titles else len(_titles), png.name)
-
-def _tables(record):
-    "Settings, views and machine, each one row a fact"
-    settings = dict(record.get('settings', {}))
-    views = settings.pop('views', None) or {}
-    return dict(settings=settings, views=views, machine=record.get('versions', {}) | {k: record[k] for k in ('device','threads') if k in record})
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise invalid(f'folder={str(folder)!r}', 'is no folder', 'Pass one that byol_pretrain wrote', FileNotFoundError)
+    return write_atomic(folder/'report.html', _page.render(_contents(folder)).encode())

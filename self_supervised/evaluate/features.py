@@ -89,7 +89,7 @@ def _forward(encoder, x):
 def embed(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     dl, # A fastai or torch loader of batches x, (x,) or (x,y); or a tensor x; or a tuple (x,y) of tensors
-    stats:tuple=None, # (mean,std), each a number or one per channel, as the views normalise; None leaves [0,1]
+    stats:tuple|None=None, # (mean,std), each a number or one per channel, as the views normalise; None leaves [0,1]
     device=None, # Where to compute; None for where the encoder is
     bs:int=256, # Batch size for tensors
 )->tuple: # Features (n,nf) float32 and labels (n,), both on the CPU; labels are None where there are none
@@ -195,7 +195,7 @@ def knn_predict(
     test_x:Tensor, # (m,nf) features to label
     k:int=20, # Neighbours that vote, 1 to n
     T:float=.07, # Temperature, above 0: towards 0 only the nearest counts, large lets all count the same
-    chunk:int=None, # Rows of `test_x` at a time; None for 2^25 similarities (128 MB)
+    chunk:int|None=None, # Rows of `test_x` at a time; None for 2^25 similarities (128 MB)
 )->Tensor: # (m,) labels; of classes with equal votes the smaller
     "Label by the vote of the `k` nearest in cosine, weighted by exp(s/T) (arXiv:1805.01978, §3.4)"
     train_x,train_y,test_x,_ = _check_sets(train_x, train_y, test_x)
@@ -217,7 +217,7 @@ def knn_accuracy(
     test_y:Tensor, # (m,) labels to compare with
     k:int=20, # Neighbours that vote, 1 to n
     T:float=.07, # Temperature, above 0
-    chunk:int=None, # Rows of `test_x` at a time; None for 2^25 similarities
+    chunk:int|None=None, # Rows of `test_x` at a time; None for 2^25 similarities
 )->float: # In [0,1]
     "Share of `test_x` that its nearest neighbours label right"
     _check_sets(train_x, train_y, test_x, test_y)

@@ -75,7 +75,7 @@ def labelled_source(
     "Return labelled pictures, or raise for what cannot hold them; nothing is read"
     given = f'{name}={type(data).__name__}'
     if hasattr(data, 'loaders'): raise invalid(given, 'holds several loaders', 'Pass train=dls.train, test=dls.valid')
-    if isinstance(data, (tuple,list)) and len(data)==2: data = _pair(name, *data, whole)
+    if isinstance(data, (tuple,list)) and len(data)==2: data = _pair(name, data[0], data[1], whole)
     elif not hasattr(data, 'dataset'):
         raise invalid(given, 'must be a labelled loader or a pair (x,y)',
                       f'Pass {name}=(x,y) with a label for each picture, or a loader such as those of `image_dls`')

@@ -9,104 +9,153 @@ __all__ = ['save_encoder', 'encoder_info', 'load_encoder']
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from .. import __version__
-from ..core import write_atomic
+from ..core import first_line, invalid, write_atomic
 from ..layers import create_encoder
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c006
-def _as_json(meta):
-    "`meta` as text"
-    try: return json.dumps(meta)
-    except TypeError as e: raise TypeError(f"meta: {e}; pass plain values (numbers, text, lists, None), e.g. `stats=[[.5],[.2]]`") from None
-
-def _is_encoder(net):
-    "Raise for a whole `BYOLModel`"
-    if hasattr(net, 'online'): raise TypeError(f"encoder: a {type(net).__name__}, which is more than an encoder; pass its .encoder")
-    return net
-
 def save_encoder(
     encoder:nn.Module, # The trained network, e.g. `learn.model.encoder`
-    path, # File to write, by habit named .safetensors
-    **meta, # What else to remember, plain values: `stats` (mean,std) or None, `size` in pixels, …; what a loaded encoder remembers stays
+    path, # File to write, by convention named .safetensors
+    # What else to record, plain values: `stats` (mean,std) or None, `size` in pixels, …;
+    # what a loaded encoder recorded stays
+    **meta,
 )->Path: # `path`
     "Write the weights of `encoder`, how it was made, and `meta` into a safetensors file"
-    if own := {'spec','version'} & meta.keys(): raise ValueError(f"meta: {', '.join(sorted(own))} is written by save_encoder itself; choose another name")
-    text = _as_json(dict(spec=getattr(encoder, 'spec', None), version=__version__, **getattr(_is_encoder(encoder), 'meta', {}) | meta))
+    own = sorted({'spec','version'} & meta.keys())
+    if own:
+        given = ', '.join(f'{k}={meta[k]!r}' for k in own)
+        raise invalid(given, 'is written by save_encoder itself', 'Choose another name')
+    check_encoder(encoder)
+    meta = getattr(encoder, 'meta', {}) | meta
+    text = meta_text(dict(spec=getattr(encoder, 'spec', None), version=__version__, **meta))
     # Copies on the CPU: safetensors refuses tensors that share memory, as tied weights do
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}
     return write_atomic(path, save(weights, {'self_supervised': text}))
 
+# %% ../../nbs/70_transfer.encoder_file.ipynb #save_needs
+def check_encoder(
+    net:nn.Module, # What was passed as an encoder
+)->None:
+    "Raise for a whole `BYOLModel`"
+    if hasattr(net, 'online'):
+        raise invalid(f'encoder={type(net).__name__}', 'is more than an encoder', 'Pass its .encoder', TypeError)
+
+def meta_text(
+    meta:dict, # What a file records beside the weights
+)->str: # JSON
+    "Write `meta` as text"
+    try: return json.dumps(meta)
+    except TypeError as e:
+        fix = 'Pass plain values (numbers, text, lists, None), e.g. stats=[[0.5],[0.2]]'
+        raise invalid('meta', f'cannot be written as text ({e})', fix, TypeError) from None
+
+# %% ../../nbs/70_transfer.encoder_file.ipynb #read
 def encoder_info(
     path, # File written by `save_encoder`
-)->dict: # `spec`, `version`, and what else was remembered
+)->dict: # `spec`, `version`, and what else was recorded
     "Read what an encoder file says about itself"
     return _read(path)[1]
 
 def _read(path):
     "Weights and metadata of an encoder file"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"path: there is no file {str(path)!r}; give one that `save_encoder` wrote")
+    given,fix = f'path={str(path)!r}','Give one that `save_encoder` wrote'
+    if not path.is_file(): raise invalid(given, 'is not a file', fix, FileNotFoundError)
     try:
-        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('self_supervised', '{}'))
+        with safe_open(path, 'pt') as f:
+            weights = {k: f.get_tensor(k) for k in f.keys()}
+            text = (f.metadata() or {}).get('self_supervised', '{}')
+        return weights,json.loads(text)
     except (SafetensorError, json.JSONDecodeError) as e:
-        with path.open('rb') as f: zipped = f.read(2)==b'PK'
-        what = 'is a file of `torch.save`, as `learn.save` writes them; use `load_old(path, encoder)`' if zipped else f'is no whole safetensors file ({e}); give one that `save_encoder` wrote'
-        raise ValueError(f"path: {str(path)!r} {what}") from None
+        if _is_zip(path):
+            problem = 'is a file of `torch.save`, as `learn.save` writes them'
+            raise invalid(given, problem, 'Use `load_old(path, encoder)`') from None
+        raise invalid(given, f'is not a whole safetensors file ({first_line(e)})', fix) from None
 
-def load_encoder(
-    path, # File written by `save_encoder`, or any safetensors file of weights when `encoder` is given
-    encoder:nn.Module=None, # Network to fill, needed where the file does not say how to make one
-    device=None, # Where to put it; None leaves a new one on the CPU and `encoder` where it is
-)->nn.Module: # In eval mode; what the file remembers is in its `meta`
-    "Build the encoder that a file describes, and fill it with the file's weights"
-    weights,meta = _read(path)
-    if encoder is None:
-        if not meta.get('spec'): raise ValueError(f"encoder: {str(path)!r} does not say how its network was made; build it and pass it, `load_encoder(path, encoder=net)`")
-        encoder = create_encoder(**_trusted(meta['spec'], path), pretrained=False)
-    _fill(encoder, weights, path, (meta.get('spec') or {}).get('arch'))
-    encoder.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
-    return encoder.eval() if device is None else encoder.eval().to(device)
+def _is_zip(path):
+    "Does `path` start like a zip file, as `torch.save` writes them?"
+    with path.open('rb') as f: return f.read(2)==b'PK'
 
-def _trusted(spec, path):
-    "`spec`, unless it would make timm read another file or ask the network"
-    bad = {k:v for k,v in spec.items() if k in ('pretrained','checkpoint_path','pretrained_cfg','pretrained_cfg_overlay','cache_dir') or (k=='arch' and ':' in str(v))}
-    if bad: raise ValueError(f"path: {str(path)!r} asks for {bad}, which reaches beyond the file; build the network and pass it, `load_encoder(path, encoder=net)`")
-    return spec
+# %% ../../nbs/70_transfer.encoder_file.ipynb #fill_weights
+def network_name(
+    net:nn.Module, # Any network
+)->str: # Such as "ResNet ('resnet18')"
+    "Name a network in a message: its type, and the name it was made by"
+    arch = (getattr(net, 'spec', None) or {}).get('arch')
+    return f'{type(net).__name__} ({arch!r})' if arch else type(net).__name__
 
-def _fill(net, weights, path, arch=None, who=None, fix='pass the network it was made of'):
-    "Load `weights` if they are those of `net`, to the last name and shape; nothing is loaded otherwise"
+def fill_weights(
+    net:nn.Module, # Changed in place
+    weights:dict, # State dict
+    path, # File the weights are from, for the message
+    arch:str|None=None, # Architecture that the file names
+    name:str|None=None, # What to call `net` in the message; None: its `network_name`
+    fix:str='Pass the network it was made of', # What to do where they differ
+)->None:
+    "Load `weights` if every name and shape is that of `net`; raise otherwise, with nothing loaded"
     own = net.state_dict()
-    shapes = {k for k in own.keys() & weights.keys() if own[k].shape!=weights[k].shape}
-    wrong = sorted(shapes | (own.keys()^weights.keys()))
+    names = sorted(own.keys() | weights.keys())
+    wrong = [k for k in names if _shape(own, k)!=_shape(weights, k)]
     if wrong:
-        k = wrong[0]
-        has = lambda d: f"of shape {tuple(d[k].shape)}" if k in d else "missing"
-        raise ValueError(f"path: {str(path)!r} holds {f'the architecture {arch!r}' if arch else 'another architecture'}, and the network is a {who or _who(net)}: {len(wrong)} of "
-                         f"{len(own.keys()|weights.keys())} weights differ, e.g. {k!r}, {has(weights)} in the file and {has(own)} in the network; {fix}")
+        holds = f'the architecture {arch!r}' if arch else 'another architecture'
+        example = f'{wrong[0]!r}, {_shape(weights, wrong[0])} in the file and {_shape(own, wrong[0])} in the network'
+        problem = f'holds {holds}, and the network is a {name or network_name(net)}'
+        differ = f'{len(wrong)} of {len(names)} weights differ, e.g. {example}'
+        raise invalid(f'path={str(path)!r}', f'{problem}: {differ}', fix)
     net.load_state_dict(weights)
 
-def _who(net):
-    "What to call a network: its type, and the name it was made by"
-    arch = (getattr(net, 'spec', None) or {}).get('arch')
-    return type(net).__name__ + (f" ({arch!r})" if arch else '')
+def _shape(weights, k):
+    "The shape of weight `k` in words"
+    return f'of shape {tuple(weights[k].shape)}' if k in weights else 'missing'
+
+# %% ../../nbs/70_transfer.encoder_file.ipynb #load
+def load_encoder(
+    path, # File written by `save_encoder`, or any safetensors file of weights when `encoder` is given
+    encoder:nn.Module|None=None, # Network to fill, needed where the file does not say how to make one
+    device=None, # Where to put it; None leaves a new one on the CPU and `encoder` where it is
+)->nn.Module: # In eval mode; its `meta` is what the file recorded
+    "Build the encoder that a file describes, and fill it with the file's weights"
+    weights,meta = _read(path)
+    spec = meta.get('spec') or {}
+    if encoder is None: encoder = _build(spec, path)
+    fill_weights(encoder, weights, path, spec.get('arch'))
+    encoder.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
+    if device is not None: encoder.to(device)
+    return encoder.eval()
+
+# Arguments that would make timm read another file or ask the network
+_beyond = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
+
+def _build(spec, path):
+    "Make the network that a file describes, from nothing but that file"
+    given,fix = f'path={str(path)!r}','Build the network and pass it: load_encoder(path, encoder=net)'
+    if not spec: raise invalid(given, 'does not say how its network was made', fix)
+    # A colon in a name of timm's stands behind a source: 'hf-hub:owner/name'
+    bad = {k:v for k,v in spec.items() if k in _beyond or (k=='arch' and ':' in str(v))}
+    if bad: raise invalid(given, f'asks for {bad}, which reaches beyond the file', fix)
+    return create_encoder(**spec, pretrained=False)
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c018
-def _recorded(encoder, stats):
-    "`stats`, or for 'recorded' those that the encoder's file gave"
+def recorded_stats(
+    encoder:nn.Module, # Its `meta` is asked
+    stats:tuple|str|None, # (mean,std), None for pictures in [0,1], or 'recorded'
+)->tuple|None: # (mean,std) or None
+    "Return `stats`, or for 'recorded' those that the encoder's file gave"
     if not isinstance(stats, str): return stats
-    if stats!='recorded': raise ValueError(f"stats={stats!r} is not known: pass (mean,std), None for pictures in [0,1], or 'recorded'")
-    if 'stats' not in (meta := getattr(encoder, 'meta', {})): raise ValueError(
-        "stats: the encoder does not say what its pictures were normalised with; pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]")
-    return meta['stats']
+    if stats!='recorded':
+        raise invalid(f'{stats=}', 'is not known', "Pass (mean,std), None for pictures in [0,1], or 'recorded'")
+    meta = getattr(encoder, 'meta', {})
+    if 'stats' in meta: return meta['stats']
+    raise invalid(f'{stats=}', 'finds nothing: the encoder does not say what its pictures were normalised with',
+                  'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
 
-def _per_channel(stats, n_in):
-    "`stats`, or what changes nothing, as two lists with an entry a channel"
-    mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten() for o in (stats or (0.,1.)))
-    for name,o in dict(mean=mean, std=std).items():
-        if len(o) not in (1,n_in): raise ValueError(f"stats: the {name} has {len(o)} entries and the encoder takes {n_in} channels; pass one number, or one a channel")
-    return mean.expand(n_in).tolist(),std.expand(n_in).tolist()
+def height_width(
+    size:int|tuple, # Side or (h,w), pixels
+)->tuple[int,int]: # (h,w)
+    "Return the height and width of pictures whose `size` may be one side"
+    return (size,size) if isinstance(size, int) else tuple(size)

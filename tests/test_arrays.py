@@ -1,0 +1,59 @@
+"Arrays as batches (data.arrays): dtypes, devices, labels or none, drawing, and loaders made anew"
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from fastai.learner import Learner
+from torch import nn
+
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.demo import digits
+
+@pytest.fixture(scope='module')
+def data(): return digits()
+
+@pytest.fixture(scope='module')
+def uint8(data): return (data[0]*255).byte()
+
+def small_net(): return nn.Sequential(nn.Flatten(), nn.Linear(64,2))
+
+def test_uint8_leaves_as_floats_in_0_1(uint8):
+    a,b = (next(iter(tensor_dls(o, bs=64, seed=0).train))[0] for o in (uint8, uint8.float()/255))
+    torch.testing.assert_close(a, b)
+    assert tensor_dls(uint8.numpy()).one_batch()[0].dtype==torch.float32
+
+def test_nothing_is_copied(data, uint8):
+    dls = tensor_dls(uint8, data[1], bs=64, seed=0, device='cpu')
+    assert dls.train_ds.x is dls.valid_ds.x and dls.train_ds.x.data_ptr()==uint8.data_ptr()
+    assert (dls.train.n, len(dls.train), dls.n_inp, dls.bs, str(dls.device))==(1797, 1797//64, 1, 64, 'cpu')
+    new = dls.train.new(bs=1000, shuffle=False, drop_last=False)
+    assert [len(b[0]) for b in new]==[1000,797]
+
+def test_batches_are_made_where_the_pictures_are(uint8):
+    assert str(tensor_dls(uint8.to('meta'), bs=64).device)=='meta'
+
+def test_drawing_leaves_the_order_alone(data, uint8):
+    "And knows grey, colour and more channels"
+    dls = tensor_dls(uint8, data[1], bs=64, seed=0, device='cpu')
+    for c in (1,2,3,5): tensor_dls(uint8.repeat(1,c,1,1), data[1], bs=64).show_batch(max_n=2)
+    state = dls.train.rng.getstate()
+    dls.show_batch(dls.one_batch(), max_n=4)
+    dls.train.rng.setstate(state)
+    dls.show_batch()
+    plt.close('all')
+    assert dls.train.rng.getstate()==state
+
+def test_without_labels(data):
+    "A batch is (x,) and a Learner can be built; an error says what is missing once a loss is computed"
+    dls = tensor_dls(data[0], bs=64)
+    assert len(dls.one_batch())==1 and dls.n_inp==1
+    with pytest.raises(ValueError, match='the data has no labels'): Learner(dls, small_net()).loss_func(data[0])
+
+def test_nothing_to_validate_on_is_no_error(data):
+    learn = Learner(tensor_dls(data[0], bs=64), small_net(), loss_func=lambda p: p.square().mean())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.train_iter==28
+
+def test_as_fastai_makes_new_loaders_of_it(data):
+    x,y,splits = data
+    new = tensor_dls(x, y, splits, bs=64).train.new(shuffle=False, drop_last=False)
+    assert torch.equal(torch.cat([b[1] for b in new]), y[splits[0]])

@@ -1,0 +1,161 @@
+"`fit_byol`: what it takes from you, from the learner and from the recipe; and what `check_recipe` warns of"
+import copy, warnings
+from dataclasses import replace
+from functools import partial
+
+import pytest, torch
+from torch import nn
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import ParamScheduler, SchedCos
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import SGD, Adam, OptimWrapper
+from fastai.torch_core import set_seed
+
+from self_supervised.fit import batch_size, byol_splitter, check_recipe
+from self_supervised.lars import LARS
+from self_supervised.recipes import byol_recipe, warmup_cosine
+
+def learner(opt_func=LARS, model=None, bs=8, **kwargs):
+    "A small regression, the same in each call"
+    set_seed(1)
+    xs = torch.randn(64,4)
+    items = list(zip(xs, xs @ torch.randn(4,2)))
+    dls = DataLoaders(DataLoader(items, bs=bs, shuffle=False), DataLoader(items[:8], bs=8))
+    return Learner(dls, model or nn.Linear(4,2), loss_func=nn.MSELoss(), opt_func=opt_func, **kwargs)
+
+class Parts(nn.Module):
+    "The parts of a BYOL model, for numbers"
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4,8)
+        self.projector = nn.Sequential(nn.Linear(8,8), nn.BatchNorm1d(8))
+        self.predictor = nn.Linear(8,2)
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+    def forward(self, x): return self.predictor(self.projector(self.encoder(x)))
+
+class BYOL(Callback):
+    "All that `fit_byol` asks of the real one"
+    given = sched = None
+
+def parts(**kwargs):
+    set_seed(2)
+    return learner(model=Parts(), cbs=BYOL(), **kwargs)
+
+def fit(learn, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit_byol(*args, **kwargs)
+    return learn
+
+def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+def n_warnings(opt_func, lr=None, bs=128, bn=True, **kwargs):
+    "What `check_recipe` finds, with an optimizer"
+    model = nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8) if bn else nn.LayerNorm(8), nn.Linear(8,2))
+    learn = learner(opt_func, model, bs=bs, **kwargs)
+    learn.create_opt()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return len(check_recipe(learn, lr))
+
+def test_a_learner_is_warned_once():
+    learn = learner(Adam, nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8)), lr=.2)
+    learn.create_opt()
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        for _ in range(2): check_recipe(learn)
+    said = [str(w.message) for w in ws]
+    assert len(said)==2 and 'made for LARS' in said[0] and 'sees 8 pictures' in said[1]
+    assert not any('\n' in o for o in said)
+
+def test_rates_for_lars():
+    assert [n_warnings(Adam, lr) for lr in (1e-3, .05, 3.2, None)] == [0,1,1,0]
+    assert n_warnings(LARS, 3.2)==0 and n_warnings(partial(OptimWrapper, opt=torch.optim.AdamW), 3.2)==1
+    assert n_warnings(Adam, cbs=ParamScheduler({'lr': warmup_cosine(3.2,.1)}))==1   # the rate a scheduler will reach
+
+def test_small_batches(): assert n_warnings(LARS, bs=127)==1 and n_warnings(LARS, bs=8, bn=False)==0
+
+def test_nothing_to_warn_of_without_an_optimizer(): assert check_recipe(learner(bs=128))==[]
+
+def test_a_recipe_of_your_own():
+    mine = replace(byol_recipe(1000, 256), lr=.7, warmup=.5, m=SchedCos(.5,.6), source='me')
+    learn = fit(parts(), 1, mine)
+    assert max(learn.recorder.hps['lr']) == pytest.approx(.7, abs=1e-5) and learn.byol.sched(0.)==.5
+
+def test_the_momentum_byol_was_given_stays_unless_the_call_says_otherwise():
+    learn = parts()
+    learn.byol.given = .5
+    assert fit(learn, 1).byol.sched(0.)==.5
+    assert fit(learn, 1, m=.7).byol.sched(0.) == pytest.approx(.7)
+
+def test_an_optimizer_of_your_own(): assert not isinstance(fit(parts(), 1, opt_func=SGD, lr=.01).opt, LARS)
+
+def test_rates_for_groups():
+    learn = fit(parts(splitter=byol_splitter), 2, lr=[.1,.2], warmup_epochs=0)
+    assert learn.recorder.hps['lr'][0] == pytest.approx(.2, abs=1e-5)
+    fit(parts(splitter=byol_splitter), 2, lr=slice(.1,.2))
+    assert [len(o) for o in byol_splitter(learn.model)] == [6,2]
+
+def test_the_learners_own_lars_stays_and_is_kept():
+    "From call to call; made anew when asked"
+    learn = fit(parts(opt_func=partial(LARS, eta=.02)), 1)
+    opt = learn.opt
+    assert opt.hypers[0]['eta']==.02
+    assert fit(learn, 1).opt is opt
+    assert fit(learn, 1, reset_opt=True).opt is not opt
+
+def test_wd_bn_bias_decays_all():
+    learn = fit(parts(wd_bn_bias=True), 1)
+    assert all(learn.opt.opt._decays(p) for p in learn.model.encoder.parameters())
+
+def test_a_run_that_is_cut_equals_one_that_is_not():
+    "Bit for bit"
+    class Cut(Callback):
+        def before_epoch(self):
+            if self.epoch==2: raise CancelFitException()
+    whole,first = fit(parts(), 4),parts()
+    fit(first, 4, cbs=Cut())
+    fit(first, 4, start_epoch=2)
+    assert torch.equal(weights(whole), weights(first))
+
+@pytest.mark.parametrize('kwargs,said', [
+    (dict(epochs=0), 'epochs=0 must be above 0'), (dict(epochs=2.5), 'epochs=2.5 must be a whole'),
+    (dict(epochs=2, m=1.2), 'm=1.2 is not a momentum'), (dict(epochs=2, recipe='lamb'), "recipe='lamb'"),
+    (dict(epochs=2, lr=-1.), 'lr=-1.0 must be 0 or more'), (dict(epochs=2, wd=-1.), 'wd=-1.0'),
+    (dict(epochs=2, lr=[.1,.2,.3]), '3 rates for'), (dict(epochs=2, recipe='simsiam'), 'without a target'),
+    (dict(epochs=2, warmup_epochs=2), 'warmup_epochs=2 must be in [0,2)')])
+def test_what_cannot_be_meant(kwargs, said):
+    with pytest.raises(ValueError) as e: fit(parts(), **kwargs)
+    assert said in str(e.value) and '\n' not in str(e.value)
+
+def test_byol_is_needed_and_may_come_with_the_fit():
+    with pytest.raises(ValueError, match='no BYOL callback'): fit(learner(), 1)
+    cb = BYOL()
+    fit(learner(model=Parts()), 1, cbs=cb)
+    assert callable(cb.sched)
+
+def test_frozen_groups_stay():
+    learn = parts(splitter=byol_splitter, opt_func=LARS)
+    learn.freeze()
+    was = learn.model.encoder.weight.detach().clone()
+    fit(learn, 2)
+    assert torch.equal(learn.model.encoder.weight, was)
+    learn.unfreeze()
+    fit(learn, 2)
+    assert not torch.equal(learn.model.encoder.weight, was)
+
+def test_accumulated_gradients_count_as_one_batch():
+    assert batch_size(parts())==8 and batch_size(parts(), GradientAccumulation(20))==24
+
+def test_a_plain_loop():
+    p = nn.Parameter(torch.ones(2,2))
+    opt,sched = LARS([p], lr=1.),warmup_cosine(1., .1)
+    for k in range(10):
+        opt.set_hyper('lr', sched(k/10))
+        p.pow(2).sum().backward()
+        opt.step()
+        opt.zero_grad()
+    assert p.max()<1

@@ -1,0 +1,61 @@
+"Laws of the views of rows that the page of tables does not show"
+import pickle
+
+import pytest, torch
+from fastai.torch_core import TensorBase
+from sklearn.datasets import load_diabetes
+
+from self_supervised.core import plain
+from self_supervised.data.tables import get_vector_aug_pipelines, get_vector_augs
+
+none = dict(noise=0., dropout_p=0., swap_p=0.)
+
+@pytest.fixture(scope='module')
+def rows():
+    "Standardised rows (442,10)"
+    x = torch.tensor(load_diabetes(scaled=False).data, dtype=torch.float32)
+    return (x-x.mean(0))/x.std(0)
+
+def drawn(seed, aug, x):
+    torch.manual_seed(seed)
+    return aug(x)
+
+@pytest.mark.parametrize('kw', [dict(noise=.1), dict(dropout_p=.5)])
+def test_equal_rows_get_different_views_and_are_left_alone(rows, kw):
+    torch.manual_seed(0)
+    same = rows[:1].repeat(32,4)
+    before = same.clone()
+    view = get_vector_augs(**(none|kw))(same)
+    assert len({tuple(o.tolist()) for o in view})==32
+    assert torch.equal(same, before)
+
+def test_a_swap_gives_equal_rows_back_and_a_row_alone(rows):
+    swap = get_vector_augs(swap_p=1.)
+    same = rows[:1].repeat(32,4)
+    assert torch.equal(swap(same), same)
+    assert torch.equal(swap(rows[:1]), rows[:1])
+
+def test_every_other_row_is_a_source():
+    torch.manual_seed(0)
+    few = torch.arange(4)[:,None].expand(4,6000)
+    for i,view in enumerate(get_vector_augs(swap_p=1.)(few)):
+        share = view.bincount(minlength=4)/6000
+        assert share[i]==0
+        for j in {0,1,2,3}-{i}: assert abs(share[j]-1/3) <= 3*(1/3*2/3/6000)**.5
+
+def test_types_stay(rows):
+    typed = plain(drawn(1, get_vector_augs(), TensorBase(rows)))
+    torch.testing.assert_close(typed, drawn(1, get_vector_augs(), rows))
+    assert get_vector_augs(noise=.1, dropout_p=.1)(rows.bfloat16()).dtype==torch.bfloat16
+
+def test_no_amounts_change_nothing_and_a_pipeline_pickles(rows):
+    assert torch.equal(get_vector_augs(**none)(rows), rows)
+    again = pickle.loads(pickle.dumps(get_vector_augs()))
+    assert torch.equal(drawn(0, again, rows), drawn(0, get_vector_augs(), rows))
+    assert (again(rows)!=rows).any()
+
+def test_what_cannot_be_meant_is_named():
+    with pytest.raises(ValueError, match='p=1.5 is not a probability'): get_vector_augs(swap_p=1.5)
+    with pytest.raises(ValueError, match='noise=-1 must be 0 or more'): get_vector_augs(noise=-1)
+    with pytest.raises(ValueError, match=r'Pass rows of a table \(bs,c\)'): get_vector_augs()(torch.rand(2,3,8,8))
+    with pytest.raises(ValueError, match=r'noise=\(0, 0.1, 0.2\) has 3 entries for 2 views'): get_vector_aug_pipelines(noise=(0,.1,.2))
