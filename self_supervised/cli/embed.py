@@ -144,8 +144,7 @@ def write_features(
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote
     path:str, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars
-    # File to write: .npz (arrays `names`, `features`) or .parquet (a column `name` and one per feature)
-    out:str='features.npz',
+    out:str='features.npz', # File to write: .npz (`names`, `features`) or .parquet (`name`, and a column per feature)
     size:int=None, # Side of the pictures in pixels; what the encoder was trained with
     bs:int=64, # Pictures at a time
     workers:int=None, # Processes that read; as many as there are cores, at most 16

@@ -38,7 +38,7 @@ from ..evaluate.features import Pixels
 from ..callback.ranks import once
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
-from .judge import features_of_parts
+from .comparison import features_of_parts
 from .report import as_text
 from .run_folder import free_folder, recorded_settings, write_run, write_settings
 

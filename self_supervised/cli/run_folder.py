@@ -26,7 +26,7 @@ from .. import __version__
 from ..core import invalid, write_atomic
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
-from .judge import compare_parts
+from .comparison import compare_parts
 from .report import write_report
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
