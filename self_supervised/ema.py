@@ -34,10 +34,14 @@ def ema_update(
 
 def _weights(target, online):
     "The tensors of two networks, or of two dicts in the order of `target`'s keys"
-    if not isinstance(target, dict): return list(target.parameters()),list(online.parameters())
-    targs,ps = dict(_entries(target)),dict(_entries(online))
+    if not isinstance(target, dict) and not isinstance(online, dict):
+        return list(target.parameters()),list(online.parameters())
+    nets = (o if isinstance(o, dict) else dict(o.named_parameters()) for o in (target, online))
+    targs,ps = (dict(_entries(o)) for o in nets)
     odd = sorted(targs.keys() ^ ps.keys())
-    if odd: raise invalid('target', f'and online differ in {len(odd)} keys, such as {odd[0]}', 'Pass dicts of the same keys')
+    if odd:
+        problem = f'and online differ in {len(odd)} keys, such as {odd[0]}'
+        raise invalid('target', problem, 'Pass dicts of the same keys')
     fixed = [k for k,t in targs.items() if not (isinstance(t, Tensor) and t.is_floating_point())]
     if not fixed: return list(targs.values()),[ps[k] for k in targs]
     fix = 'Pass floating point tensors, e.g. dict(net.named_parameters())'

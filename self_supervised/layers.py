@@ -207,7 +207,8 @@ def _find_layout(
     shape = trace.out
     if shape[0] != 1:
         problem = f'returns {shape} for one picture, and its first axis is not the batch'
-        raise invalid(_who(net), problem, 'Choose another layer, or swap the axes in a module of your own', Unflattenable)
+        fix = 'Choose another layer, or swap the axes in a module of your own'
+        raise invalid(_who(net), problem, fix, Unflattenable)
     if len(shape) < 3: return 'map',0
     larger = _larger(net, x)
     layout = layout or _layout(net, trace, _unmoved(shape, larger))
@@ -228,7 +229,8 @@ def _layout(net, trace, measured):
     last = 'tokens' if len(shape) == 3 else 'channels_last'
     if axis == -1: return last
     problem = f'returns {shape}, and the channels may be {shape[1]} (a map) or {shape[-1]} ({last})'
-    raise invalid(_who(net), problem, f"Pass layout='map' or layout='{last}' to create_encoder or FlatEncoder", Unflattenable)
+    fix = f"Pass layout='map' or layout='{last}' to create_encoder or FlatEncoder"
+    raise invalid(_who(net), problem, fix, Unflattenable)
 
 def _prefix(net, x, trace, larger):
     "Count the tokens in front of those of the patches, of which the class token is one"
@@ -766,7 +768,8 @@ def _one_each(n, **setting):
     (name,v), = setting.items()
     if not isinstance(v, (list,tuple)): return [v]*n
     if len(v) == n: return list(v)
-    raise invalid(f'{name}={v!r}', f'has {len(v)} entries for {n} hidden layers', 'Pass one for all, or a list of that many')
+    problem = f'has {len(v)} entries for {n} hidden layers'
+    raise invalid(f'{name}={v!r}', problem, 'Pass one for all, or a list of that many')
 
 def create_mlp_encoder(
     n_in:int, # Features of a row

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core import check_at_least, check_one_of, invalid, plain, without_hooks
 from ..layers import PoolFlat, check_features, create_mlp_module, num_features
-from ..augmentations import clips, get_batch_augs, get_multi_aug_pipelines
+from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
 from ..callback.core import AttachedCallback
@@ -354,7 +354,7 @@ class BYOL(BYOLSetup):
         check_batch(self.pictures, self.model)
         self.learn.xb = self.views(self.pictures)
         if not self.looked:
-            clipped = any(map(clips, self.augs))
+            clipped = any(map(clips_to_unit, self.augs))
             check_first_batch(inputs, self.pictures, self.xb, self.byol_model, clipped)
         self.looked = True
 
