@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PerImage', 'ColorJitter', 'NormalizeViews', 'BicubicCrop', 'get_batch_augs', 'get_torchvision_batch_augs',
            'get_fastai_batch_augs', 'RandomGaussianBlur', 'assert_aug_pipelines', 'get_multi_aug_pipelines',
-           'RandomFrames', 'adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'resize_boxes']
+           'RandomFrames', 'adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'resize_boxes',
+           'get_kornia_batch_augs']
 
 # %% ../nbs/04_augmentations.ipynb #imports
 import math
@@ -28,7 +29,7 @@ from .image_ops import (
 # Not used here: code that imports these from this module, as it could before, goes on working
 from .image_ops import bicubic_taps, weigh_rows # noqa: F401
 
-_all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'resize_boxes']
+_all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'resize_boxes', 'get_kornia_batch_augs']
 
 # %% ../nbs/04_augmentations.ipynb #01c007
 class PerImage(Transform):
@@ -335,7 +336,6 @@ def _check_any_range(**operations):
 
 # %% ../nbs/04_augmentations.ipynb #01c027z
 get_kornia_batch_augs = get_batch_augs
-_all_ = ['get_kornia_batch_augs']
 
 # %% ../nbs/04_augmentations.ipynb #01c027n
 def _no_more(name, fix):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'PoolFlat', 'Unflattenable', 'FlatEncoder', 'LayerEncoder', 'input_channels', 'input_dims',
-           'num_features', 'channels_at_end', 'tiny_resnet', 'create_encoder', 'create_fastai_encoder', 'ClipEncoder',
-           'create_mlp_encoder', 'create_mlp_module', 'create_cls_module']
+           'num_features', 'tiny_resnet', 'create_encoder', 'create_fastai_encoder', 'ClipEncoder',
+           'create_mlp_encoder', 'create_mlp_module', 'create_cls_module', 'create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #imports
 import math
@@ -25,6 +25,8 @@ from torch.nn.utils import parametrize
 
 from .core import check_one_of, check_whole, first_line, invalid, undisturbed
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
+
+_all_ = ['create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #00c007
 class PoolingType:
@@ -396,6 +398,7 @@ def num_features(
     out = _tensor(out, f'encoder={type(encoder).__name__}')
     return out.shape[-1 if channels_at_end(encoder, x, out) else 1]
 
+# %% ../nbs/02_layers.ipynb #00c023d
 def channels_at_end(
     encoder:nn.Module, # Any network
     x:Tensor, # An input that it takes
@@ -405,6 +408,7 @@ def channels_at_end(
     if not isinstance(out, Tensor) or out.ndim < 3 or isinstance(encoder, FlatEncoder): return False
     return _find_layout(encoder, x, None, 0)[0] != 'map'
 
+# %% ../nbs/02_layers.ipynb #00c023e
 def _stated_width(net):
     "Return the width that `net` states for certain, as a timm network without a head does; else None"
     if hasattr(net, 'get_classifier') and isinstance(net.get_classifier(), nn.Identity):
@@ -685,7 +689,6 @@ def _take(net, n_in, pool_type, size, where):
 
 # %% ../nbs/02_layers.ipynb #00c036d
 create_timm_encoder = create_encoder
-_all_ = ['create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #00c036f
 def create_fastai_encoder(
