@@ -12,7 +12,7 @@ from functools import partial
 from numbers import Number
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .core import invalid
@@ -20,17 +20,38 @@ from .core import invalid
 # %% ../nbs/20_ema.ipynb #02c005
 @torch.no_grad()
 def ema_update(
-    target:nn.Module, # Network to move, in place; float32 weights
-    online:nn.Module, # Network to follow, of the same architecture
-    m:float, # Momentum in [0,1]: 1 leaves `target` where it is, 0 copies `online`
+    target:nn.Module|dict, # Network to move, in place; float32 weights. Or a dict of tensors, which may hold dicts
+    online:nn.Module|dict, # Network to follow, of the same architecture; or a dict with the same keys
+    m:float=.996, # Momentum in [0,1]: 1 leaves `target` where it is, 0 copies `online`
 )->None:
     "Move every parameter of `target` a fraction `1-m` of the way to `online` (arXiv:2006.07733, eq. 1)"
     # Parameters only: `target` runs in train mode, so its batchnorms keep running statistics of their own
-    targs,ps = list(target.parameters()),list(online.parameters())
+    targs,ps = _weights(target, online)
     _check_momentum(m)
     _check_pair(targs, ps, m)
     # One fused call; in float32, because the step of a half-precision weight rounds to nothing
     if targs: get_ema_multi_avg_fn(m)(targs, [p.to(t.dtype) for t,p in zip(targs,ps)], None)
+
+def _weights(target, online):
+    "The tensors of two networks, or of two dicts in the order of `target`'s keys"
+    if not isinstance(target, dict) and not isinstance(online, dict):
+        return list(target.parameters()),list(online.parameters())
+    nets = (o if isinstance(o, dict) else dict(o.named_parameters()) for o in (target, online))
+    targs,ps = (dict(_entries(o)) for o in nets)
+    odd = sorted(targs.keys() ^ ps.keys())
+    if odd:
+        problem = f'and online differ in {len(odd)} keys, such as {odd[0]}'
+        raise invalid('target', problem, 'Pass dicts of the same keys')
+    fixed = [k for k,t in targs.items() if not (isinstance(t, Tensor) and t.is_floating_point())]
+    if not fixed: return list(targs.values()),[ps[k] for k in targs]
+    fix = 'Pass floating point tensors, e.g. dict(net.named_parameters())'
+    raise invalid(f'target[{fixed[0]!r}]', 'cannot be averaged: it is no floating point tensor', fix, TypeError)
+
+def _entries(d, at=''):
+    "Yield dotted names and tensors of a dict that may hold dicts"
+    for k,v in d.items():
+        if isinstance(v, dict): yield from _entries(v, f'{at}{k}.')
+        else: yield f'{at}{k}',v
 
 def _check_momentum(m):
     "Return `m`, or raise unless it is in [0,1]"

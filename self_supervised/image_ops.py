@@ -115,6 +115,14 @@ def sides(
     if len(hw)==2 and all(isinstance(o, int) and o>0 for o in hw): return hw
     raise invalid(f'{size=}', 'is no side of a picture', 'Pass pixels, 1 or more, or (h,w)')
 
+# %% ../nbs/03_image_ops.ipynb #img_ratio
+def view_ratio(
+    size:int|tuple, # Side of the square view, or its (h,w), pixels
+)->tuple: # Smallest and largest width over height of a crop
+    "Shapes of crops that a view of this size distorts as little as square views are: 3/4 to 4/3 times its own"
+    h,w = sides(size)
+    return 3/4*(w/h),4/3*(w/h)
+
 # %% ../nbs/03_image_ops.ipynb #img_blur
 def blur_kernel(
     size:int|tuple, # Side of the view, or its (h,w), pixels

@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'PoolFlat', 'Unflattenable', 'FlatEncoder', 'LayerEncoder', 'input_channels', 'input_dims',
-           'num_features', 'tiny_resnet', 'create_encoder', 'ClipEncoder', 'create_mlp_encoder', 'create_mlp_module',
-           'create_cls_module']
+           'num_features', 'tiny_resnet', 'create_encoder', 'create_fastai_encoder', 'ClipEncoder',
+           'create_mlp_encoder', 'create_mlp_module', 'create_cls_module', 'create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #imports
+import math
 import warnings
+from copy import deepcopy
+from dataclasses import is_dataclass
 from difflib import get_close_matches
+from types import SimpleNamespace
 
 import timm
 import torch
@@ -21,6 +25,8 @@ from torch.nn.utils import parametrize
 
 from .core import check_one_of, check_whole, first_line, invalid, undisturbed
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
+
+_all_ = ['create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #00c007
 class PoolingType:
@@ -58,19 +64,47 @@ class PoolFlat(nn.Module):
 
 # %% ../nbs/02_layers.ipynb #00c011
 class Unflattenable(TypeError):
-    "What a network returned is neither a tensor (bs,c,...) nor a dict of them"
+    "What a network returned is no tensor (bs,...), and holds none that can be told from the others"
 
-class FlatEncoder(nn.Module):
-    "Make one vector of what `net` returns: a map, or a dict with a map"
-    def __init__(self,
-        net:nn.Module, # Any network; not copied
-        pool:str|bool|None=PoolingType.Avg, # One of `PoolingType`; None flattens the map, False keeps it (segmentation)
-    ):
-        super().__init__()
-        self.net = _checked(net)  # trained as it is
-        self.pool = _pool_layer(pool)  # from a map to a vector
+# The first of these counts: torchvision's map, tokens or map of Hugging Face, tokens of DINOv2, vector of Hugging Face
+_outputs = ('out', 'last_hidden_state', 'x_norm_patchtokens', 'pooler_output')
 
-    def forward(self, x): return self.pool(_tensor(self.net(x), f'net={type(self.net).__name__}'))
+def _tensor(
+    out, # A tensor, or a dict, tuple or dataclass of them
+    who:str, # What returned it, for the error
+    vector:bool=False, # Prefer the network's own vector to its map?
+)->Tensor: # (bs,...)
+    "Find the features in what `who` returned: by name, or the only tensor that it holds"
+    if not isinstance(out, Tensor):
+        named = _named(out)
+        order = ('pooler_output', *_outputs) if vector else _outputs
+        found = [named[k] for k in order if isinstance(named.get(k), Tensor)][:1] or list(_tensors(out))
+        if len(found) != 1: raise _unflattenable(out, len(found), who)
+        out = found[0]
+    if out.ndim > 1: return out
+    raise _unflattenable(out, 1, who)
+
+def _named(out):
+    "Entries by name of a dict, a named tuple or a dataclass; empty for anything else"
+    if isinstance(out, dict): return out
+    if hasattr(out, '_asdict'): return out._asdict()
+    return vars(out) if is_dataclass(out) or isinstance(out, SimpleNamespace) else {}
+
+def _tensors(out):
+    "Yield every tensor inside `out`, however deep"
+    if isinstance(out, Tensor): yield out
+    elif isinstance(out, (tuple,list)) or _named(out):
+        for o in _named(out).values() if _named(out) else out: yield from _tensors(o)
+
+def _unflattenable(out, n, who):
+    "Make the error for an output without one tensor (bs,...)"
+    got = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
+    names = ', '.join(map(repr, _named(out)))
+    problem = f'returns {got}, which cannot be flattened to (bs,nf)'
+    if names: problem += f': it holds {names}'
+    elif n > 1: problem += f': it holds {n} tensors'
+    fix = 'Choose a layer or network that returns a tensor (bs,c,...) or a dict of them'
+    return invalid(who, problem, f"{fix} with {', '.join(map(repr, _outputs))} in it", Unflattenable)
 
 def _checked(net):
     "Return `net`, or raise if it is no network"
@@ -78,20 +112,202 @@ def _checked(net):
     fix = f'Pass a network, or create_encoder({net!r}) for one by name'
     raise invalid(f'{net=}', 'is no nn.Module', fix, TypeError)
 
+# %% ../nbs/02_layers.ipynb #00c011b
+_layouts = ('map', 'tokens', 'channels_last')
+
+# Layers that have their channels at axis 1, and at the last axis
+_channels_first = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.GroupNorm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+_channels_last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+
+def _axis_of(m):
+    "Axis of the channels in what a layer returns: 1 or -1; None where its kind does not tell"
+    # timm and torchvision call a norm of maps LayerNorm2d
+    if isinstance(m, _channels_first) or (isinstance(m, nn.LayerNorm) and '2d' in type(m).__name__): return 1
+    return -1 if isinstance(m, _channels_last) else None
+
+class _Raw(nn.Module):
+    "What `net` returns before any pooling, as a tensor"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net  # a network, or a `FlatEncoder`
+
+    def forward(self, x):
+        if isinstance(self.net, FlatEncoder): return self.net.output(x)
+        return _tensor(self.net(x), f'encoder={type(self.net).__name__}')
+
+def _look(net, x):
+    "Return what `net` makes of `x`; nothing in it changes"
+    buffers = {n:b.clone() for n,b in net.named_buffers()}
+    with undisturbed(net): return torch.func.functional_call(net, buffers, (x,))
+
+class _Trace:
+    "The shape that `net` returns for one input `x`, and those of the layers inside whose kind tells the axis"
+    def __init__(self, net, x):
+        self.seen = []  # (layer, shape), in the order they ran
+        hooks = [m.register_forward_hook(self.note) for m in net.modules() if _axis_of(m)]
+        try: self.out = tuple(_look(_Raw(net), x).shape)
+        finally:
+            for h in hooks: h.remove()
+
+    def note(self, m, inputs, out):
+        if isinstance(out, Tensor) and out.ndim > 2: self.seen.append((m, tuple(out.shape)))
+
+    @property
+    def grids(self):
+        "Pixels of every map that a convolution returned"
+        return {math.prod(s[2:]) for m,s in self.seen if isinstance(m, (nn.Conv1d,nn.Conv2d,nn.Conv3d))}
+
+    @property
+    def axis(self):
+        "Axis of the channels, by the last layer whose channels are found in the output; None where there is none"
+        for m,shape in reversed(self.seen):
+            c = shape[_axis_of(m)]
+            first = c == self.out[1]
+            last = c == self.out[-1]
+            # Behind that layer the axes may have been swapped, but not the width
+            if first != last: return 1 if first else -1
+            if first and shape == self.out: return _axis_of(m)
+        return None
+
+def _larger(net, x):
+    "The shape that `net` returns for an input of twice the size; None where it refuses it"
+    try: return tuple(_look(_Raw(net), x.new_zeros(1, x.shape[1], *(2*n for n in x.shape[2:]))).shape)
+    except Exception: return None  # a strange network may raise anything
+
+def _unmoved(a, b):
+    "Axis that has the same length in both shapes, 1 or -1; None where that is none of these, or both"
+    if b is None or len(a) != len(b) or (a[1] == b[1]) == (a[-1] == b[-1]): return None
+    return 1 if a[1] == b[1] else -1
+
+def _stated_axis(net, shape):
+    "Axis of a length that `net` states as its width: 1 or -1; None where that is neither, or both"
+    widths = set()
+    for o in (net, getattr(net, 'config', None)):
+        for name in ('num_features', 'embed_dim', 'hidden_dim', 'hidden_size'):
+            if isinstance(getattr(o, name, None), int): widths.add(getattr(o, name))
+    widths |= {o.get('num_chs') for o in getattr(net, 'feature_info', None) or [] if isinstance(o, dict)}
+    first = shape[1] in widths
+    last = shape[-1] in widths
+    if first and last and str(getattr(net, 'output_fmt', '')).endswith('NHWC'): return -1
+    if first == last: return None
+    return 1 if first else -1
+
+def _find_layout(
+    net:nn.Module, # A network, or a `FlatEncoder`, whose pooling does not count
+    x:Tensor, # An input that it takes; only its shape, type and device count
+    layout:str|None, # As given, one of `_layouts`; None: to be found
+    prefix_tokens:int|None, # As given; None: to be found
+)->tuple: # Layout, and the number of tokens in front of those of the patches
+    "Find out where in what `net` returns the channels are: by measuring, never by a guess"
+    trace = _Trace(net, x.new_zeros(1, *x.shape[1:]))
+    shape = trace.out
+    if shape[0] != 1:
+        problem = f'returns {shape} for one picture, and its first axis is not the batch'
+        fix = 'Choose another layer, or swap the axes in a module of your own'
+        raise invalid(_who(net), problem, fix, Unflattenable)
+    if len(shape) < 3: return 'map',0
+    larger = _larger(net, x)
+    layout = layout or _layout(net, trace, _unmoved(shape, larger))
+    if layout == 'tokens' and prefix_tokens is None: prefix_tokens = _prefix(net, x, trace, larger)
+    return layout,(prefix_tokens or 0) if layout == 'tokens' else 0
+
+def _who(net):
+    "Name a network for an error"
+    if isinstance(net, LayerEncoder): return f'layer={net.layer!r}'
+    return f'net={type(getattr(net, "net", net)).__name__}'
+
+def _layout(net, trace, measured):
+    "Name the layout by the axis measured, or else by what layers and network say"
+    shape = trace.out
+    said = {trace.axis, _stated_axis(net.net if isinstance(net, FlatEncoder) else net, shape)}-{None}
+    axis = measured or (said.pop() if len(said) == 1 else None)
+    if axis == 1: return 'map'
+    last = 'tokens' if len(shape) == 3 else 'channels_last'
+    if axis == -1: return last
+    problem = f'returns {shape}, and the channels may be {shape[1]} (a map) or {shape[-1]} ({last})'
+    fix = f"Pass layout='map' or layout='{last}' to create_encoder or FlatEncoder"
+    raise invalid(_who(net), problem, fix, Unflattenable)
+
+def _prefix(net, x, trace, larger):
+    "Count the tokens in front of those of the patches, of which the class token is one"
+    n = trace.out[1]
+    stated = _stated_prefix(net)
+    if larger and len(larger) == 3:
+        factor = 2**(x.ndim-2)
+        measured,rest = divmod(factor*n - larger[1], factor-1)
+        # Tokens of patches grow with the picture, those in front of them do not
+        if not rest and measured in (0,stated): return measured
+    for p in (0,stated):
+        if n-p in trace.grids: return p
+    over = [n-g for g in trace.grids if 0 < n-g < 17]
+    if not stated and not over: return 0
+    if stated and _is_square(n-stated) and not _is_square(n): return stated
+    problem = f'returns {n} tokens, and how many of them stand in front of those of the patches is not known'
+    raise invalid(_who(net), problem, 'Pass prefix_tokens, 1 for a class token alone', Unflattenable)
+
+_prefix_names = ('cls_token', 'class_token', 'class_embedding', 'dist_token', 'distillation_token', 'reg_token',
+                 'register_tokens')
+
+def _stated_prefix(net):
+    "Number of class and register tokens that `net` states, or has weights for"
+    for m in net.modules():
+        if isinstance(getattr(m, 'num_prefix_tokens', None), int): return m.num_prefix_tokens
+    tokens = [p for k,p in net.named_parameters() if k.rpartition('.')[2] in _prefix_names]
+    return sum(1 if p.ndim < 2 else p.shape[-2] for p in tokens)
+
+def _is_square(n): return n > 0 and math.isqrt(n)**2 == n
+
+# %% ../nbs/02_layers.ipynb #00c011c
+class FlatEncoder(nn.Module):
+    "Make one vector of what `net` returns: a map, tokens, or a dict, tuple or dataclass with one of them"
+    def __init__(self,
+        net:nn.Module, # Any network; not copied
+        # One of `PoolingType`; None flattens what comes, False keeps it as a map (bs,nf,...) (segmentation)
+        pool:str|bool|None=PoolingType.Avg,
+        # Where the channels are: 'map' (bs,c,...), 'tokens' (bs,n,c), 'channels_last' (bs,...,c); None finds out
+        layout:str|None=None,
+        # Class and register tokens in front of those of the patches, which are left out of the pooling; None finds out
+        prefix_tokens:int|None=None,
+    ):
+        super().__init__()
+        check_one_of([*_layouts, None], layout=layout)
+        if prefix_tokens is not None: check_whole(0, prefix_tokens=prefix_tokens)
+        if prefix_tokens and layout not in ('tokens',None):
+            raise invalid(f'{prefix_tokens=}', f'does not go with layout={layout!r}', "Pass layout='tokens'")
+        self.net = _checked(net)  # trained as it is
+        self.pool = _pool_layer(pool)  # from a map to a vector
+        self.layout = layout  # one of `_layouts`; None until the first input
+        self.prefix_tokens = prefix_tokens  # to leave out; None until the first input
+
+    def output(self, x):
+        "What the network returns, as a tensor (bs,...)"
+        return _tensor(self.net(x), f'net={type(self.net).__name__}', isinstance(self.pool, nn.Flatten))
+
+    def forward(self, x):
+        out = self.output(x)
+        if out.ndim > 2 and not isinstance(self.pool, nn.Flatten): out = self.channels_first(out, x)
+        return self.pool(out)
+
+    def channels_first(self,
+        out:Tensor, # What the network returned
+        x:Tensor, # For this input
+    )->Tensor: # (bs,nf,...), without tokens in front of those of the patches
+        "Make a map of what the network returned, whose layout is found out at the first input"
+        if self.layout is None or (self.layout == 'tokens' and self.prefix_tokens is None):
+            self.layout,self.prefix_tokens = _find_layout(self, x, self.layout, self.prefix_tokens)
+        if self.layout == 'map': return out
+        return (out[:,self.prefix_tokens:] if self.prefix_tokens else out).movedim(-1, 1)
+
 def _pool_layer(pool):
     "Make the module for an option `pool`"
     if pool is False: return nn.Identity()
     if pool is None: return nn.Flatten()
     return PoolFlat(pool)
-
-def _tensor(out, who):
-    "Find the features in what `who` returned: a tensor, or the one in a dict ('out', else the first)"
-    if isinstance(out, dict): out = out.get('out', next((o for o in out.values() if isinstance(o, Tensor)), out))
-    if isinstance(out, Tensor) and out.ndim > 1: return out
-    got = f'a tensor of shape {tuple(out.shape)}' if isinstance(out, Tensor) else f'a {type(out).__name__}'
-    problem = f'returns {got}, which cannot be flattened to (bs,nf)'
-    fix = 'Choose a layer or network that returns a tensor (bs,c,...) or a dict of them'
-    raise invalid(who, problem, fix, Unflattenable)
 
 # %% ../nbs/02_layers.ipynb #00c015
 class LayerEncoder(FlatEncoder):
@@ -100,18 +316,21 @@ class LayerEncoder(FlatEncoder):
         net:nn.Module, # Any network; not copied, `net.state_dict()` holds the trained weights
         # Dotted name ('layer4.1'), or index among the children (-2: the last but one); its first call counts
         layer:str|int,
-        pool:str|bool|None=None, # One of `PoolingType` for a map; None flattens it, False keeps it
+        pool:str|bool|None=None, # One of `PoolingType` for a map or tokens; None flattens them, False keeps a map
+        layout:str|None=None, # Where the channels are, see `FlatEncoder`; None finds out
+        prefix_tokens:int|None=None, # Class and register tokens, which are left out of the pooling; None finds out
     ):
-        super().__init__(net, pool)
+        super().__init__(net, pool, layout, prefix_tokens)
         _hidden(net, layer)
         self.layer = layer  # as given, which a file can hold
 
-    def forward(self, x):
+    def output(self, x):
+        "What the layer returns, as a tensor (bs,...)"
         def stop(m, inputs, out): raise _Found(out)
         # Hooked for this call alone: copies and files of the encoder hold no hook
         with _hidden(self.net, self.layer).register_forward_hook(stop):
             try: self.net(x)
-            except _Found as found: return self.pool(_tensor(found.args[0], f'layer={self.layer!r}'))
+            except _Found as found: return _tensor(found.args[0], f'layer={self.layer!r}')
         problem = f'takes no part in the forward pass of {type(self.net).__name__}'
         raise invalid(f'layer={self.layer!r}', problem, 'Choose a layer that is called')
 
@@ -174,21 +393,33 @@ def num_features(
 )->int: # nf
     "Width of what `encoder` returns; its weights, buffers, training flags and the random state stay as they are"
     stated = _stated_width(_checked(encoder))
-    return stated or _tensor(_probe(encoder, n_in, size), f'encoder={type(encoder).__name__}').shape[1]
+    if stated: return stated
+    x,out = _probe(encoder, n_in, size)
+    out = _tensor(out, f'encoder={type(encoder).__name__}')
+    return out.shape[-1 if channels_at_end(encoder, x, out) else 1]
 
+# %% ../nbs/02_layers.ipynb #00c023d
+def channels_at_end(
+    encoder:nn.Module, # Any network
+    x:Tensor, # An input that it takes
+    out, # What it makes of it
+)->bool: # False: at axis 1, as in a map or a vector
+    "Are the channels of what `encoder` returns at the last axis?"
+    if not isinstance(out, Tensor) or out.ndim < 3 or isinstance(encoder, FlatEncoder): return False
+    return _find_layout(encoder, x, None, 0)[0] != 'map'
+
+# %% ../nbs/02_layers.ipynb #00c023e
 def _stated_width(net):
     "Return the width that `net` states for certain, as a timm network without a head does; else None"
     if hasattr(net, 'get_classifier') and isinstance(net.get_classifier(), nn.Identity):
         return getattr(net, 'head_hidden_size', None)
 
 def _probe(net, n_in=None, size=None):
-    "Return what `net` makes of one empty input; nothing in it changes"
+    "Return one empty input and what `net` makes of it; nothing in it changes"
     p = next(net.parameters(), torch.zeros(()))
-    buffers = {n:b.clone() for n,b in net.named_buffers()}
     for shape in _probe_shapes(net, input_dims(net), size):
         x = torch.zeros(1, n_in or input_channels(net), *shape, dtype=p.dtype, device=p.device)
-        try:
-            with undisturbed(net): return torch.func.functional_call(net, buffers, (x,))
+        try: return x,_look(net, x)
         except Unflattenable: raise
         # Whatever a strange network raises is told below
         except Exception as e: error = e
@@ -209,6 +440,25 @@ def _stated_size(net):
     "Return the input size that `net` states, or None"
     sizes = (getattr(m, a, None) for m in net.modules() for a in ('img_size','image_size'))
     return next((s for s in sizes if s), None)
+
+# %% ../nbs/02_layers.ipynb #00c023b
+def check_features(
+    encoder:nn.Module, # About to be trained under a projector
+    n_in:int|None=None, # Channels of its input; None: read from its first layer
+    size:int|tuple|None=None, # Its input size; None: what it states, else 64
+    maps:bool=False, # Does the projector pool maps (bs,nf,...)?
+)->None:
+    "Raise unless `encoder` returns vectors (bs,nf), or such maps"
+    try: x,out = _probe(_checked(encoder), n_in, size)
+    except ValueError: return  # its width is stated, its input of another kind
+    given = f'encoder={type(encoder).__name__}'
+    fix = 'Pass create_encoder(net), which makes vectors of them'
+    if not isinstance(out, Tensor):
+        raise invalid(given, f'returns a {type(out).__name__}, and the projector takes vectors (bs,nf)', fix)
+    if out.ndim == 2: return
+    if maps and not channels_at_end(encoder, x, out): return
+    if not maps: fix += ', or pool=True where they are maps (bs,nf,...)'
+    raise invalid(given, f'returns {tuple(out.shape)}, and the projector takes vectors (bs,nf)', fix)
 
 # %% ../nbs/02_layers.ipynb #00c030
 def _warn(message):
@@ -290,7 +540,7 @@ def _torchvision(name, pretrained, n_in, pool_type, size, **kwargs):
     classifies = [n for n,m in net.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d,nn.Conv3d))][-1]
     net.set_submodule(classifies, nn.Identity())
     adapt_input(net, n_in)
-    if segments: return FlatEncoder(net, pool_type)
+    if segments: return FlatEncoder(net, pool_type, 'map')
     if pool_type is not None and not _swap_pool(net, pool_type): _warn(_keeps_pool(name, pool_type))
     return net
 
@@ -380,6 +630,11 @@ def create_encoder(
     small_stem:bool=False, # Keep the resolution at the start, for pictures of about 32 px (ResNets); see `shrink_stem`
     # 'group' puts group norm and standardised weights in place of batchnorm, for small batches; see `to_group_norm`
     norm:str|None=None,
+    # Where the channels are in what is pooled: 'map' (bs,c,...), 'tokens' (bs,n,c) or 'channels_last' (bs,...,c);
+    # None finds out, and raises where it cannot
+    layout:str|None=None,
+    # Class and register tokens in front of those of the patches, which are left out of the pooling; None finds out
+    prefix_tokens:int|None=None,
     **kwargs, # To the function that builds a named network, such as `drop_path_rate`
 )->nn.Module: # (bs,n_in,h,w) → (bs,nf); made by name it remembers how in `encoder.spec`
     "Make an encoder by name, or of any network"
@@ -391,13 +646,27 @@ def create_encoder(
     net = arch if built else _builder(arch)(arch, pretrained, n_in, pool_type, size, **kwargs)
     if small_stem: shrink_stem(net)
     if norm: to_group_norm(net)
-    if layer is not None: net = _up_to(net, layer, pool_type)
-    elif built: net = _take(net, n_in, pool_type, size)
+    where = {k:v for k,v in dict(layout=layout, prefix_tokens=prefix_tokens).items() if v is not None}
+    if layer is not None: net = _up_to(net, layer, pool_type, where)
+    elif built: net = _take(net, n_in, pool_type, size, where)
+    elif where: raise _not_pooled_here(arch, where)
     if not built:
         # Plain values, which a file can hold
         net.spec = dict(arch=arch, n_in=int(n_in), pool_type=pool_type, size=size, layer=layer)
-        net.spec |= dict(small_stem=small_stem, norm=norm, **kwargs)
+        net.spec |= dict(small_stem=small_stem, norm=norm, **where, **kwargs)
+    if isinstance(net, FlatEncoder): _settle(net, size)
     return net
+
+def _not_pooled_here(arch, where):
+    "Make the error for a layout that nothing would use"
+    given = ', '.join(f'{k}={v!r}' for k,v in where.items())
+    return invalid(given, f'has no effect on {arch}, which pools for itself', 'Leave it out, or choose a layer')
+
+def _settle(net, size):
+    "Find the layout of a `FlatEncoder` now, where an empty input can tell it"
+    try: _probe(net, size=size)
+    except Unflattenable: raise
+    except ValueError: pass  # inputs of its own kind: the first of them will tell
 
 def _too_late(kwargs):
     "Make the error for options of a network that is built already"
@@ -405,18 +674,31 @@ def _too_late(kwargs):
     problem = 'comes too late for a network that is built already'
     return invalid(given, problem, 'Set it when building the network, or pass a name', TypeError)
 
-def _up_to(net, layer, pool_type):
+def _up_to(net, layer, pool_type, where):
     "Return `net` up to `layer`; a map there is pooled, unless the layer has pooled it already"
-    return LayerEncoder(net, layer, None if _pools_globally(_hidden(net, layer)) else pool_type)
+    return LayerEncoder(net, layer, None if _pools_globally(_hidden(net, layer)) else pool_type, **where)
 
-def _take(net, n_in, pool_type, size):
+def _take(net, n_in, pool_type, size, where):
     "Return `net` as an encoder: itself where it returns vectors, else with its map or dict made one"
     if n_in != 3 and input_channels(net) != n_in:
         problem = f'does not fit the network passed in, which takes {input_channels(net)} channels'
         raise invalid(f'{n_in=}', problem, f'Call adapt_input(net, {n_in}) first, or leave n_in out')
-    try: out = _probe(net, size=size)
+    try: _,out = _probe(net, size=size)
     except ValueError: return net  # inputs of its own kind, such as tables or tokens
-    return net if isinstance(out, Tensor) and out.ndim == 2 else FlatEncoder(net, pool_type)
+    return net if isinstance(out, Tensor) and out.ndim == 2 else FlatEncoder(net, pool_type, **where)
+
+# %% ../nbs/02_layers.ipynb #00c036d
+create_timm_encoder = create_encoder
+
+# %% ../nbs/02_layers.ipynb #00c036f
+def create_fastai_encoder(
+    arch, # What builds the network, such as `xresnet34`
+    *args, # Not used
+    **kwargs # Not used
+):
+    "Name what replaces the older library's function: `create_encoder` with a name"
+    name = getattr(arch, '__name__', arch)
+    raise invalid(f'create_fastai_encoder({name})', 'is no more', f'Call create_encoder({name!r})', TypeError)
 
 # %% ../nbs/02_layers.ipynb #00c054
 # Each takes (bs,t,nf) and the dimension of time
@@ -438,7 +720,8 @@ class ClipEncoder(nn.Module):
             fix = 'Pass clips (bs,c,t,h,w), and pictures to its .encoder'
             raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of clips', fix)
         frames = x.transpose(1,2)
-        features = self.encoder(frames.flatten(0,1)).unflatten(0, frames.shape[:2])
+        features = _tensor(self.encoder(frames.flatten(0,1)), f'encoder={type(self.encoder).__name__}')
+        features = features.unflatten(0, frames.shape[:2])
         return _over_time[self.pool](features, 1)
 
     @property
@@ -456,16 +739,28 @@ def _linear(norm, a, b, bias=True):
     return lin
 
 def _norm(norm, nf, affine=True):
-    "Make the norm layer by that name, as a list of one; an empty list for None"
+    "Make the norm layer by that name, or by calling it with the width, as a list of one; an empty list for None"
     if norm == 'batch': return [nn.BatchNorm1d(nf, affine=affine)]
     if norm == 'sync': return [nn.SyncBatchNorm(nf, affine=affine)]
     if norm == 'group': return [nn.GroupNorm(group_count(nf), nf, affine=affine)]
     if norm == 'layer': return [nn.LayerNorm(nf, elementwise_affine=affine)]
-    return []
+    if norm is None: return []
+    layer = norm(nf)
+    if not affine: layer.weight = layer.bias = None
+    return [layer]
 
-def _hidden_widths(hidden_size, nlayers, norm):
-    "Check widths, number of layers and norm of a perceptron; return the width of each hidden layer"
-    check_one_of(['batch','sync','group','layer',None], norm=norm)
+def _check_norm(norm):
+    "Raise unless `norm` is one of the names, None or callable"
+    if not callable(norm): check_one_of(['batch','sync','group','layer',None], norm=norm)
+
+def _act(act):
+    "Make a fresh activation of a class or function, or of a module to copy, as a list of one; an empty list for None"
+    if act is None: return []
+    if isinstance(act, nn.Module): return [deepcopy(act)]
+    return [nn.ReLU(inplace=True) if act is nn.ReLU else act()]
+
+def _hidden_widths(hidden_size, nlayers):
+    "Check widths and number of layers of a perceptron; return the width of each hidden layer"
     if isinstance(hidden_size, (list,tuple)): hidden = list(hidden_size)
     else:
         check_whole(1, nlayers=nlayers)
@@ -473,16 +768,26 @@ def _hidden_widths(hidden_size, nlayers, norm):
     for width in hidden: check_whole(1, hidden_size=width)
     return hidden
 
+def _one_each(n, **setting):
+    "A list of `n`: the value of the one setting for each hidden layer, or the list that was given"
+    (name,v), = setting.items()
+    if not isinstance(v, (list,tuple)): return [v]*n
+    if len(v) == n: return list(v)
+    problem = f'has {len(v)} entries for {n} hidden layers'
+    raise invalid(f'{name}={v!r}', problem, 'Pass one for all, or a list of that many')
+
 def create_mlp_encoder(
     n_in:int, # Features of a row
     n_out:int=256, # Width of the output
     hidden_size:int|list=256, # Width of the hidden layers, or a list with the width of each
     nlayers:int=2, # Linear layers, 1 or more
-    norm:str|None='layer', # After each hidden activation: 'layer', 'batch', 'sync', 'group' or None
+    # After each hidden activation: 'layer', 'batch', 'sync', 'group', None, or any callable of the width
+    norm='layer',
 )->nn.Sequential: # (bs,n_in) → (bs,n_out)
     "Make an encoder of vectors, as Edifice builds it"
     check_whole(1, n_in=n_in, n_out=n_out)
-    hidden = _hidden_widths(hidden_size, nlayers, norm)
+    _check_norm(norm)
+    hidden = _hidden_widths(hidden_size, nlayers)
     layers = []
     for a,b in zip([n_in,*hidden], hidden): layers += [_linear(norm, a, b), nn.ReLU(), *_norm(norm, b)]
     return nn.Sequential(*layers, _linear(norm, [n_in,*hidden][-1], n_out), nn.ReLU())
@@ -494,22 +799,30 @@ def create_mlp_module(
     projection_size:int, # Width of the output
     bn:bool=False, # Short for `norm='batch'`
     nlayers:int=2, # Linear layers, 1 or more; a list of widths counts for itself
-    # Between linear layer and ReLU: 'batch', 'sync', 'group' (with standardised weights), 'layer' or None;
-    # 'sync' differs from 'batch' only where several CUDA processes train together
-    norm:str|None=None,
-    norm_out:bool=False, # End with that norm, without scale and shift, as SimSiam's projector
+    # Between linear layer and ReLU: 'batch', 'sync', 'group' (with standardised weights), 'layer', None, or any
+    # callable of the width, such as `nn.BatchNorm1d`; 'sync' differs from 'batch' only where several CUDA processes
+    # train together. A list has an entry for each hidden layer
+    norm=None,
+    norm_out:bool=False, # End with that norm (the last one of a list), without scale and shift, as SimSiam's projector
     bias_out:bool=False, # Give the last linear layer a bias
-    pool:bool|str=False, # Pool a feature map first: True averages, or one of `PoolingType`
+    pool:bool|str=False, # Pool a feature map (bs,dim,...) first: True averages, or one of `PoolingType`
+    # Activation of hidden layers: a class such as `nn.GELU`, or a module to copy; None: none.
+    # A list has an entry for each hidden layer
+    act=nn.ReLU,
+    bias:bool|list=True, # Give hidden linear layers a bias? A list has an entry for each hidden layer
 )->nn.Sequential: # (bs,dim) → (bs,projection_size)
     "Linear → norm → ReLU for each hidden layer, then Linear without bias (arXiv:2006.07733, section 3.3)"
     check_whole(1, dim=dim, projection_size=projection_size)
-    norm = norm or ('batch' if bn else None)
-    hidden = _hidden_widths(hidden_size, nlayers, norm)
+    hidden = _hidden_widths(hidden_size, nlayers)
+    norms = _one_each(len(hidden), norm=norm or ('batch' if bn else None))
+    for o in norms: _check_norm(o)
+    blocks = zip([dim,*hidden], hidden, norms, _one_each(len(hidden), act=act), _one_each(len(hidden), bias=bias))
     layers = []
     if pool: layers += [PoolFlat(PoolingType.Avg if pool is True else pool)]
-    for a,b in zip([dim,*hidden], hidden): layers += [_linear(norm, a, b), *_norm(norm, b), nn.ReLU(inplace=True)]
-    layers += [_linear(norm, [dim,*hidden][-1], projection_size, bias_out)]
-    if norm_out: layers += _norm(norm or 'batch', projection_size, affine=False)
+    for a,b,n,f,with_bias in blocks: layers += [_linear(n, a, b, with_bias), *_norm(n, b), *_act(f)]
+    last = norms[-1] if norms else norm or ('batch' if bn else None)
+    layers += [_linear(last, [dim,*hidden][-1], projection_size, bias_out)]
+    if norm_out: layers += _norm(last or 'batch', projection_size, affine=False)
     return nn.Sequential(*layers)
 
 # %% ../nbs/02_layers.ipynb #00c065

@@ -23,8 +23,8 @@ from fasttransform import Pipeline
 from torch import Tensor, nn
 
 from ..core import check_at_least, check_one_of, invalid, plain, without_hooks
-from ..layers import PoolFlat, create_mlp_module, num_features
-from ..augmentations import get_batch_augs, get_multi_aug_pipelines
+from ..layers import PoolFlat, check_features, create_mlp_module, num_features
+from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
 from ..callback.core import AttachedCallback
@@ -53,8 +53,15 @@ def byol_loss(
         raise invalid(f'{len(targs)=}', f'does not match {len(preds)} predictions',
                       'Pass one target per prediction: byol_loss((q1,q2), z2, z1)')
     # In float32: under mixed precision the difference of nearly parallel vectors is all rounding error
+    for q,z in zip(preds, targs): _check_same_shape(q, z)
     losses = sum(2 - 2*F.cosine_similarity(q.float(), z.float(), dim=-1) for q,z in zip(preds, targs))
     return losses if reduction=='none' else getattr(losses, reduction)()
+
+def _check_same_shape(q, z):
+    "Raise for a prediction and a target that would be broadcast"
+    if q.shape==z.shape: return
+    raise invalid(f'preds {tuple(q.shape)}, targs {tuple(z.shape)}', 'differ in shape',
+                  'Pass a target (bs,d) for each prediction (bs,d)')
 
 # %% ../../nbs/61_vision.byol.ipynb #cross
 def cross(
@@ -133,7 +140,7 @@ class BYOLModel(nn.Module):
     def project(self, *views):
         "Target projections (bs,d) of each view"
         with self.precision():
-            if self.target is not None: return tuple(self.target(v.float()) for v in views)
+            if self.target is not None: return tuple(self.target(_at_least_float32(v, self.target)) for v in views)
             return self._take_passed(views) or tuple(self.online(v) for v in views)
 
     def _take_passed(self, views):
@@ -148,6 +155,16 @@ class BYOLModel(nn.Module):
             raise invalid(f'{len(views)=}', 'must be 2 or more views of the same pictures',
                           'Pass model.loss(*(aug(x) for aug in augs))')
         return byol_loss(*cross(self(*views), self.project(*views)))
+
+# %% ../../nbs/61_vision.byol.ipynb #10c013b
+def _at_least_float32(v, net):
+    "The view `v` in the precision of `net`: floating point tensors, alone or in lists and dicts; the rest as it is"
+    if isinstance(v, Tensor):
+        dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+        return v.to(dtype) if v.is_floating_point() else v
+    if isinstance(v, dict): return {k:_at_least_float32(o, net) for k,o in v.items()}
+    if isinstance(v, (list,tuple)): return type(v)(_at_least_float32(o, net) for o in v)
+    return v
 
 # %% ../../nbs/61_vision.byol.ipynb #10c014
 @delegates(create_mlp_module)
@@ -167,6 +184,7 @@ def create_byol_model(
     "Put the published heads on `encoder`: Linear → BN → ReLU → Linear without bias (arXiv:2006.07733, section 3.3)"
     if not isinstance(encoder, nn.Module):
         raise invalid(f'{encoder=}', 'is no nn.Module', f'Pass create_encoder({encoder!r}) or a network', TypeError)
+    check_features(encoder, n_in, size, maps=bool(kwargs.get('pool')))
     nf = num_features(encoder, n_in=n_in, size=size)
     if predictor_size is None: predictor_size = hidden_size
     projector = create_mlp_module(nf, hidden_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
@@ -179,11 +197,12 @@ def create_simsiam_model(
     projection_size:int=2048, # Width of projections and predictions
     predictor_size:int=512, # Width of the predictor's hidden layer: a bottleneck
     nlayers:int=3, # Linear layers of the projector
-    norm:str='batch', # 'batch', 'sync', 'group' or 'layer'
+    norm='batch', # 'batch', 'sync', 'group', 'layer', or any callable of the width
     n_in:int|None=None, # Channels of the pictures; None asks the encoder
     size:int|None=None, # Side of the pictures, pixels; None asks the encoder
 )->BYOLModel: # Without a target
     "Put SimSiam's heads on `encoder`: a norm on the projector's output, none on the predictor's (arXiv:2011.10566)"
+    check_features(encoder, n_in, size)
     nf = num_features(encoder, n_in=n_in, size=size)
     projector = create_mlp_module(nf, hidden_size, projection_size, norm=norm, nlayers=nlayers, norm_out=True)
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, norm=norm, bias_out=True)
@@ -334,7 +353,9 @@ class BYOL(BYOLSetup):
         self.pictures = prepare(x)
         check_batch(self.pictures, self.model)
         self.learn.xb = self.views(self.pictures)
-        if not self.looked: check_first_batch(inputs, self.pictures, self.xb, self.byol_model)
+        if not self.looked:
+            clipped = any(map(clips_to_unit, self.augs))
+            check_first_batch(inputs, self.pictures, self.xb, self.byol_model, clipped)
         self.looked = True
 
     def after_pred(self):

@@ -156,13 +156,15 @@ def check_inputs(
 
 def check_range(
     x:Tensor, # Pictures, clips, or vectors, which may have any range
+    clipped:bool=True, # Do the views clip to [0,1]?
 )->None:
-    "Warn when `x` is not in [0,1]: colour operations clip what is outside"
-    if x.dim()==2: return
+    "Warn when `x` is not in [0,1]: views clip what is outside"
+    if x.dim()==2 or not clipped: return
     lo,hi = (o.item() for o in x.aminmax())
     if lo>=-.01 and hi<=1.01: return
     warn(f"the pictures span [{lo:.2f}, {hi:.2f}] and the views expect [0, 1]: what lies outside is lost. "
-         "Leave Normalize out of the data, since the views normalise at the end (stats=).")
+         "Leave Normalize out of the data, since the views normalise at the end (stats=). "
+         "For data that is no pictures, pass clip=False to the pipelines.")
 
 def check_online(
     model:nn.Module, # With `online` and `encoder`; left as it is
@@ -198,8 +200,9 @@ def check_first_batch(
     x:Tensor, # Pictures (bs,c,h,w), prepared
     views:tuple, # Views of them
     model:nn.Module, # With `online` and `encoder`; left as it is
+    clipped:bool=True, # Do the views clip to [0,1]?
 )->None:
     "Look once whether pictures, views and network fit together"
     check_inputs(xb)
-    check_range(x)
+    check_range(x, clipped)
     check_online(model, x, views)
