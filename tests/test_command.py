@@ -50,7 +50,7 @@ def test_own_pictures_with_labels(tmp_path):
     res = run('pics', '--arch', 'mobilenetv3_small_050', '--size', 32, '--bs', 32, '--epochs', 1, '--workers', 1, '--hidden-size', 32, '--projection-size', 16, cwd=tmp_path)
     assert res.returncode==0, res.stderr
     check_run(tmp_path/'runs'/'byol', 1, (3,32,32))
-    assert 'held-out pictures with 5 labels a class' in res.stdout
+    assert 'held-out pictures with 5 labels per class' in res.stdout
     # what others than `Health` warned of is in the report, and each a line on stderr
     said = [message for epoch,message in json.loads((tmp_path/'runs/byol/results.json').read_text())['said'] if epoch is None]
     assert any('128' in o for o in said) and all(f'byol_pretrain: {o}\n' in res.stderr for o in said), (said, res.stderr)
