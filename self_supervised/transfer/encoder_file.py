@@ -68,7 +68,7 @@ def meta_text(
 def _as_lists(o):
     "Numbers of torch and NumPy as plain ones"
     if hasattr(o, 'tolist'): return o.tolist()
-    raise TypeError(f'Object of type {type(o).__name__} is not JSON serializable')
+    return json.JSONEncoder().default(o)  # raises
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #readable
 def _to_write(net):

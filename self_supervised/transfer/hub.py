@@ -62,7 +62,8 @@ def _data_config(encoder, stats, size):
     stats = recorded_stats(encoder, stats, needed=True)
     per_channel(stats, n_in)  # raises for statistics of other channels
     # float64, as the statistics were written: 0.3 in float32 is 0.30000001192092896
-    mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten().expand(n_in).tolist() for o in ((0.,1.) if stats is None else stats))
+    pair = (0.,1.) if stats is None else stats
+    mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten().expand(n_in).tolist() for o in pair)
     return dict(input_size=(n_in,*hw), mean=mean, std=std)
 
 def _check_folder(encoder, folder, input_size):
