@@ -1545,6 +1545,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'self_supervised/transfer/encoder_file.py'),
                                                        'self_supervised.transfer.encoder_file._moderate': ( 'transfer.encoder_file.html#_moderate',
                                                                                                             'self_supervised/transfer/encoder_file.py'),
+                                                       'self_supervised.transfer.encoder_file._name_in': ( 'transfer.encoder_file.html#_name_in',
+                                                                                                           'self_supervised/transfer/encoder_file.py'),
                                                        'self_supervised.transfer.encoder_file._named_weights': ( 'transfer.encoder_file.html#_named_weights',
                                                                                                                  'self_supervised/transfer/encoder_file.py'),
                                                        'self_supervised.transfer.encoder_file._no_larger_than': ( 'transfer.encoder_file.html#_no_larger_than',

@@ -12,6 +12,7 @@ from math import prod
 from numbers import Integral
 
 import torch
+from fastcore.foundation import L
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -114,8 +115,10 @@ def _stats_of(aug):
 def _operations(aug)->Iterator:
     "Yield the operations of a pipeline: of fastai, of torchvision, or a network"
     yield aug
-    inner = aug.children() if isinstance(aug, nn.Module) else getattr(aug, 'transforms', None) or getattr(aug, 'fs', ())
-    yield from chain.from_iterable(map(_operations, inner))
+    inside = [*aug.children()] if isinstance(aug, nn.Module) else []
+    for name in ('transforms','fs'):
+        if isinstance(getattr(aug, name, None), (list,tuple,L)): inside += getattr(aug, name)
+    yield from chain.from_iterable(map(_operations, inside))
 
 def stats_lists(
     stats, # (mean,std) as numbers, lists, arrays or tensors; or None
@@ -140,8 +143,8 @@ def check_record(
     try: check_stats(meta.get('stats'))
     except ValueError as e: raise invalid(given, f'records {_short(e)}', fix) from None
     if not _is_size(meta.get('size')):
-        size = _short(repr(meta['size']))
-        raise invalid(given, f'records size={size}, which is no side or (h,w) of pictures of {_most} pixels at most', fix)
+        problem = f'which is no side or (h,w) of pictures of {_most} pixels at most'
+        raise invalid(given, f"records size={_short(repr(meta['size']))}, {problem}", fix)
     n_in = meta.get('n_in')
     if n_in is not None and not _is_count(n_in): raise invalid(given, f'records n_in={_short(repr(n_in))}', fix)
     return meta

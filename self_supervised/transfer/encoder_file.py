@@ -102,15 +102,19 @@ def _named_weights(net, shapes):
     state = {k: v for k,v in net.state_dict().items() if isinstance(v, Tensor)}
     if shapes is None: return {k.replace('_orig_mod.', ''): v for k,v in state.items()}
     with undisturbed(net): state = _computed(net, state, shapes)
-    bare = {k: '.'.join(o for o in k.split('.') if o not in _wrapped) for k in state}
-    return {k if k in shapes or bare[k] not in shapes else bare[k]: v for k,v in state.items()}
+    return {_name_in(shapes, k): v for k,v in state.items()}
+
+def _name_in(shapes, k):
+    "The name `k`, or that without wrappers where `shapes` has that one"
+    bare = '.'.join(o for o in k.split('.') if o not in _wrapped)
+    return bare if k not in shapes and bare in shapes else k
 
 def _computed(net, state, shapes):
     "`state` with weights in place of what they are computed from, wherever `shapes` asks for the weights"
     for prefix,m in net.named_modules():
         start = f'{prefix}.' if prefix else ''
         for name,made_of,value in _parametrized(m):
-            if not any(f'{start}{o}' in shapes for o in made_of):
+            if not any(_name_in(shapes, f'{start}{o}') in shapes for o in made_of):
                 state = {k: v for k,v in state.items() if k not in [f'{start}{o}' for o in made_of]}
                 state[f'{start}{name}'] = value
     return state
@@ -132,7 +136,8 @@ def _check_written(data, weights, path):
     "Raise unless the bytes of a file hold every name and shape of `weights`"
     n, = struct.unpack('<Q', data[:8])
     header = json.loads(data[8:8+n])
-    if {k: v['shape'] for k,v in header.items() if k!='__metadata__'}=={k: list(v.shape) for k,v in weights.items()}: return
+    held = {k: v['shape'] for k,v in header.items() if k!='__metadata__'}
+    if held=={k: list(v.shape) for k,v in weights.items()}: return
     raise invalid(f'path={str(path)!r}', 'would not hold all weights, and is not written', 'Save encoder.state_dict()')
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #read
@@ -231,13 +236,14 @@ def _build(spec, weights, path):
                     simplefilter('ignore')
                     create_encoder(**spec, pretrained=False)
             return create_encoder(**spec, pretrained=False)
-    except Exception as e: raise invalid(given, f'describes a network that cannot be built ({first_line(e)})', fix) from e
+    except Exception as e:
+        raise invalid(given, f'describes a network that cannot be built ({first_line(e)[:300]})', fix) from e
 
 def _moderate(o):
-    "Is there no number above 2^20 and no long text in the description `o`?"
+    "Is there no number above 2^17 and no long text in the description `o`?"
     if isinstance(o, dict): return all(map(_moderate, (*o, *o.values())))
     if isinstance(o, (list,tuple)): return len(o)<=1000 and all(map(_moderate, o))
-    return abs(o)<=2**20 if isinstance(o, Number) else len(str(o))<=1000
+    return abs(o)<=2**17 if isinstance(o, Number) else len(str(o))<=1000
 
 @contextmanager
 def _no_larger_than(weights):
