@@ -279,11 +279,17 @@ def test_onnx_takes_the_record_along(tmp_path):
     meta = onnxruntime.InferenceSession(tmp_path/'e.onnx', providers=['CPUExecutionProvider']).get_modelmeta().custom_metadata_map
     assert json.loads(meta['self_supervised'])['stats']==STATS
 
-def test_a_loader_that_normalises_is_not_normalised_twice():
-    d = dls()
-    d.train.after_batch.add(fastai_normalize())
-    with pytest.warns(UserWarning, match='normalises its batches'): got = embed(tiny(), d.train)[0]
-    torch.testing.assert_close(got, embed(tiny(), X[:40])[0])
+def test_a_loader_that_normalises_is_not_normalised_twice(folder):
+    "Where its Normalize acts, which it does not on plain tensors"
+    e = tiny([[.3]*3,[.35]*3], n_in=3)
+    want = embed(e, image_dls(folder, 16, bs=4, workers=0, device='cpu').train)[0]
+    d = image_dls(folder, 16, bs=4, workers=0, device='cpu')
+    d.train.after_batch.add(Normalize.from_stats([.3]*3, [.35]*3, cuda=False))
+    with pytest.warns(UserWarning, match='normalises its batches'): got = embed(e, d.train)[0]
+    torch.testing.assert_close(got, want)
+    plain = dls()
+    plain.train.after_batch.add(fastai_normalize())
+    assert torch.equal(embed(tiny(), plain.train)[0], embed(tiny(), X[:40])[0])
 
 def test_pictures_that_are_normalised_already_are_warned_of():
     with pytest.warns(UserWarning, match='The pictures span'): embed(tiny(), (X[:8]-.3)/.35)

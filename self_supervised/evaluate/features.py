@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
-from fastai.torch_core import no_random
+from fastai.torch_core import TensorImage, no_random
 from fastcore.foundation import L
 from torch import Tensor, nn
 
@@ -121,13 +121,13 @@ def _forward(encoder, x):
     problem = f'returns {got} for a batch {tuple(x.shape)}, and (bs,nf) is needed'
     raise invalid(f'encoder={type(encoder).__name__}', problem, 'Pool its features, e.g. with `create_encoder`')
 
-def _loader_normalises(dl, stats):
-    "Does the loader normalise its batches? Then they are taken as they are"
+def _loader_normalises(dl, x):
+    "Has the loader normalised its batch `x`? Then that is taken as it is"
     transforms = getattr(getattr(dl, 'after_batch', None), 'fs', ())
-    if not any(isinstance(o, Normalize) for o in transforms): return False
-    if stats is not None:
-        warn_once("The loader normalises its batches, so the encoder's recorded stats are not applied as well. "
-                  'Leave Normalize out of the data.')
+    # fastai's `Normalize` does nothing to a plain tensor
+    if not (isinstance(x, TensorImage) and any(isinstance(o, Normalize) for o in transforms)): return False
+    warn_once("The loader normalises its batches, so the encoder's recorded stats are not applied as well. "
+              'Leave Normalize out of the data.')
     return True
 
 def _check_unit(x):
@@ -161,12 +161,12 @@ def embed(
     device = device or device_of(encoder)
     asked,stats = stats,recorded_stats(encoder, stats)
     recorded = isinstance(asked, str) and stats is not None
-    if recorded and _loader_normalises(dl, stats): recorded,stats = False,None
     feats,labels = [],[]
     dl = _batches_of(dl, bs)
     with no_random(reproducible=False), _in_eval(encoder, device), _in_order(dl) as batches:
         for batch in batches:
             x,*y = _parts(batch)
+            if recorded and not feats and _loader_normalises(batches, x): recorded,stats = False,None
             x = _unit(x, device)
             if recorded and not feats: _check_unit(x)
             feats.append(_features(encoder, x, stats))
