@@ -102,6 +102,14 @@ def test_weights_that_are_loaded_into_a_learner_find_its_record(tmp_path):
     again = learner(path=tmp_path).load('m')
     assert torch.equal(embed(again.model.encoder, X[:40])[0], embed(learn.model.encoder, X[:40])[0])
 
+def test_a_resumed_run_records_too(tmp_path):
+    "The process that goes on makes its encoder anew"
+    from self_supervised.callback.checkpoint import Checkpoint
+    learner(cbs=[Checkpoint(tmp_path)]).fit(2)
+    learn = learner(cbs=[Checkpoint(tmp_path)])
+    learn.fit(3)
+    assert learn.model.encoder.meta==dict(stats=STATS, size=8, n_in=1)
+
 def fastai_normalize(): return Normalize.from_stats([.3],[.35], cuda=False)
 def torchvision_normalize():
     from torchvision import transforms as T

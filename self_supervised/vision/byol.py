@@ -298,6 +298,7 @@ class BYOLSetup(AttachedCallback):
     def before_train(self):
         check_ranks(self.learn)
         self.record()
+        self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
     def record(self, **facts):
         "Write into the encoder's record what it is trained on: the views' statistics, and more `facts`"
@@ -336,7 +337,7 @@ class BYOL(BYOLSetup):
         self.begun = None           # part of the run done at the first batch of the step
         self.stepped = False        # was the step taken?
         self.looked = False         # has a first batch been checked?
-        self.noted = False          # has the encoder recorded the size of this fit's views?
+        self.noted = False          # has the encoder recorded the size of this epoch's views?
         self.pictures = None        # of the batch at hand, in [0,1]
         self.labels = ()            # of the batch at hand
         if print_augs: print(*self.augs, sep='\n')
@@ -346,7 +347,6 @@ class BYOL(BYOLSetup):
         self.momenta = []
         self.begun = None
         self.pictures = None
-        self.noted = False
 
     def before_batch(self):
         "Look at every picture twice"
