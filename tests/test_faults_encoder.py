@@ -6,6 +6,7 @@ from io import BytesIO
 
 import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
 import numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize, parent_label
 from fastcore.script import CliError
 from fastai.vision.core import PILImage, imagenet_stats
@@ -105,9 +106,12 @@ def test_weights_that_are_loaded_into_a_learner_find_its_record(tmp_path):
 def test_a_resumed_run_records_too(tmp_path):
     "The process that goes on makes its encoder anew"
     from self_supervised.callback.checkpoint import Checkpoint
-    learner(cbs=[Checkpoint(tmp_path)]).fit(2)
-    learn = learner(cbs=[Checkpoint(tmp_path)])
-    learn.fit(3)
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.epoch==1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learner(cbs=[Checkpoint(tmp_path, every=1), Stop()]).fit(2)
+    learn = learner(cbs=[Checkpoint(tmp_path, every=1)])
+    learn.fit(2)
     assert learn.model.encoder.meta==dict(stats=STATS, size=8, n_in=1)
 
 def fastai_normalize(): return Normalize.from_stats([.3],[.35], cuda=False)
