@@ -77,7 +77,9 @@ def check_stats(
     if stats is None: return
     try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
     except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
-    if (std>0).all() and std.isfinite().all() and mean.isfinite().all(): return
+    # Not only above 0: 1/1e-39 is infinite in float32
+    usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
+    if usable and mean.isfinite().all(): return
     fix = 'Pass (mean,std) with one entry per channel and std above 0, or None'
     raise invalid(f'{stats=}', 'must be a pair of finite numbers', fix)
 
@@ -87,7 +89,7 @@ def per_channel(
 )->tuple[Tensor,Tensor]: # Mean and standard deviation, each (1,) or (n_in,) float32
     "Return `(mean, std)` as tensors that fit `n_in` channels; `(0, 1)` when `stats` is None"
     check_stats(stats)
-    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in stats or (0.,1.))
+    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in ((0.,1.) if stats is None else stats))
     for o in (mean, std):
         if len(o) not in (1,n_in):
             problem = f'has {len(o)} entries for pictures of {n_in} channels'

@@ -19,6 +19,7 @@ import timm
 import torch
 import torchvision
 from fastai.layers import ConvLayer, LinBnDrop, ResBlock
+from fastai.vision.core import imagenet_stats
 from fastai.vision.models import xresnet
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -472,6 +473,12 @@ def _keeps_pool(name, pool_type):
 def _no_weights(name):
     return f'{name} has no pretrained weights: it starts from random ones. Pass pretrained=False to hide this warning.'
 
+def _publish(net, mean, std, n_in):
+    "Record what the published weights of `net` were trained with; for other channels the mean over the published ones"
+    stats = [[float(v) for v in o] for o in (mean, std)]
+    if len(stats[0]) != n_in: stats = [[sum(o)/len(o)] for o in stats]
+    net.meta = dict(stats=stats, n_in=n_in)
+
 def _timm(name, pretrained, n_in, pool_type, size, **kwargs):
     "Build a plain timm network without its head"
     # `Fast` is the same mean as `Avg`, and transformers know only the latter; '' keeps the map
@@ -480,6 +487,7 @@ def _timm(name, pretrained, n_in, pool_type, size, **kwargs):
     net,got = _timm_model(name, n_in, wanted, kwargs)
     if got['global_pool'] != pool: _warn(_keeps_pool(name, pool_type))
     if got['pretrained'] != pretrained: _warn(_no_weights(name))
+    if got['pretrained']: _publish(net, net.pretrained_cfg['mean'], net.pretrained_cfg['std'], n_in)
     unseen = _unseen(net, name)
     if unseen: _warn(unseen)
     return net
@@ -520,7 +528,9 @@ def _xresnet(name, pretrained, n_in, pool_type, size, **kwargs):
     # Pretrained weights are for three channels, and adapted afterwards
     net = getattr(xresnet, name)(pretrained=pretrained, c_in=3 if pretrained else n_in, **kwargs)
     pool = _pool_layer(PoolingType.Avg if pool_type is None else pool_type)
-    return adapt_input(nn.Sequential(*list(net.children())[:-4], pool), n_in)
+    encoder = adapt_input(nn.Sequential(*list(net.children())[:-4], pool), n_in)
+    if pretrained: _publish(encoder, *imagenet_stats, n_in)
+    return encoder
 
 # %% ../nbs/02_layers.ipynb #00c032
 def _torchvision_names():
@@ -540,6 +550,7 @@ def _torchvision(name, pretrained, n_in, pool_type, size, **kwargs):
     classifies = [n for n,m in net.named_modules() if isinstance(m, (nn.Linear,nn.Conv2d,nn.Conv3d))][-1]
     net.set_submodule(classifies, nn.Identity())
     adapt_input(net, n_in)
+    if pretrained: _publish(net, *_torchvision_stats(name), n_in)
     if segments: return FlatEncoder(net, pool_type, 'map')
     if pool_type is not None and not _swap_pool(net, pool_type): _warn(_keeps_pool(name, pool_type))
     return net
@@ -552,6 +563,11 @@ def _torchvision_model(name, pretrained, size, kwargs):
     segmenters = torchvision.models.list_models(module=torchvision.models.segmentation)
     if name in segmenters: options['weights_backbone'] = weights
     return torchvision.models.get_model(name, **options)
+
+def _torchvision_stats(name):
+    "Return (mean,std) that the published weights of a network were trained with"
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return preset.mean,preset.std
 
 def _simplify_googlenet(net, n_in):
     "Take off the two extra heads, and the renormalisation of the input unless it has three channels"

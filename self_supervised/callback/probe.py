@@ -16,8 +16,8 @@ import torch
 from fastai.torch_core import no_random, rank_distrib
 from fastcore.basics import noop
 
-from ..core import check_stats, check_whole, first_line, invalid
-from ..augmentations import NormalizeViews
+from ..core import check_one_of, check_stats, check_whole, first_line, invalid
+from ..record import recorded_stats
 from ..evaluate.features import (
     check_features, check_neighbours, check_temperature, check_two_classes, embed, knn_accuracy, linear_accuracy)
 from ..evaluate.labelled import (
@@ -25,10 +25,6 @@ from ..evaluate.labelled import (
 from .core import MetricCallback
 
 # %% ../../nbs/45_callback.probe.ipynb #checks
-def _as_views(stats):
-    "Are pictures to be normalised as the pipelines do?"
-    return isinstance(stats, str) and stats=='views'
-
 def _check_methods(methods):
     "Raise unless `methods` names one probe or both, and nothing else"
     bad = [o for o in methods if o not in ('knn','linear')]
@@ -67,7 +63,9 @@ class Probe(MetricCallback):
         methods:tuple=('knn','linear'), # Both, or the name of one; columns are 'knn_accuracy' and 'linear_accuracy'
         every:int=1, # Epochs from one probe to the next; the last epoch has one, too
         n:int=500, # Pictures of each part at most: the bound of the cost
-        stats='views', # (mean,std) to normalise with; 'views' takes the pipelines' own, None leaves [0,1]
+        # (mean,std) to normalise with, None for [0,1]; 'recorded' (or 'views'): those of the pipelines, which `BYOL`
+        # records when a fit begins
+        stats:tuple|str|None='recorded',
         k:int|None=None, # Neighbours that vote, 1 to the pictures to learn from; None for 20, or as many as there are
         T:float=.07, # Temperature of the vote, above 0
         seed:int=0, # Of the draw of `n` pictures
@@ -78,7 +76,8 @@ class Probe(MetricCallback):
         check_whole(2, n=n)
         check_whole(0, seed=seed)
         check_temperature(T)
-        if not _as_views(stats): check_stats(stats)
+        if isinstance(stats, str): check_one_of(('recorded','views'), stats=stats)
+        else: check_stats(stats)
         self.train = None if train is None else labelled_source('train', train, whole=True)  # to learn from
         self.test = None if test is None else labelled_source('test', test, whole=True)      # to be tested on
         _check_pairs(self.train, self.test)
@@ -148,11 +147,7 @@ class Probe(MetricCallback):
 
     def _stats(self):
         "(mean,std) to normalise with, or None"
-        if not _as_views(self.stats): return self.stats
-        pipelines = getattr(getattr(self.learn, 'byol', None), 'augs', [None])
-        for o in getattr(pipelines[0], 'fs', []):
-            if isinstance(o, NormalizeViews): return o.mean,o.std
-        return None
+        return recorded_stats(self.net.encoder, 'recorded' if isinstance(self.stats, str) else self.stats)
 
     def _look(self):
         "One batch of each part: has it labels, and does the encoder take it?"

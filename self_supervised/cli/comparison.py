@@ -14,7 +14,7 @@ from ..evaluate.features import compare_features, effective_rank, embed, spread
 def features_of_parts(
     encoder:nn.Module, # Left as it is
     dls, # With a held-out part
-    stats:tuple|None, # (mean,std) the views normalise with, or None
+    stats:tuple|str|None='recorded', # (mean,std) the views normalise with, None for [0,1], or 'recorded'
 )->list: # (features, labels) of the training and of the held-out pictures; without labels of the second alone
     "Compute the features that `compare_parts` looks at"
     held_out = embed(encoder, dls.valid, stats=stats)

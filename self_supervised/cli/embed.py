@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from ..core import check_at_least, invalid, write_atomic
 from ..data.sources import picture_items
-from ..data.reading import BadPicture, open_picture
+from ..data.reading import BadPicture, check_channels, open_picture
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
 
@@ -38,11 +38,12 @@ def encoder_settings(
 )->tuple: # How the network was made (a dictionary), the size of its pictures, and (mean,std) or None
     "Read how an encoder is to be fed"
     info = encoder_info(encoder)
-    size = size or info.get('size')
+    spec = info.get('spec') or {}
+    size = size or info.get('size') or spec.get('size')
     if not size:
         problem = f'is needed: {str(encoder)!r} does not record how large its pictures were'
         raise invalid('size=None', problem, 'Pass size, e.g. size=224')
-    return info.get('spec') or {},size,info.get('stats')
+    return spec | dict(n_in=info.get('n_in') or spec.get('n_in', 3)),size,info.get('stats')
 
 # %% ../../nbs/95_cli.embed.ipynb #52c006
 class _Readable:
@@ -92,8 +93,9 @@ def embed_pictures(
     check_at_least(0, workers=workers)
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = encoder_settings(encoder, size)
+    check_channels(spec['n_in'])
     items = picture_items(source)
-    batches = _ReadableBatches(items, spec.get('n_in', 3), size, bs, workers, progress)
+    batches = _ReadableBatches(items, spec['n_in'], size, bs, workers, progress)
     try: feats,_ = embed(net, batches, stats=stats)
     except ValueError:
         if batches.names: raise

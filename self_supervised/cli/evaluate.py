@@ -99,7 +99,7 @@ def published_protocols(
     test, # The same
     vocab:list, # Names of the classes
     size, # Side of the pictures in pixels, or (h,w)
-    stats=None, # (mean,std) the encoder was trained with
+    stats='recorded', # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': as it recorded
     seeds:int=3, # How many
     epochs:int|None=None, # Of the linear classifier and of fine-tuning; None for the published 80 and 30
     flip_p:float=.5, # Probability that a picture is mirrored
@@ -123,7 +123,7 @@ def published_protocols(
 def _networks(net, spec, stats, seed):
     "Row of the table → a network, and (mean,std) for its pictures"
     rows = {'raw pixels': (Pixels(),None)}
-    if spec: rows['untrained encoder'] = untrained(net, seed),stats
+    if spec.get('arch'): rows['untrained encoder'] = untrained(net, seed),stats
     return rows | {'encoder': (net,stats)}
 
 def _features_of_rows(rows, parts, path, progress):
@@ -167,7 +167,7 @@ def evaluate_pictures(
     check_at_least(1, n=n, draws=draws, size=size)
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = encoder_settings(encoder, size)
-    train,test,vocab = labelled_pictures(path, size, spec.get('n_in', 3), valid, bs, workers, seed, progress=progress)
+    train,test,vocab = labelled_pictures(path, size, spec['n_in'], valid, bs, workers, seed, progress=progress)
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)
     res = compare_parts(feats, n, draws)
     if not full: return res

@@ -122,4 +122,7 @@ class OpenPicture(Transform):
         self.n_in = n_in
         self.size = size
 
-    def encodes(self, f): return open_picture(f, self.n_in, self.size)
+    def encodes(self, f):
+        # What is a tensor is read already
+        if isinstance(f, torch.Tensor): return tensor_type(self.n_in)(f/255 if f.dtype==torch.uint8 else f)
+        return open_picture(f, self.n_in, self.size)

@@ -137,8 +137,9 @@ def picture_data(
     skipped=None, # `Skipped`, or None to raise at the first picture that cannot be read
 )->PictureData: # Items (x,), or (x,y)
     "Make a data set that opens pictures when asked"
-    # fastai reads the first item to learn the types, and that one may be bad: they are given instead
-    types = [type(items[0]), tensor_type(n_in)]
+    # fastai reads the first item to learn the types, and that one may be bad: they are given instead.
+    # `predict` and `test_dl` take whatever `OpenPicture` opens, not only what it was trained from
+    types = [object, tensor_type(n_in)]
     lists = [TfmdLists(items, Pipeline([OpenPicture(n_in, size)]), splits=splits, types=types)]
     if y_tfms: lists.append(TfmdLists(items, y_tfms, splits=splits))
     data = PictureData(tls=lists, n_inp=1)

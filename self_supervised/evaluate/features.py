@@ -11,15 +11,18 @@ __all__ = ['Compared', 'clean_batches', 'embed', 'knn_predict', 'knn_accuracy', 
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.data.load import DataLoader
-from fastai.torch_core import no_random
+from fastai.data.transforms import Normalize
+from fastai.torch_core import TensorImage, no_random
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import device_of, invalid, per_channel, undisturbed
-from ..layers import create_encoder
+from ..core import device_of, first_line, invalid, per_channel, undisturbed, warn_once
+from ..layers import create_encoder, input_channels, input_dims
+from ..record import record_of, recorded_stats, remember
 
 # %% ../../nbs/30_evaluate.features.ipynb #clean
 @contextmanager
@@ -42,8 +45,17 @@ def _parts(batch):
 
 def _unit(x, device):
     "A batch as pictures are given: plain, float32 in [0,1]"
-    x = x.as_subclass(Tensor).to(device)
-    return x.float()/255 if x.dtype==torch.uint8 else x.float()
+    x = _as_tensor(x).as_subclass(Tensor).to(device)
+    if x.dtype==torch.uint8: return x.float()/255
+    if x.is_floating_point() or x.dtype==torch.bool: return x.float()
+    raise invalid(f'x.dtype={x.dtype}', 'must be uint8 in 0..255 or floating point in [0,1]',
+                  'Convert the pictures, e.g. x.float()/65535 for 16 bits', TypeError)
+
+def _as_tensor(x):
+    "A tensor, or an array as one"
+    if isinstance(x, (Tensor,np.ndarray,np.generic)): return torch.as_tensor(x)
+    raise invalid(f'{type(x).__name__}', 'is no batch of pictures, which are tensors or arrays (n,c,h,w)',
+                  'Pass such a batch, or a loader of them, e.g. image_dls(folder).train', TypeError)
 
 def clean_batches(
     dl, # A fastai or torch loader of batches x, (x,) or (x,y)
@@ -58,7 +70,7 @@ def clean_batches(
             with no_random(reproducible=False): batch = next(it, None)
             if batch is None: return
             x,*y = _parts(batch)
-            yield _unit(x, device or x.device),*y
+            yield _unit(x, device or _as_tensor(x).device),*y
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c005
 @contextmanager
@@ -69,40 +81,96 @@ def _in_eval(model, device):
         try: yield model.to(device)
         finally: model.to(home)
 
-def _normalised(x, device, stats):
-    "A batch as the encoder was trained to see it: plain, float32 in [0,1], then normalised"
-    x = _unit(x, device)
+def _normalised(x, stats):
+    "Pictures in [0,1] as the encoder was trained to see them"
     if stats is None: return x
     shape = (-1, *[1]*(x.ndim-2))
     mean,std = (o.to(x.device).view(shape) for o in per_channel(tuple(stats), x.shape[1]))
     return (x-mean)/std
 
+def _dtype_of(net):
+    "What `net` computes in: half precision or float64 where its first weights are"
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+
+def _features(encoder, x, stats):
+    "Features of a batch of pictures in [0,1]"
+    try: return _forward(encoder, _normalised(x, stats).to(_dtype_of(encoder)))
+    except Exception as e:
+        # Looked at only now: a network may take what its first layer does not
+        misfit = _misfit(encoder, x, first_line(e))
+        if misfit is None: raise
+        raise misfit from e
+
+def _misfit(encoder, x, reason):
+    "The error for a single picture, or for one of other channels; None for another cause"
+    dims = input_dims(encoder)
+    if not dims: return None
+    shape,n_in = tuple(x.shape),input_channels(encoder)
+    if x.ndim==dims+1:
+        return invalid(f'x.shape={shape}', f'is one picture, and a batch is needed ({reason})', 'Pass x[None]')
+    if x.ndim<2 or x.shape[1]==n_in: return None
+    fix = f'Pass pictures (n,{n_in},h,w), or build the encoder with n_in={shape[1]}'
+    if shape[-1]==n_in: fix = 'Pass x.movedim(-1, 1): channels come before height and width'
+    return invalid(f'encoder={type(encoder).__name__}', f'takes {n_in} channels, and x.shape is {shape}', fix)
+
 def _forward(encoder, x):
     "Features of a batch, or what is wrong with them"
     f = encoder(x)
-    if isinstance(f, Tensor) and f.ndim==2: return f.float().cpu()
+    if isinstance(f, Tensor) and f.ndim==2 and len(f)==len(x): return f.float().cpu()
     got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
     problem = f'returns {got} for a batch {tuple(x.shape)}, and (bs,nf) is needed'
     raise invalid(f'encoder={type(encoder).__name__}', problem, 'Pool its features, e.g. with `create_encoder`')
 
+def _loader_normalises(dl, x):
+    "Has the loader normalised its batch `x`? Then that is taken as it is"
+    transforms = getattr(getattr(dl, 'after_batch', None), 'fs', ())
+    # fastai's `Normalize` does nothing to a plain tensor
+    if not (isinstance(x, TensorImage) and any(isinstance(o, Normalize) for o in transforms)): return False
+    warn_once("The loader normalises its batches, so the encoder's recorded stats are not applied as well. "
+              'Leave Normalize out of the data.')
+    return True
+
+def _check_unit(x):
+    "Warn of pictures that are not in [0,1] and are to be normalised"
+    lo,hi = (o.item() for o in x.aminmax()) if x.numel() else (0,1)
+    if lo>=-.01 and hi<=1.01: return
+    warn_once(f'The pictures span [{lo:.2f}, {hi:.2f}], and the stats that the encoder recorded are for [0, 1]. '
+              'Scale them to [0, 1], or pass stats=None if they are normalised already.')
+
+def _batches_of(dl, bs):
+    "Batches of a tensor or array, or of a pair (x,y) of such; a loader as it is"
+    if hasattr(dl, 'loaders'):
+        raise invalid(f'dl={type(dl).__name__}', 'holds several loaders', 'Pass dls.train or dls.valid')
+    if isinstance(dl, (str,bytes,dict,np.generic)): _as_tensor(dl)  # raises
+    if isinstance(dl, (Tensor,np.ndarray)): dl = (dl,)
+    return zip(*(torch.as_tensor(o).split(bs) for o in dl)) if isinstance(dl, tuple) else dl
+
 @torch.no_grad()
 def embed(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
-    dl, # A fastai or torch loader of batches x, (x,) or (x,y); or a tensor x; or a tuple (x,y) of tensors
-    stats:tuple|None=None, # (mean,std), each a number or one per channel, as the views normalise; None leaves [0,1]
+    # A fastai or torch loader of batches x, (x,) or (x,y); a tensor or array x; or a tuple (x,y) of such.
+    # Pictures are embedded at the size they have; `encoder.meta['size']` is the one it was trained with
+    dl,
+    # (mean,std), each a number or one per channel, or None for [0,1]; 'recorded': what the encoder was trained with,
+    # or [0,1] where it has no record
+    stats:tuple|str|None='recorded',
     device=None, # Where to compute; None for where the encoder is
     bs:int=256, # Batch size for tensors
 )->tuple: # Features (n,nf) float32 and labels (n,), both on the CPU; labels are None where there are none
     "Compute the features of clean pictures, in the order of the data set and to the last one"
     device = device or device_of(encoder)
+    asked,stats = stats,recorded_stats(encoder, stats)
+    recorded = isinstance(asked, str) and stats is not None
     feats,labels = [],[]
-    if isinstance(dl, Tensor): dl = (dl,)
-    if isinstance(dl, tuple): dl = zip(*(o.split(bs) for o in dl))
+    dl = _batches_of(dl, bs)
     with no_random(reproducible=False), _in_eval(encoder, device), _in_order(dl) as batches:
         for batch in batches:
             x,*y = _parts(batch)
-            feats.append(_forward(encoder, _normalised(x, device, stats)))
-            labels += [o.cpu() for o in y]
+            if recorded and not feats and _loader_normalises(batches, x): recorded,stats = False,None
+            x = _unit(x, device)
+            if recorded and not feats: _check_unit(x)
+            feats.append(_features(encoder, x, stats))
+            labels += [torch.as_tensor(o).cpu() for o in y]
     if not feats: raise invalid('dl', 'has no batch to embed', 'Pass at least one picture')
     return torch.cat(feats), torch.cat(labels) if labels else None
 
@@ -311,6 +379,7 @@ def untrained(
         raise invalid(f'encoder={type(encoder).__name__}', 'does not record how it was made',
                       'Pass one that `create_encoder` made, or build the untrained one yourself')
     with no_random(seed): net = create_encoder(**encoder.spec | dict(pretrained=False))
+    remember(net, **record_of(encoder))  # its pictures are prepared alike
     return net.to(device_of(encoder)).train(encoder.training)
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c024

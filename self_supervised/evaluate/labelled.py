@@ -248,7 +248,7 @@ def looked_at(
     data = labelled_source(name, data)
     in_ram = isinstance(data, tuple)
     look = _Look()
-    _,read = embed(look, data[0] if in_ram else OnDisk(data, None).loader())
+    _,read = embed(look, data[0] if in_ram else OnDisk(data, None).loader(), stats=None)
     if look.bad:
         problem = f'has NaN or inf in {len(look.bad)} of {look.n} pictures, e.g. number {look.bad[0]}'
         raise invalid(name, problem, 'Repair them or leave them out')

@@ -26,6 +26,7 @@ from ..augmentations import get_batch_augs
 from .features import (
     Accuracy, Pixels, check_features, embed, knn_accuracy, linear_accuracy, untrained)
 from .labelled import coded_parts, n_pictures, read_from, shuffled_batches
+from ..record import recorded_stats
 from ..transfer.finetune import classifier
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #23c005
@@ -145,13 +146,15 @@ def linear_bank(
     y:Tensor, # (n,) labels 0..n_out-1
     lrs:tuple=LINEAR_LRS, # Rates to begin with, one for each classifier; not scaled by the batch
     views=None, # Function of a batch in [0,1] that augments it, once for all; None crops and flips at its own size
-    stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
+    # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
+    stats:tuple|str|None='recorded',
     epochs:int=80, # Times to see all pictures
     bs:int=1024, # Pictures per step; all there are, where those are fewer
     seed:int=0, # Of order, views and first weights, which are the same for all
 )->nn.ModuleList: # A linear classifier (bs,nf) → (bs,n_out) for each of `lrs`
     "Train a linear classifier at each rate on the same features of the frozen encoder (arXiv:2006.07733, appendix C.1)"
     views = views or crop_and_flip(tuple(x.shape[-2:]))
+    stats = recorded_stats(encoder, stats)
     nf = embed(encoder, read_from(x[:1]), stats)[0].shape[1]
     with no_random(seed):
         dl = shuffled_batches(x, y, bs, seed, device_of(encoder))
@@ -207,11 +210,13 @@ def linear_eval(
     lrs:tuple=LINEAR_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
     seeds:tuple=(0,1,2), # Of held-out part, order, views and first weights
-    stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
+    # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
+    stats:tuple|str|None='recorded',
     **kwargs # For `linear_bank`: views, epochs, bs
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
     "Train a linear classifier on augmented pictures at the rate best on a held-out part (arXiv:2006.07733, app. C.1)"
     lrs,seeds = _several(lrs=lrs, seeds=seeds)
+    stats = recorded_stats(encoder, stats)
     x,y,test_x,test_y = coded_parts(train, test)
     test_f = _finite_features('test', encoder, test_x, stats)
     bank = partial(linear_bank, encoder, stats=stats, **kwargs)
@@ -236,13 +241,15 @@ def fine_tuned(
     lr:float=.1, # Rate to begin with, the same for all layers
     n_out:int|None=None, # Number of classes; None for the largest label and one
     views=None, # Function of a batch in [0,1] that augments it; None crops and flips at the pictures' own size
-    stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
+    # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
+    stats:tuple|str|None='recorded',
     epochs:int=30, # Times to see all labelled pictures
     bs:int=1024, # Pictures per step; all there are, where those are fewer
     seed:int=0, # Of order, views and the classifier's first weights
 )->nn.Module: # Of `classifier`, in eval mode: (bs,c,h,w) in [0,1] → (bs,n_out)
     "Train a copy of the encoder and a linear classifier on it with labels (arXiv:2006.07733, appendix C.2)"
     views = views or crop_and_flip(tuple(x.shape[-2:]))
+    stats = recorded_stats(encoder, stats)
     with no_random(seed):
         model = classifier(encoder, n_out or int(y.max())+1, stats).train()
         dl = shuffled_batches(x, y, bs, seed, device_of(model))
@@ -252,7 +259,7 @@ def fine_tuned(
 
 def _model_outputs(model, x):
     "Of a classifier that was fine-tuned"
-    return embed(model, read_from(x))[0]
+    return embed(model, read_from(x), stats=None)[0]  # it normalises by itself
 
 def _finetune_once(seed, fraction, x, y, test_x, test_y, lrs, part, tune):
     "Accuracy of one seed on a fraction of the labels, and the rate it chose; `tune` trains a classifier at one rate"
@@ -272,7 +279,8 @@ def finetune_eval(
     lrs:tuple=FINETUNE_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
     seeds:tuple=(0,1,2), # Of held-out part, labels, order, views and first weights
-    stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
+    # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
+    stats:tuple|str|None='recorded',
     **kwargs # For `fine_tuned`: views, epochs, bs
 )->dict: # Fraction → `Evaluated`: `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
     "Fine-tune on a part of the labels, at the rate best on a held-out part (arXiv:2006.07733, app. C.2)"
@@ -280,6 +288,7 @@ def finetune_eval(
     if not 0<min(fractions)<=max(fractions)<1-part:
         problem = f'must be in (0,{1-part:g}), as a part of {part:g} is held out'
         raise invalid(f'{fractions=}', problem, 'Pass other parts of the labels')
+    stats = recorded_stats(encoder, stats)
     x,y,test_x,test_y = coded_parts(train, test)
     # An encoder that diverged is named before the training, not after
     _finite_features('test', encoder, test_x, stats)
@@ -333,6 +342,7 @@ def _by_finetuning(net, train, test, **kwargs):
 
 def _jobs(net, train, test, seeds, stats, views, linear, finetune):
     "What is to be done with a network, piece by piece: functions without arguments that return protocol → `Evaluated`"
+    stats = recorded_stats(net, stats)
     kw = dict(stats=stats, views=views)
     has_weights = any(True for _ in net.parameters())
     yield partial(_by_features, net, train, test, stats, seeds)
@@ -365,7 +375,8 @@ def evaluate_encoder(
     encoder, # Trained; or a list of such, trained with other seeds
     train, # Labelled pictures: (x,y), or a loader, read anew for every pass; `in_memory` of one that fits is faster
     test, # The same, to be met at the end
-    stats:tuple|None=None, # (mean,std) the views normalised with in training, None for [0,1]
+    # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
+    stats:tuple|str|None='recorded',
     views=None, # Function of a batch in [0,1] that augments it; None crops and flips
     seeds:tuple=(0,1,2), # As many as encoders, or more
     linear:dict|bool|None=None, # Arguments of `linear_eval`; False leaves it out

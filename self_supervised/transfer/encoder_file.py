@@ -7,22 +7,31 @@ __all__ = ['save_encoder', 'encoder_info', 'load_encoder']
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #imports
 import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from numbers import Number
 from pathlib import Path
+from warnings import catch_warnings, simplefilter, warn
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.utils import parametrize
 
 from .. import __version__
-from ..core import first_line, invalid, write_atomic
+from ..core import first_line, invalid, undisturbed, write_atomic
 from ..layers import create_encoder
+from ..record import check_record, record_of, unwrapped
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c006
 def save_encoder(
     encoder:nn.Module, # The trained network, e.g. `learn.model.encoder`
     path, # File to write, by convention named .safetensors
     # What else to record, plain values: `stats` (mean,std) or None, `size` in pixels, …;
-    # what a loaded encoder recorded stays
+    # what the encoder has recorded itself (`encoder.meta`) stays
     **meta,
 )->Path: # `path`
     "Write the weights of `encoder`, how it was made, and `meta` into a safetensors file"
@@ -30,12 +39,14 @@ def save_encoder(
     if own:
         given = ', '.join(f'{k}={meta[k]!r}' for k in own)
         raise invalid(given, 'is written by save_encoder itself', 'Choose another name')
-    check_encoder(encoder)
-    meta = getattr(encoder, 'meta', {}) | meta
-    text = meta_text(dict(spec=getattr(encoder, 'spec', None), version=__version__, **meta))
-    # Copies on the CPU: safetensors refuses tensors that share memory, as tied weights do
-    weights = {k: v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}
-    return write_atomic(path, save(weights, {'self_supervised': text}))
+    net = unwrapped(encoder)
+    check_encoder(net)
+    meta = check_record('meta', record_of(net) | meta)
+    weights,spec = _to_write(net)
+    text = meta_text(dict(spec=spec, version=__version__, **meta))
+    data = save(weights, {'self_supervised': text})
+    _check_written(data, weights, path)
+    return write_atomic(path, data)
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #save_needs
 def check_encoder(
@@ -49,10 +60,85 @@ def meta_text(
     meta:dict, # What a file records beside the weights
 )->str: # JSON
     "Write `meta` as text"
-    try: return json.dumps(meta)
+    try: return json.dumps(meta, default=_as_lists)
     except TypeError as e:
         fix = 'Pass plain values (numbers, text, lists, None), e.g. stats=[[0.5],[0.2]]'
         raise invalid('meta', f'cannot be written as text ({e})', fix, TypeError) from None
+
+def _as_lists(o):
+    "Numbers of torch and NumPy as plain ones"
+    if hasattr(o, 'tolist'): return o.tolist()
+    return json.JSONEncoder().default(o)  # raises
+
+# %% ../../nbs/70_transfer.encoder_file.ipynb #readable
+def _to_write(net):
+    "The weights of `net` on the CPU, under the names `load_encoder` looks for, and its spec; None where that misfits"
+    spec = getattr(net, 'spec', None)
+    shapes = _layout(spec) if spec else None
+    # Copies: safetensors refuses tensors that share memory, as tied weights do
+    weights = {k: v.detach().cpu().contiguous().clone() for k,v in _named_weights(net, shapes).items()}
+    if shapes is None or shapes=={k: v.shape for k,v in weights.items()}: return weights,spec
+    warn(f"The encoder is not the {spec['arch']} that create_encoder made any more: {_first_misfit(shapes, weights)}. "
+         'So the file does not say how to build it. Load it with load_encoder(path, encoder=net).')
+    return weights,None
+
+def _first_misfit(shapes, weights):
+    "Name a weight that differs"
+    k = min(k for k in shapes.keys() | weights.keys() if k not in weights or shapes.get(k)!=weights[k].shape)
+    return f'its weight {k!r} differs' if k in shapes else f'its weight {k!r} is new'
+
+def _layout(spec):
+    "Names and shapes of the weights of a network, mostly without making them; None where it cannot be built"
+    for device in ('meta','cpu'):
+        with suppress(Exception), catch_warnings(), torch.random.fork_rng(devices=[]), torch.device(device):
+            simplefilter('ignore')
+            return {k: v.shape for k,v in create_encoder(**spec | dict(pretrained=False)).state_dict().items()}
+
+# What wrappers inside a network add to the names of weights
+_wrapped = ('_orig_mod','_checkpoint_wrapped_module','_fsdp_wrapped_module','module')
+
+def _named_weights(net, shapes):
+    "The state of `net`; where `shapes` are known, under those names if these differ by wrappers or computed weights"
+    state = {k: v for k,v in net.state_dict().items() if isinstance(v, Tensor)}
+    if shapes is None: return {k.replace('_orig_mod.', ''): v for k,v in state.items()}
+    with undisturbed(net): state = _computed(net, state, shapes)
+    return {_name_in(shapes, k): v for k,v in state.items()}
+
+def _name_in(shapes, k):
+    "The name `k`, or that without wrappers where `shapes` has that one"
+    bare = '.'.join(o for o in k.split('.') if o not in _wrapped)
+    return bare if k not in shapes and bare in shapes else k
+
+def _computed(net, state, shapes):
+    "`state` with weights in place of what they are computed from, wherever `shapes` asks for the weights"
+    for prefix,m in net.named_modules():
+        start = f'{prefix}.' if prefix else ''
+        for name,made_of,value in _parametrized(m):
+            if not any(_name_in(shapes, f'{start}{o}') in shapes for o in made_of):
+                state = {k: v for k,v in state.items() if k not in [f'{start}{o}' for o in made_of]}
+                state[f'{start}{name}'] = value
+    return state
+
+def _parametrized(m)->Iterator:
+    "Each weight of `m` that is computed: its name, the names of what it is computed from, its value"
+    if parametrize.is_parametrized(m):
+        for name,made_of in m.parametrizations.items():
+            yield name,[f'parametrizations.{name}.{k}' for k in made_of.state_dict()],getattr(m, name)
+    # The older weight norm and spectral norm of torch compute in hooks
+    for hook in m._forward_pre_hooks.values():
+        if not hasattr(hook, 'compute_weight'): continue
+        spectral = hasattr(hook, 'n_power_iterations')
+        value = hook.compute_weight(m, do_power_iteration=False) if spectral else hook.compute_weight(m)
+        ends = ('orig','u','v') if spectral else ('g','v')
+        yield hook.name,[f'{hook.name}_{o}' for o in ends],value
+
+def _check_written(data, weights, path):
+    "Raise unless the bytes of a file hold every name and shape of `weights`"
+    n, = struct.unpack('<Q', data[:8])
+    header = json.loads(data[8:8+n])
+    held = {k: v['shape'] for k,v in header.items() if k!='__metadata__'}
+    if held=={k: list(v.shape) for k,v in weights.items()}: return
+    raise invalid(f'path={str(path)!r}', 'would not hold all weights, and is not written', 'Save encoder.state_dict()')
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #read
 def encoder_info(
@@ -69,13 +155,15 @@ def _read(path):
     try:
         with safe_open(path, 'pt') as f:
             weights = {k: f.get_tensor(k) for k in f.keys()}
-            text = (f.metadata() or {}).get('self_supervised', '{}')
-        return weights,json.loads(text)
-    except (SafetensorError, json.JSONDecodeError) as e:
+            meta = json.loads((f.metadata() or {}).get('self_supervised', '{}'))
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as e:
         if _is_zip(path):
             problem = 'is a file of `torch.save`, as `learn.save` writes them'
             raise invalid(given, problem, 'Use `load_old(path, encoder)`') from None
         raise invalid(given, f'is not a whole safetensors file ({first_line(e)})', fix) from None
+    check_record(given, meta)
+    if isinstance(meta.get('spec'), (dict,type(None))): return weights,meta
+    raise invalid(given, f"describes its network by a {type(meta['spec']).__name__}", fix)
 
 def _is_zip(path):
     "Does `path` start like a zip file, as `torch.save` writes them?"
@@ -122,38 +210,60 @@ def load_encoder(
     "Build the encoder that a file describes, and fill it with the file's weights"
     weights,meta = _read(path)
     spec = meta.get('spec') or {}
-    if encoder is None: encoder = _build(spec, path)
-    fill_weights(encoder, weights, path, spec.get('arch'))
-    encoder.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
+    if encoder is None: encoder = _build(spec, weights, path)
+    net = unwrapped(encoder)
+    fill_weights(net, weights, path, spec.get('arch'))
+    net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
     if device is not None: encoder.to(device)
     return encoder.eval()
 
 # Arguments that would make timm read another file or ask the network
 _beyond = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
 
-def _build(spec, path):
+def _build(spec, weights, path):
     "Make the network that a file describes, from nothing but that file"
     given,fix = f'path={str(path)!r}','Build the network and pass it: load_encoder(path, encoder=net)'
     if not spec: raise invalid(given, 'does not say how its network was made', fix)
     # A colon in a name of timm's stands behind a source: 'hf-hub:owner/name'
     bad = {k:v for k,v in spec.items() if k in _beyond or (k=='arch' and ':' in str(v))}
     if bad: raise invalid(given, f'asks for {bad}, which reaches beyond the file', fix)
-    return create_encoder(**spec, pretrained=False)
+    if not _moderate(spec): raise invalid(given, 'describes its network by numbers or names out of all proportion', fix)
+    try:
+        with _no_larger_than(weights):
+            # Without memory first: of a network that is too large nothing is made
+            with suppress(NotImplementedError, RuntimeError), torch.random.fork_rng(devices=[]), torch.device('meta'):
+                with catch_warnings():
+                    simplefilter('ignore')
+                    create_encoder(**spec, pretrained=False)
+            return create_encoder(**spec, pretrained=False)
+    except Exception as e:
+        raise invalid(given, f'describes a network that cannot be built ({first_line(e)[:300]})', fix) from e
+
+def _moderate(o):
+    "Is there no number above 2^17 and no long text in the description `o`?"
+    if isinstance(o, dict): return all(map(_moderate, (*o, *o.values())))
+    if isinstance(o, (list,tuple)): return len(o)<=1000 and all(map(_moderate, o))
+    return abs(o)<=2**17 if isinstance(o, Number) else len(str(o))<=1000
+
+@contextmanager
+def _no_larger_than(weights):
+    "Inside, a network that outgrows the weights in the file many times is given up"
+    # A classifier, or a second head, may be cut off from it afterwards
+    most = 10*len(weights)+1000, 10*sum(w.numel() for w in weights.values())+10**8
+    made = [0,0]
+    def count(module, name, p):
+        if p is None or isinstance(p, nn.UninitializedParameter): return
+        made[0] += 1
+        made[1] += p.numel()
+        if made[0]>most[0] or made[1]>most[1]: raise _TooLarge('it is far larger than the weights in the file')
+    hook = register_module_parameter_registration_hook(count)
+    try: yield
+    finally: hook.remove()
+
+class _TooLarge(ValueError):
+    "A file describes a network that its weights cannot fill"
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c018
-def recorded_stats(
-    encoder:nn.Module, # Its `meta` is asked
-    stats:tuple|str|None, # (mean,std), None for pictures in [0,1], or 'recorded'
-)->tuple|None: # (mean,std) or None
-    "Return `stats`, or for 'recorded' those that the encoder's file gave"
-    if not isinstance(stats, str): return stats
-    if stats!='recorded':
-        raise invalid(f'{stats=}', 'is not known', "Pass (mean,std), None for pictures in [0,1], or 'recorded'")
-    meta = getattr(encoder, 'meta', {})
-    if 'stats' in meta: return meta['stats']
-    raise invalid(f'{stats=}', 'finds nothing: the encoder does not say what its pictures were normalised with',
-                  'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
-
 def height_width(
     size:int|tuple, # Side or (h,w), pixels
 )->tuple[int,int]: # (h,w)

@@ -22,7 +22,8 @@ from torch import nn
 from ..core import invalid, per_channel, without_hooks
 from ..layers import create_cls_module, input_channels, num_features
 from ..vision.checks import first_batch, prepare
-from .encoder_file import check_encoder, recorded_stats
+from ..record import recorded_stats, remember, stats_lists, unwrapped
+from .encoder_file import check_encoder
 
 # %% ../../nbs/71_transfer.finetune.ipynb #31c022
 class NormalizeInput(nn.Module):
@@ -46,15 +47,17 @@ class NormalizeInput(nn.Module):
 def classifier(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf); copied
     n_out:int, # Number of classes
-    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder's file says
+    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder recorded it
     stats:tuple|str|None='recorded',
     lin_ftrs:list|None=None, # Widths of hidden layers of the head; None: a linear classifier
     ps:float=0., # Dropout probability before each linear layer of the head
     use_bn:bool=False, # Batchnorm before each linear layer of the head
 )->nn.Sequential: # `normalize`, `encoder`, `head`: (bs,n_in,h,w) in [0,1] → (bs,n_out)
     "Put a head on a copy of `encoder`"
-    normalize = NormalizeInput(recorded_stats(encoder, stats), input_channels(encoder))
+    stats = recorded_stats(encoder, stats, needed=True)
+    normalize = NormalizeInput(stats, input_channels(encoder))
     encoder = copy_encoder(encoder)
+    remember(encoder, stats=stats_lists(stats))  # what it is trained on from here
     head = create_cls_module(num_features(encoder), n_out, lin_ftrs, ps, use_bn)
     return nn.Sequential(OrderedDict(normalize=normalize, encoder=encoder, head=head))
 
@@ -63,6 +66,7 @@ def copy_encoder(
     encoder:nn.Module, # Pretrained
 )->nn.Module: # All of it trainable
     "Copy an encoder to fine-tune: the one passed in stays, for the next classifier"
+    encoder = unwrapped(encoder)
     check_encoder(encoder)
     return without_hooks(deepcopy(encoder)).requires_grad_(True)
 
@@ -130,7 +134,7 @@ def class_learner(
     dls, # Labelled pictures in [0,1], not normalised
     encoder:nn.Module, # Pretrained, e.g. by `load_encoder`; copied
     n_out:int|None=None, # Number of classes; None asks the data
-    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder's file says
+    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder recorded it
     stats:tuple|str|None='recorded',
     lin_ftrs:list|None=None, # Widths of hidden layers of the head; None: a linear classifier
     ps:float=0., # Dropout probability before each linear layer of the head

@@ -17,17 +17,19 @@ from torch import nn
 from .. import __version__
 from ..core import device_of, invalid, per_channel, undisturbed, write_atomic
 from ..layers import input_channels
-from .encoder_file import check_encoder, height_width, network_name, recorded_stats
+from ..record import record_of, recorded_stats, unwrapped
+from .encoder_file import check_encoder, height_width, network_name
 
 # %% ../../nbs/73_transfer.hub.ipynb #31c018
 def save_hub_folder(
     encoder:nn.Module, # Made by `create_encoder` from a timm name, or by timm
     folder, # Where to write config.json, model.safetensors and README.md; made when missing
-    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder's file says
+    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder recorded it
     stats:tuple|str|None='recorded',
     size:int|None=None, # Side of the pictures, pixels; None: as recorded, else timm's for the architecture
 )->Path: # `folder`, to upload with `huggingface_hub.upload_folder`
     "Write `encoder` as timm writes a network for the hub, once timm has read it back and returned the same"
+    encoder = unwrapped(encoder)
     check_encoder(encoder)
     cfg = getattr(encoder, 'pretrained_cfg', None)
     if not cfg:
@@ -54,13 +56,14 @@ An encoder `{arch}`, trained without labels by self_supervised {version}:
 def _data_config(encoder, stats, size):
     "How pictures are prepared, in timm's words"
     n_in = input_channels(encoder)
-    recorded = getattr(encoder, 'meta', {}).get('size')
+    recorded = record_of(encoder).get('size')
     spec = getattr(encoder, 'spec', None) or {}
     hw = height_width(size or recorded or spec.get('size') or encoder.pretrained_cfg['input_size'][-1])
-    stats = recorded_stats(encoder, stats)
+    stats = recorded_stats(encoder, stats, needed=True)
     per_channel(stats, n_in)  # raises for statistics of other channels
     # float64, as the statistics were written: 0.3 in float32 is 0.30000001192092896
-    mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten().expand(n_in).tolist() for o in stats or (0.,1.))
+    pair = (0.,1.) if stats is None else stats
+    mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten().expand(n_in).tolist() for o in pair)
     return dict(input_size=(n_in,*hw), mean=mean, std=std)
 
 def _check_folder(encoder, folder, input_size):

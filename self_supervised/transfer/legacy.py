@@ -16,6 +16,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import invalid
+from ..record import forget
 from .encoder_file import fill_weights
 
 # %% ../../nbs/76_transfer.legacy.ipynb #31c045
@@ -65,10 +66,12 @@ def load_old(
     weights = _old_weights(path)
     if not hasattr(model, 'online'):
         fill_weights(model, _encoder_weights(weights, model), path)
+        forget(model)
         return model
     inside = {f'encoder.{k}': v for k,v in _encoder_weights(weights, model.encoder).items()}
     parts = nn.ModuleDict(dict(encoder=model.encoder, projector=model.projector, predictor=model.predictor))
     fill_weights(parts, inside | _head_weights(weights, model.encoder), path, name=type(model).__name__, fix=_fix_whole)
+    forget(model.encoder)  # what it recorded belonged to other weights, and these do not say
     if model.target is not None: model.reset_target()
     return model
 

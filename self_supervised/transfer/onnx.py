@@ -16,6 +16,7 @@ from .. import __version__
 from ..core import first_line, invalid, without_hooks, write_atomic
 from ..layers import input_channels
 from ..surgery import bake_weights
+from ..record import record_of, unwrapped
 from .encoder_file import height_width, meta_text, network_name
 
 # %% ../../nbs/74_transfer.onnx.ipynb #31c037
@@ -25,11 +26,13 @@ def export_onnx(
     size:int|tuple, # Side or (h,w) of the pictures, pixels
     n_in:int|None=None, # Channels; None asks the model
     tol:float=1e-3, # Largest difference to accept, relative to the largest output of the model, above 0
-    **meta, # What to write into the file beside the network, plain values: the labels, the stats of an encoder, …
+    # What to write into the file beside the network, plain values: the labels, …; an encoder's record is written, too
+    **meta,
 )->float: # The largest difference found
     "Write `model` for onnxruntime, pictures `x` (n,c,h,w) in and `y` out, n of any size; once it has returned the same"
     onnx,ort,_ = _needs('onnx', 'onnxruntime', 'onnxscript')
-    net = bake_weights(without_hooks(deepcopy(model)).cpu().float().eval())
+    net = bake_weights(without_hooks(deepcopy(unwrapped(model))).cpu().float().eval())
+    meta = record_of(model) | meta
     shape = (n_in or input_channels(net), *height_width(size))
     with torch.random.fork_rng(devices=[]): pics = [torch.rand(n, *shape) for n in (2,1,5)]
     proto = _to_onnx(net, pics[0])

@@ -17,7 +17,8 @@ from torch import nn
 from ..core import device_of, invalid, undisturbed
 from ..layers import FlatEncoder, input_channels
 from ..vision.checks import first_batch
-from .encoder_file import height_width, network_name, recorded_stats
+from ..record import recorded_stats
+from .encoder_file import height_width, network_name
 from .finetune import NormalizeInput, class_count, copy_encoder, frozen_learner, split_layers
 
 # %% ../../nbs/72_transfer.segment.ipynb #31c030
@@ -74,13 +75,13 @@ def segmenter(
     encoder:nn.Module, # Pretrained; copied
     n_out:int, # Number of classes of a pixel
     size:int|tuple, # Side or (h,w) of the pictures, pixels
-    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder's file says
+    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder recorded it
     stats:tuple|str|None='recorded',
     **kwargs, # To fastai's `DynamicUnet`, such as `self_attention=True`
 )->nn.Sequential: # `normalize`, `unet`: (bs,n_in,h,w) in [0,1] → (bs,n_out,h,w)
     "Put the decoder of a U-Net behind a copy of `encoder` (arXiv:1505.04597, with pixel shuffle)"
     hw = height_width(size)
-    normalize = NormalizeInput(recorded_stats(encoder, stats), input_channels(encoder))
+    normalize = NormalizeInput(recorded_stats(encoder, stats, needed=True), input_channels(encoder))
     body = unet_body(copy_encoder(encoder), max(128, *hw))
     return nn.Sequential(OrderedDict(normalize=normalize, unet=DynamicUnet(body, n_out, hw, **kwargs)))
 
@@ -90,7 +91,7 @@ def segment_learner(
     dls, # Pictures in [0,1], not normalised, and masks (bs,h,w)
     encoder:nn.Module, # Pretrained, e.g. by `load_encoder`; copied
     n_out:int|None=None, # Number of classes of a pixel; None asks the data
-    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder's file says
+    # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder recorded it
     stats:tuple|str|None='recorded',
     unet:dict|None=None, # Arguments of fastai's `DynamicUnet`, such as dict(self_attention=True)
     splitter=split_layers, # Groups for discriminative rates

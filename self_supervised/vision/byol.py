@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..core import check_at_least, check_one_of, invalid, plain, without_hooks
 from ..layers import PoolFlat, check_features, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
+from ..record import record_of, remember, views_stats
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
 from ..callback.core import AttachedCallback
@@ -212,11 +213,13 @@ def create_simsiam_model(
 def embeddings(
     model:BYOLModel, # Left as it is
     dl, # A loader, labelled or not, or a batch (bs,c,h,w)
+    # (mean,std) to normalise with, None for [0,1]; 'recorded': as `model.encoder` was trained
+    stats:tuple|str|None='recorded',
     **kwargs # Of `embed`
 )->tuple: # Projections (n,d), features (n,nf), labels (n,) or None, on the CPU
     "Compute projections and features of clean pictures in one call"
     both = _Both(model)
-    out,labels = embed(both, dl, **kwargs)
+    out,labels = embed(both, dl, stats, **kwargs)
     return out[:,:both.d],out[:,both.d:],labels
 
 class _Both(nn.Module):
@@ -225,6 +228,7 @@ class _Both(nn.Module):
         super().__init__()
         self.model = model
         self.pool = PoolFlat()
+        self.meta = record_of(model.encoder)
     def forward(self, x):
         f = self.model.encoder(x)
         z = self.model.projector(f)
@@ -279,6 +283,8 @@ class BYOLSetup(AttachedCallback):
         "Bring a loss, a guard and a watch for collapse"
         self.former_loss = learn.loss_func
         learn.loss_func = BYOLLoss()
+        # One without a record is seen as it will be trained, also by `embed` before that, and after `learn.load`
+        if hasattr(learn.model, 'online') and 'stats' not in record_of(learn.model): self.record()
         learn.add_cb(self.guard)
         if self.watch and not learn._grab_cbs(Health): learn.add_cb(self.watch)
         if num_distrib()>1:
@@ -308,7 +314,22 @@ class BYOLSetup(AttachedCallback):
         for o in self.for_fit: o.end(self.learn)
         self.model.zero_grad()
 
-    def before_train(self): check_ranks(self.learn)
+    def before_train(self):
+        check_ranks(self.learn)
+        self.record()
+        self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
+
+    def record(self, **facts):
+        "Write into the encoder's record what it is trained on: the views' statistics, and more `facts`"
+        if self.rollback.saved is not None: return  # `lr_find` trains nothing
+        for net in (self.byol_model.online, self.byol_model.target):
+            if net is not None: remember(net.encoder, stats=views_stats(self.augs), **facts)
+
+    def record_view(self, v):
+        "Record size and channels of a view; of vectors and series there is no (h,w)"
+        hw = tuple(v.shape[-2:]) if v.ndim>3 else ()
+        size = dict(size=hw[0] if len(set(hw))==1 else hw) if hw else {}
+        self.record(n_in=v.shape[1], **size)
 
     # The views of a validation are the same each time, and training does not notice that it took place
     def before_validate(self): self.validation.begin(self.seed)
@@ -327,14 +348,15 @@ class BYOL(BYOLSetup):
         seed:int=42, # Validation draws its views from this, so that it can be repeated
         health:bool=True, # Watch for collapse, in columns of the training table? Or a `Health` with settings of its own
     ):
-        super().__init__(seed, health)
         self.augs = check_pipelines(aug_pipelines)
+        super().__init__(seed, health)
         self.given = m              # what `fit_byol` takes instead of its recipe's
         self.sched = _schedule(m)   # part of the run done → momentum
         self.momenta = []           # of the latest fit, one per training batch
         self.begun = None           # part of the run done at the first batch of the step
         self.stepped = False        # was the step taken?
         self.looked = False         # has a first batch been checked?
+        self.noted = False          # has the encoder recorded the size of this epoch's views?
         self.pictures = None        # of the batch at hand, in [0,1]
         self.labels = ()            # of the batch at hand
         if print_augs: print(*self.augs, sep='\n')
@@ -357,6 +379,9 @@ class BYOL(BYOLSetup):
             clipped = any(map(clips_to_unit, self.augs))
             check_first_batch(inputs, self.pictures, self.xb, self.byol_model, clipped)
         self.looked = True
+        if self.training and not self.noted:
+            self.record_view(self.xb[0])
+            self.noted = True
 
     def after_pred(self):
         "Set each prediction beside the target's projection of another view"

@@ -1,0 +1,551 @@
+"An encoder knows how its pictures were prepared, and everything asks it; its file can be read, or is not written"
+import inspect, json, struct, warnings
+from copy import deepcopy
+from functools import partial
+from io import BytesIO
+
+import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.data.transforms import Normalize, parent_label
+from fastcore.script import CliError
+from fastai.vision.core import PILImage, imagenet_stats
+from PIL import Image
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from self_supervised import layers
+from self_supervised.augmentations import NormalizeViews, get_batch_augs
+from self_supervised.callback.probe import Probe
+from self_supervised.cli.embed import byol_embed, embed_pictures, encoder_settings
+from self_supervised.cli.evaluate import published_protocols
+from self_supervised.cli.judge import features_of_parts
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.demo import digits
+from self_supervised.data.images import image_dls
+from self_supervised.evaluate.features import embed, knn_accuracy, untrained
+from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
+from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
+from self_supervised.record import record_of, recorded_stats, remember, views_stats
+from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
+from self_supervised.transfer.finetune import class_learner, classifier
+from self_supervised.transfer.hub import save_hub_folder
+from self_supervised.transfer.legacy import load_old
+from self_supervised.transfer.onnx import export_onnx
+from self_supervised.transfer.segment import segment_learner, segmenter
+from self_supervised.vision.byol import byol_learner, create_byol_model, create_simsiam_model, embeddings, get_byol_aug_pipelines
+
+GREY = dict(flip_p=0., jitter=False, bw=False, blur=False, solarize=False)
+STATS = [[.3],[.35]]
+X,Y,(TRAIN,TEST) = digits()
+
+def tiny(stats=STATS, n_in=1, **kwargs):
+    "A small encoder, with a record unless `stats` is False"
+    torch.manual_seed(0)
+    net = create_encoder('tiny_resnet', n_in=n_in, pretrained=False, widths=(8,16), **kwargs).eval()
+    for b in net.modules():
+        if isinstance(b, nn.BatchNorm2d): b.running_mean.normal_(); b.running_var.uniform_(.5, 2)
+    if stats is not False: remember(net, stats=stats, n_in=n_in, size=8)
+    return net
+
+def learner(stats=STATS, cbs=None, model=None, augs=None, n=64, **kwargs):
+    torch.manual_seed(0)
+    model = model or create_byol_model(tiny(False), hidden_size=16, projection_size=8)
+    augs = augs or get_byol_aug_pipelines(8, stats=stats, **GREY)
+    learn = byol_learner(tensor_dls(X[:n+32], Y[:n+32], (range(n), range(n,n+32)), bs=32, seed=0, device='cpu'), model, augs, cbs=cbs, **kwargs)
+    learn.remove_cb(learn.progress); learn.logger = lambda *_: None
+    return learn
+
+def one_line(e, *words):
+    assert '\n' not in str(e.value)
+    for o in words: assert o in str(e.value)
+
+# K1: who writes the record
+
+def test_training_records_what_the_views_did():
+    "After a fit the live encoder knows statistics, size and channels, as plain values; so does the target's"
+    learn = learner()
+    learn.fit(1)
+    assert learn.model.encoder.meta==dict(stats=STATS, size=8, n_in=1)==learn.model.target.encoder.meta
+    json.dumps(learn.model.encoder.meta)
+
+@pytest.mark.parametrize('size,recorded', [(8,8), ((8,12),[8,12]), ((12,12),12)])
+def test_the_size_is_that_of_the_views(size, recorded):
+    learn = learner(augs=get_byol_aug_pipelines(size, stats=None, **GREY))
+    learn.fit(1)
+    meta = json.loads(json.dumps(learn.model.encoder.meta))
+    assert meta['size']==recorded and meta['stats'] is None
+
+def test_simsiam_records_too():
+    learn = learner(model=create_simsiam_model(tiny(False), hidden_size=16, projection_size=8, predictor_size=4))
+    learn.fit(1)
+    assert learn.model.encoder.meta['stats']==STATS
+
+def test_a_second_fit_with_other_views_records_anew():
+    learn = learner()
+    learn.fit(1)
+    learn.byol.augs = get_byol_aug_pipelines(8, stats=(.5,.25), **GREY)
+    learn.fit(1)
+    assert learn.model.encoder.meta['stats']==[[.5],[.25]]
+
+def test_lr_find_leaves_the_record():
+    "It trains nothing, so published statistics stay"
+    encoder = tiny(([.1],[.9]))
+    learn = learner(model=create_byol_model(encoder, 16, 8))
+    learn.lr_find(num_it=4, show_plot=False)
+    assert encoder.meta['stats']==([.1],[.9])
+
+def test_weights_that_are_loaded_into_a_learner_find_its_record(tmp_path):
+    "`learn.load` carries no record; the learner has one"
+    learn = learner(path=tmp_path)
+    learn.fit(1)
+    learn.save('m')
+    again = learner(path=tmp_path).load('m')
+    assert torch.equal(embed(again.model.encoder, X[:40])[0], embed(learn.model.encoder, X[:40])[0])
+
+def test_a_resumed_run_records_too(tmp_path):
+    "The process that goes on makes its encoder anew"
+    from self_supervised.callback.checkpoint import Checkpoint
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.epoch==1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learner(cbs=[Checkpoint(tmp_path, every=1), Stop()]).fit(2)
+    learn = learner(cbs=[Checkpoint(tmp_path, every=1)])
+    learn.fit(2)
+    assert learn.model.encoder.meta==dict(stats=STATS, size=8, n_in=1)
+
+def fastai_normalize(): return Normalize.from_stats([.3],[.35], cuda=False)
+def torchvision_normalize():
+    from torchvision import transforms as T
+    return T.Compose([T.RandomHorizontalFlip(), T.Normalize([.3],[.35])])
+def torchvision_v2():
+    from torchvision.transforms import v2
+    return v2.Compose([v2.RandomHorizontalFlip(), v2.Normalize([.3],[.35])])
+def kornia_normalize():
+    import kornia.augmentation as K
+    return nn.Sequential(K.RandomHorizontalFlip(), K.Normalize(torch.tensor([.3]), torch.tensor([.35])))
+
+@pytest.mark.parametrize('make', [lambda: NormalizeViews(.3,.35), lambda: get_batch_augs(8, stats=STATS, **GREY), fastai_normalize,
+                                  torchvision_normalize, torchvision_v2, kornia_normalize])
+def test_every_kind_of_normalising_pipeline_is_understood(make):
+    assert views_stats([make()]*2)==STATS
+
+def test_a_pipeline_that_does_not_normalise_records_that():
+    assert views_stats([lambda x: x]*2) is None and views_stats([get_batch_augs(8, stats=None, **GREY)]) is None
+
+def test_views_that_are_normalised_differently_are_named():
+    with pytest.warns(UserWarning, match='different statistics'): assert views_stats([NormalizeViews(.3,.35), lambda x: x])==STATS
+
+def test_recorded_numbers_are_those_that_were_written_and_computed_with():
+    "0.485, not its float32 neighbour; and in float32 the same bit for bit"
+    recorded = views_stats([get_batch_augs(8)])
+    assert recorded==[list(o) for o in imagenet_stats]
+    assert torch.equal(torch.tensor(recorded[0]), get_batch_augs(8).fs[-1].mean)
+
+# Published weights, without the network
+
+@pytest.mark.parametrize('n_in,stats', [(3,[[.485,.456,.406],[.229,.224,.225]]), (1,[[.449],[.226]])])
+def test_published_timm_weights_bring_their_statistics(monkeypatch, n_in, stats):
+    make = layers.timm.create_model
+    monkeypatch.setattr(layers.timm, 'create_model', lambda *a, pretrained, **kw: make(*a, pretrained=False, **kw))
+    meta = record_of(create_encoder('resnet10t', n_in=n_in))
+    assert np.allclose(meta['stats'], stats, atol=1e-6) and meta['n_in']==n_in
+    assert record_of(create_encoder('resnet10t', pretrained=False))=={}
+    assert record_of(create_encoder('resnet10t', layer='layer2'))['n_in']==3   # through the wrapper
+
+def test_published_torchvision_weights_bring_their_statistics(monkeypatch):
+    get = layers.torchvision.models.get_model
+    monkeypatch.setattr(layers.torchvision.models, 'get_model', lambda name, **kw: get(name, **kw|dict(weights=None)))
+    assert record_of(create_encoder('squeezenet1_1'))['stats']==[list(o) for o in imagenet_stats]
+
+# K1: who asks it
+
+CLIP = torch.stack([X[:8]]*2, 2)
+wrappers = dict(deepcopy=deepcopy, compiled=partial(torch.compile, backend='eager'), parallel=nn.DataParallel, averaged=AveragedModel,
+                flat=FlatEncoder, layer=lambda e: LayerEncoder(e, -1), chain=lambda e: nn.Sequential(e, nn.Identity()),
+                model=lambda e: create_byol_model(e, 16, 8))
+
+@pytest.mark.parametrize('wrap', wrappers.values(), ids=wrappers)
+def test_a_wrapper_finds_the_record(wrap):
+    e = tiny()
+    assert recorded_stats(wrap(e))==STATS
+    assert torch.equal(embed(wrap(e), X[:8])[0], embed(wrap(e), X[:8], stats=STATS)[0])
+    assert not torch.equal(embed(wrap(e), X[:8])[0], embed(wrap(e), X[:8], stats=None)[0])
+
+def test_clips_are_prepared_as_their_frames():
+    assert torch.equal(embed(ClipEncoder(tiny()), CLIP)[0], embed(ClipEncoder(tiny()), CLIP, STATS)[0])
+
+def test_a_network_that_normalises_by_itself_is_given_pictures_in_0_1():
+    net = classifier(tiny(), 10)
+    assert recorded_stats(net) is None
+    assert torch.equal(embed(net, X[:8])[0], net.eval()(X[:8]).detach())
+
+def test_the_encoder_of_a_classifier_records_what_that_used():
+    assert classifier(tiny(), 10, stats=(.5,.2)).encoder.meta['stats']==[[.5],[.2]]
+
+def test_a_network_of_ones_own_around_an_encoder_is_warned_of():
+    "Nothing tells what stands before the part that has a record"
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = tiny()
+        def forward(self, x): return self.backbone(x)
+    with pytest.warns(UserWarning, match='Mine holds an encoder'): embed(Mine(), X[:4])
+
+IMAGES = (X[:60],Y[:60])
+FAST = dict(seeds=(0,), epochs=1, bs=64)
+def scores(res): return {k: e.accuracy.all for k,e in res.items()} if isinstance(res, dict) else res.accuracy.all
+def weights(net): return torch.cat([p.detach().flatten() for p in net.state_dict().values()])
+def dls(): return tensor_dls(X[:40], Y[:40], bs=20, seed=0, device='cpu')
+def masks(): return tensor_dls(torch.rand(8,1,32,32, generator=torch.Generator().manual_seed(0)), torch.zeros(8,32,32).long(), bs=4, device='cpu')
+def resnet():
+    torch.manual_seed(0)
+    net = create_encoder('resnet10t', pretrained=False, n_in=1).eval()
+    remember(net, stats=STATS)
+    return net
+def seeded(f):
+    torch.manual_seed(0)
+    return f()
+def hub(stats, folder):
+    save_hub_folder(resnet(), folder, **stats)
+    return json.loads((folder/'config.json').read_text())
+
+# Every function that embeds, evaluates or classifies: (default, with the stats passed, in [0,1])
+asks = dict(
+    embed=lambda kw, d: embed(tiny(), X[:40], **kw)[0],
+    embed_loader=lambda kw, d: embed(tiny(), dls().train, **kw)[0],
+    embeddings=lambda kw, d: torch.cat(embeddings(seeded(lambda: create_byol_model(tiny(), 16, 8)), X[:20], **kw)[:2], 1),
+    linear_bank=lambda kw, d: weights(linear_bank(tiny(), *IMAGES, lrs=(.1,), epochs=1, **kw)),
+    linear_eval=lambda kw, d: scores(linear_eval(tiny(), (X[TRAIN],Y[TRAIN]), (X[TEST],Y[TEST]), lrs=(.3,), **FAST, **kw)),
+    fine_tuned=lambda kw, d: weights(fine_tuned(tiny(), *IMAGES, epochs=1, **kw)),
+    finetune_eval=lambda kw, d: scores(finetune_eval(tiny(), (X[TRAIN],Y[TRAIN]), (X[TEST],Y[TEST]), .3, .1, **FAST|dict(epochs=8), **kw)),
+    evaluate_encoder=lambda kw, d: evaluate_encoder(tiny(), (X[:300],Y[:300]), IMAGES, seeds=(0,), linear=False, finetune=False, **kw)['rows'],
+    classifier=lambda kw, d: seeded(lambda: classifier(tiny(), 10, **kw)).eval()(X[:8]),
+    class_learner=lambda kw, d: weights(seeded(lambda: class_learner(dls(), tiny(), n_out=10, **kw)).model),
+    segmenter=lambda kw, d: weights(seeded(lambda: segmenter(resnet(), 2, 32, **kw))),
+    segment_learner=lambda kw, d: weights(seeded(lambda: segment_learner(masks(), resnet(), 2, loss_func=nn.CrossEntropyLoss(), **kw)).model),
+    hub=lambda kw, d: hub(kw, d/str(len(list(d.iterdir())))),
+    judge=lambda kw, d: features_of_parts(tiny(), tensor_dls(X[:60], Y[:60], (range(40),range(40,60)), bs=20), **kw)[1][0],
+)
+
+def same(a, b): return torch.equal(a, b) if isinstance(a, torch.Tensor) else a==b
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', asks)
+def test_the_record_is_used_by_default(name, tmp_path):
+    "Equal, bit for bit, to the result with the right statistics passed; other than in [0,1]"
+    default,passed,unit = (asks[name](kw, tmp_path) for kw in ({}, dict(stats=STATS), dict(stats=None)))
+    assert same(default, passed) and not same(default, unit)
+
+@pytest.mark.parametrize('f', [embed, embeddings, linear_bank, linear_eval, fine_tuned, finetune_eval, evaluate_encoder, classifier, class_learner,
+                               segmenter, segment_learner, save_hub_folder, Probe, features_of_parts, published_protocols])
+def test_there_is_one_default(f): assert inspect.signature(f).parameters['stats'].default=='recorded'
+
+def test_without_a_record_pictures_stay_in_0_1():
+    "In all functions but those that make something to keep, which refuse"
+    assert torch.equal(embed(tiny(False), X[:9])[0], embed(tiny(False), X[:9], stats=None)[0])
+    assert same(weights(fine_tuned(tiny(False), *IMAGES, epochs=1)), weights(fine_tuned(tiny(False), *IMAGES, epochs=1, stats=None)))
+    for f in (lambda: classifier(tiny(False), 10), lambda: class_learner(dls(), tiny(False), 10), lambda: segmenter(tiny(False), 2, 32)):
+        with pytest.raises(ValueError, match="stats='recorded' finds nothing"): f()
+
+def test_the_probe_sees_what_training_sees():
+    "Its 'views' is the same as the record"
+    probes = [Probe(n=40, stats=o) for o in ('recorded','views',STATS,None)]
+    learn = learner(cbs=probes)
+    learn.fit(1)
+    a,b,c,d = [p._embed('x', (X[:30],Y[:30]))[0] for p in probes]
+    assert torch.equal(a, b) and torch.equal(a, c) and not torch.equal(a, d)
+    with pytest.raises(ValueError, match="stats='imagenet'"): Probe(stats='imagenet')
+
+def test_index_and_query_agree_through_a_file(tmp_path):
+    "Features of the live encoder and of its file, both without a word about statistics, find each other"
+    learn = learner(n=96)
+    learn.fit(2)
+    file = save_encoder(learn.model.encoder, tmp_path/'e')
+    index,query = embed(learn.model.encoder, X[:200])[0],embed(load_encoder(file), X[:200])[0]
+    assert torch.equal(index, query) and torch.equal(query, embed(load_encoder(file), X[:200], stats=STATS)[0])
+    assert knn_accuracy(index, Y[:200], query, Y[:200], k=1)==1.
+    assert encoder_info(file)['stats']==STATS and encoder_info(file)['size']==8 and encoder_info(file)['n_in']==1
+
+def test_what_is_passed_to_save_wins(tmp_path):
+    assert encoder_info(save_encoder(tiny(), tmp_path/'e', stats=None))['stats'] is None
+
+def test_an_untrained_twin_is_prepared_alike():
+    assert untrained(tiny()).meta==tiny().meta
+
+def test_each_of_several_encoders_has_its_own_record():
+    nets = [tiny(),tiny(([.5],[.1]))]
+    args = dict(seeds=(0,), linear=False, finetune=False)
+    data = (X[:300],Y[:300]),IMAGES
+    both = evaluate_encoder(nets, *data, **args|dict(seeds=(0,1)))['rows']['encoder']['kNN 20']['all']
+    assert both==[evaluate_encoder(n, *data, stats=s, **args)['rows']['encoder']['kNN 20'] for n,s in zip(nets, (STATS,([.5],[.1])))]
+
+def test_old_weights_are_not_prepared_like_those_they_replaced(tmp_path):
+    net = tiny()
+    torch.save(net.state_dict(), tmp_path/'old.pth')
+    assert 'stats' not in record_of(load_old(tmp_path/'old.pth', net))
+
+def test_onnx_takes_the_record_along(tmp_path):
+    import onnxruntime
+    export_onnx(tiny(), tmp_path/'e.onnx', 8)
+    meta = onnxruntime.InferenceSession(tmp_path/'e.onnx', providers=['CPUExecutionProvider']).get_modelmeta().custom_metadata_map
+    assert json.loads(meta['self_supervised'])['stats']==STATS
+
+def test_a_loader_that_normalises_is_not_normalised_twice(folder):
+    "Where its Normalize acts, which it does not on plain tensors"
+    e = tiny([[.3]*3,[.35]*3], n_in=3)
+    want = embed(e, image_dls(folder, 16, bs=4, workers=0, device='cpu').train)[0]
+    d = image_dls(folder, 16, bs=4, workers=0, device='cpu')
+    d.train.after_batch.add(Normalize.from_stats([.3]*3, [.35]*3, cuda=False))
+    with pytest.warns(UserWarning, match='normalises its batches'): got = embed(e, d.train)[0]
+    torch.testing.assert_close(got, want)
+    plain = dls()
+    plain.train.after_batch.add(fastai_normalize())
+    assert torch.equal(embed(tiny(), plain.train)[0], embed(tiny(), X[:40])[0])
+
+def test_pictures_that_are_normalised_already_are_warned_of():
+    with pytest.warns(UserWarning, match='The pictures span'): embed(tiny(), (X[:8]-.3)/.35)
+
+# R3
+
+@pytest.mark.parametrize('stats', [(.5,0.), (.5,1e-40), (.5,-1.), (float('nan'),1.), (.5,float('inf')), (.5,), .5, ([.5],[0.]), [], 'imagenet'])
+def test_statistics_that_cannot_be_divided_by_are_refused(stats):
+    for net in (tiny(), tiny(False), nn.Flatten()):
+        with pytest.raises(ValueError, match='stats='): embed(net, X[:4], stats=stats)
+
+@pytest.mark.parametrize('stats', [np.array([[.3],[.35]]), torch.tensor([[.3],[.35]]), (np.float64(.3),np.float32(.35)), (.3,.35)])
+def test_statistics_of_any_type_are_taken(stats, tmp_path):
+    assert torch.equal(embed(tiny(), X[:4], stats=stats)[0], embed(tiny(), X[:4])[0])
+    assert torch.allclose(classifier(tiny(), 10, stats).normalize.mean, torch.tensor(.3))
+    assert torch.equal(embed(load_encoder(save_encoder(tiny(), tmp_path/'e', stats=stats)), X[:4])[0], embed(tiny(), X[:4])[0])
+
+# K3: pictures and encoders of any type
+
+@pytest.mark.parametrize('make', [lambda x: x.numpy(), lambda x: x.double(), lambda x: x.double().numpy(), lambda x: (x,), lambda x: [x],
+                                  lambda x: [x.numpy()], lambda x: [(x,Y[:8].numpy())], lambda x: (x.numpy(),Y[:8].numpy())])
+def test_arrays_and_other_precisions_are_taken(make):
+    assert torch.equal(embed(tiny(), make(X[:8]))[0], embed(tiny(), X[:8])[0])
+
+def test_bytes_are_scaled():
+    u = (X[:8]*255).round().byte()
+    for o in (u, u.numpy()): assert torch.equal(embed(tiny(), o)[0], embed(tiny(), u.float()/255)[0])
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_an_encoder_of_another_precision_is_fed_its_own(dtype):
+    f = embed(tiny().to(dtype), X[:8])[0]
+    assert f.dtype==torch.float32
+    torch.testing.assert_close(f, embed(tiny(), X[:8])[0], rtol=.1, atol=.1)
+
+@pytest.mark.parametrize('x,words', [
+    (X[0], 'is one picture'), (X[0].numpy(), 'is one picture'), (torch.rand(3,8,8), 'is one picture'),
+    (torch.rand(4,3,8,8), 'takes 1 channels'), (torch.rand(4,8,8,1), 'movedim'), ((X[:4]*255).int(), 'must be uint8'),
+    ('folder', 'is no batch of pictures'), (['a.jpg'], 'is no batch of pictures'), (dict(x=X), 'is no batch of pictures')])
+def test_what_is_no_batch_for_this_encoder_is_named(x, words):
+    for e in (tiny(), tiny(False), tiny(None)):
+        with pytest.raises((ValueError,TypeError)) as err: embed(e, x)
+        one_line(err, words)
+
+def test_features_of_parts_of_pictures_are_refused():
+    "(c,h,w) through layers that take it: three rows for one picture, or one row for two"
+    class Lines(nn.Module):
+        def forward(self, x): return x.flatten(0, 1).flatten(1)
+    with pytest.raises(ValueError, match='and \\(bs,nf\\) is needed'): embed(Lines(), torch.rand(2,3,4,4))
+
+def test_several_loaders_are_refused():
+    with pytest.raises(ValueError, match='holds several loaders'): embed(tiny(), dls())
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    d = tmp_path_factory.mktemp('pictures')
+    g = np.random.default_rng(0)
+    for c in 'ab':
+        (d/c).mkdir()
+        for i in range(6): Image.fromarray(g.integers(0, 256, (16,16,3), dtype=np.uint8)).save(d/c/f'{i}.png')
+    return d
+
+def from_folder(d): return image_dls(d, 16, label_func=parent_label, bs=4, workers=0, device='cpu')
+def from_frame(d):
+    import pandas as pd
+    files = sorted(d.glob('*/*.png'))
+    return image_dls(pd.DataFrame(dict(file=list(map(str, files)), kind=[f.parent.name for f in files])), 16, label_func='kind', column='file', bs=4, workers=0, device='cpu')
+def from_tar(d):
+    import tarfile
+    with tarfile.open(d/'x.tar', 'w') as t:
+        for f in sorted(d.glob('*/*.png')):
+            for name,data in ((f'{f.parent.name}{f.stem}.png', f.read_bytes()), (f'{f.parent.name}{f.stem}.cls', b'ab'[:1] if f.parent.name=='a' else b'b')):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                t.addfile(info, BytesIO(data))
+    return image_dls(d/'x.tar', 16, label_func='cls', bs=4, workers=0, device='cpu')
+def from_hf(d):
+    import datasets
+    files = sorted(d.glob('*/*.png'))
+    ds = datasets.Dataset.from_dict(dict(image=list(map(str, files)), label=[f.parent.name for f in files])).cast_column('image', datasets.Image())
+    return image_dls(ds, 16, label_func='label', bs=4, workers=0, device='cpu')
+
+kinds = dict(Path=lambda f: f, str=str, PIL=Image.open, PILImage=PILImage.create, numpy=lambda f: np.array(Image.open(f)), bytes=lambda f: f.read_bytes(),
+             tensor=lambda f: torch.tensor(np.array(Image.open(f))).permute(2,0,1), floats=lambda f: torch.tensor(np.array(Image.open(f))).permute(2,0,1)/255)
+
+@pytest.mark.parametrize('source', [from_folder, from_frame, from_tar, from_hf])
+def test_a_trained_learner_predicts_from_every_kind_of_picture(folder, source):
+    "Path, str, PIL, PILImage, numpy, bytes, tensor: whatever it was trained from"
+    if source is from_hf: pytest.importorskip('datasets')
+    learn = class_learner(source(folder), tiny(([.5]*3,[.2]*3), n_in=3))
+    learn.remove_cb(learn.progress)
+    files = sorted(folder.glob('*/*.png'))[:3]
+    want = learn.model.eval()(torch.stack([torch.tensor(np.array(Image.open(f))).permute(2,0,1)/255 for f in files])).softmax(1)
+    for name,make in kinds.items():
+        items = [make(f) for f in files]
+        torch.testing.assert_close(learn.get_preds(dl=learn.dls.test_dl(items))[0], want.detach(), msg=name)
+        torch.testing.assert_close(learn.predict(items[0])[2], want[0].detach(), msg=name)
+
+def test_data_of_pretraining_takes_every_kind_too(folder):
+    d = image_dls(folder, 16, bs=4, workers=0, device='cpu')
+    f = next(folder.glob('*/*.png'))
+    first = [next(iter(d.test_dl([make(f)])))[0] for make in kinds.values()]
+    assert all(torch.equal(o, first[0]) for o in first)
+
+# K5: a file that was written can be read
+
+def weight_norm_old(e):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        nn.utils.weight_norm(e[0][0])
+    return e
+def weight_norm(e):
+    nn.utils.parametrizations.weight_norm(e[0][0])
+    return e
+def spectral_norm(e):
+    nn.utils.parametrizations.spectral_norm(e[0][0])
+    return e
+def spectral_norm_old(e):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        nn.utils.spectral_norm(e[0][0])
+    return e
+def compiled_inside(e):
+    e[1] = torch.compile(e[1], backend='eager')
+    return e
+def parallel_inside(e):
+    e[1] = nn.DataParallel(e[1])
+    return e
+def strided(e):
+    w = e[0][0].weight
+    w.data = w.data.permute(1,0,2,3).contiguous().permute(1,0,2,3)
+    return e.to(memory_format=torch.channels_last)
+ways = dict(compiled=partial(torch.compile, backend='eager'), parallel=nn.DataParallel, averaged=AveragedModel, compiled_inside=compiled_inside,
+            parallel_inside=parallel_inside, both=lambda e: nn.DataParallel(torch.compile(e, backend='eager')), weight_norm=weight_norm,
+            weight_norm_old=weight_norm_old, spectral_norm=spectral_norm, spectral_norm_old=spectral_norm_old, strided=strided, plain=lambda e: e)
+
+@pytest.mark.parametrize('way', ways)
+@pytest.mark.parametrize('norm', [None,'group'])
+def test_a_wrapped_encoder_comes_back_from_its_file(way, norm, tmp_path):
+    "Same features, same record, without the network at hand; training flags and weights of the original stay"
+    if norm and 'norm' in way: pytest.skip('standardised already')
+    e = ways[way](tiny(norm=norm))
+    want = embed(e, X[:8])[0]
+    again = load_encoder(save_encoder(e, tmp_path/'e'))
+    torch.testing.assert_close(embed(again, X[:8])[0], want)
+    torch.testing.assert_close(embed(e, X[:8])[0], want)
+    assert again.meta==tiny().meta
+
+@pytest.mark.parametrize('way', ['compiled','parallel','averaged'])
+def test_a_wrapped_network_is_filled_from_a_file(way, tmp_path):
+    file = save_encoder(tiny(), tmp_path/'e')
+    net = ways[way](create_encoder('tiny_resnet', n_in=1, pretrained=False, widths=(8,16)))
+    torch.testing.assert_close(embed(load_encoder(file, encoder=net), X[:8])[0], embed(tiny(), X[:8])[0])
+
+def test_tied_and_half_weights_come_back(tmp_path):
+    torch.testing.assert_close(embed(load_encoder(save_encoder(tiny().bfloat16(), tmp_path/'e')), X[:8])[0], embed(tiny(), X[:8])[0], rtol=.1, atol=.1)
+    def net():
+        tied = nn.Sequential(nn.Flatten(), nn.Linear(64,64), nn.Linear(64,64))
+        tied[2].weight = tied[1].weight
+        return tied
+    own = net()
+    assert torch.equal(embed(load_encoder(save_encoder(own, tmp_path/'t'), encoder=net()), X[:8])[0], embed(own, X[:8])[0])
+
+def test_a_changed_network_is_saved_and_named(tmp_path):
+    "Its file can be read into a network like it; nothing claims to know how to build it"
+    def changed():
+        e = tiny()
+        e.add_module('more', nn.BatchNorm1d(16))
+        return e
+    with pytest.warns(UserWarning, match='load_encoder\\(path, encoder=net\\)'): file = save_encoder(changed(), tmp_path/'e')
+    with pytest.raises(ValueError, match='does not say how'): load_encoder(file)
+    assert load_encoder(file, encoder=changed()).meta==tiny().meta
+
+def test_saving_draws_no_random_number(tmp_path):
+    torch.manual_seed(1)
+    want = torch.rand(1)
+    torch.manual_seed(1)
+    save_encoder(tiny_made, tmp_path/'e')
+    assert torch.equal(torch.rand(1), want)
+tiny_made = tiny()
+
+def test_a_bad_save_leaves_the_old_file(tmp_path):
+    file = save_encoder(tiny(), tmp_path/'e')
+    before = file.read_bytes()
+    for bad in (dict(stats=(.5,0.)), dict(size=10**7), dict(stats='imagenet'), dict(n_in='one'), dict(extra=nn.Flatten())):
+        with pytest.raises((ValueError,TypeError)) as e: save_encoder(tiny(), file, **bad)
+        one_line(e)
+        assert file.read_bytes()==before
+
+# R4: files from elsewhere
+
+def with_meta(path, change):
+    "Write the file of `tiny()` with its metadata changed"
+    data = save_encoder(tiny(), path).read_bytes()
+    n, = struct.unpack('<Q', data[:8])
+    header = json.loads(data[8:8+n])
+    meta = change(json.loads(header['__metadata__']['self_supervised']))
+    header['__metadata__']['self_supervised'] = meta if isinstance(meta, str) else json.dumps(meta)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack('<Q', len(text))+text+data[8+n:])
+    return path
+
+def spec(**kw): return lambda meta: meta | dict(spec=meta['spec'] | kw)
+def top(**kw): return lambda meta: meta | kw
+def vit_spec(**kw): return lambda meta: meta | dict(spec=dict(arch='vit_tiny_patch16_224', n_in=1, pool_type='avg', size=32) | kw)
+hostile = dict(
+    size=top(size=10**7), size_pair=top(size=[10**4,10**4]), size_text=top(size='large'), size_negative=top(size=-1), size_bool=top(size=True),
+    size_three=top(size=[8,8,8]), n_in=top(n_in=10**9), n_in_text=top(n_in='3'), stats_zero=top(stats=[[.5],[0]]), stats_text=top(stats='imagenet'),
+    stats_number=top(stats=.5), stats_dict=top(stats={'mean': 0}), spec_size=vit_spec(size=10**7), spec_large=vit_spec(size=10**6), spec_size_text=vit_spec(size='x'),
+    depth=vit_spec(depth=10**6), deep=vit_spec(depth=10**9), wide=vit_spec(embed_dim=10**6), wider=spec(widths=[10**5,10**5]), channels=spec(n_in=10**6), channels_text=spec(n_in='x'),
+    unknown=spec(arch='no_such_net'), number=spec(arch=3), argument=spec(no_such_argument=1), pool=spec(pool_type='no'), long=spec(arch='a'*10**6),
+    spec_list=top(spec=['tiny_resnet']), spec_text=top(spec='tiny_resnet'), list=lambda m: [m], text=lambda m: 'x', string=lambda m: '"tiny"', number_meta=lambda m: '3',
+    null=lambda m: 'null', nested=lambda m: '['*100_000)
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', hostile)
+def test_a_hostile_file_ends_in_one_line(name, tmp_path):
+    "With little memory, in little time"
+    import resource
+    file = with_meta(tmp_path/'e.safetensors', hostile[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError) as e: load_encoder(file)
+    one_line(e, 'path=')
+    assert len(str(e.value))<1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before<600_000   # kB
+    if name.partition('_')[0] in ('size','list','stats'):
+        with pytest.raises(ValueError): encoder_info(file)
+
+def test_an_encoder_of_four_channels_is_refused_by_the_commands(folder, tmp_path):
+    file = save_encoder(tiny(None, n_in=4), tmp_path/'e')
+    with pytest.raises(ValueError) as e: embed_pictures(file, folder, workers=0)
+    one_line(e, 'n_in=4')
+    with pytest.raises(CliError) as e: byol_embed(str(file), str(folder), out=str(tmp_path/'f.npz'), workers=0)
+    one_line(e, 'n_in=4')
+    assert not (tmp_path/'f.npz').exists()
+
+def test_commands_use_the_recorded_size_and_channels(tmp_path):
+    assert encoder_settings(save_encoder(tiny(), tmp_path/'e'))[1:]==(8,STATS)
+    assert encoder_settings(save_encoder(tiny(), tmp_path/'e'), 16)[1]==16
+
+def test_damaged_bytes_never_run_or_hang(tmp_path):
+    "Single changed bytes of the header: an error of one line, or a file that loads"
+    file = save_encoder(tiny(), tmp_path/'e')
+    data = file.read_bytes()
+    for i in range(0, 600, 7):
+        file.write_bytes(data[:i]+bytes([data[i]^1])+data[i+1:])
+        try: load_encoder(file)
+        except (ValueError,TypeError) as e: assert '\n' not in str(e)
