@@ -7,7 +7,6 @@ __all__ = ['TooManyBad', 'whole_rows', 'Skipped', 'check_pictures']
 
 # %% ../../nbs/13_data.skipped.ipynb #imports
 import csv
-import errno
 import io
 import os
 import tempfile
@@ -41,8 +40,9 @@ def whole_rows(
     lines = text.split('\n')[:-1]   # what has no end is not read yet
     start = passed = 0
     while start<len(lines):
-        # A name may have lines
-        end = next((e for e in range(start+1, len(lines)+1) if _row(lines[start:e])), start)
+        # A name may have lines, but not many
+        ends = range(start+1, min(len(lines), start+10)+1)
+        end = next((e for e in ends if _row(lines[start:e])), start)
         taken = lines[start:max(end, start+1)]
         passed += len('\n'.join([*taken, '']).encode(errors='surrogateescape'))
         if end>start:
@@ -124,7 +124,7 @@ class Skipped(Mapping):
         fd = os.open(self.log, os.O_RDWR|os.O_CREAT|os.O_APPEND)
         try:
             if _is_cut(fd): row = b'\n'+row
-            if os.write(fd, row)<len(row): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while row: row = row[os.write(fd, row):]   # on a full disk a part is written, and the rest raises
         finally: os.close(fd)
 
     def report(self, fate='others took their place'):

@@ -7,8 +7,10 @@ __all__ = ['save_encoder', 'encoder_info', 'load_encoder']
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #imports
 import json
+from hashlib import sha256
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -35,7 +37,28 @@ def save_encoder(
     text = meta_text(dict(spec=getattr(encoder, 'spec', None), version=__version__, **meta))
     # Copies on the CPU: safetensors refuses tensors that share memory, as tied weights do
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in encoder.state_dict().items()}
-    return write_atomic(path, save(weights, {'self_supervised': text}))
+    return write_atomic(path, save(weights, {'self_supervised': text, _digest_key: _digest(weights, text)}))
+
+# %% ../../nbs/70_transfer.encoder_file.ipynb #encoder_digest
+_digest_key = 'self_supervised.sha256'
+
+def _digest(weights, text):
+    "SHA-256 of weights, with their names, types and shapes, and of what is recorded beside them"
+    h = sha256(text.encode())
+    for k in sorted(weights):
+        w = weights[k].contiguous()
+        h.update(f'{k} {w.dtype} {tuple(w.shape)}'.encode())
+        h.update(w.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def _check_digest(weights, metadata):
+    "Raise for a file that was changed after it was written; an older one, and one of others, has no digest"
+    ours = {'self_supervised',_digest_key} & metadata.keys()
+    # Of a flipped bit in one of the two names, something else is left
+    others = metadata.keys()-ours-{'format'} if ours else set()
+    if _digest_key in metadata: whole = metadata[_digest_key]==_digest(weights, metadata.get('self_supervised', ''))
+    else: whole = not others
+    if not whole: raise SafetensorError('its content is not what was written')
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #save_needs
 def check_encoder(
@@ -69,9 +92,10 @@ def _read(path):
     try:
         with safe_open(path, 'pt') as f:
             weights = {k: f.get_tensor(k) for k in f.keys()}
-            text = (f.metadata() or {}).get('self_supervised', '{}')
-        return weights,json.loads(text)
-    except (SafetensorError, json.JSONDecodeError) as e:
+            metadata = f.metadata() or {}
+        _check_digest(weights, metadata)
+        return weights,json.loads(metadata.get('self_supervised', '{}'))
+    except (SafetensorError, ValueError, OSError) as e:
         if _is_zip(path):
             problem = 'is a file of `torch.save`, as `learn.save` writes them'
             raise invalid(given, problem, 'Use `load_old(path, encoder)`') from None
