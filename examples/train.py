@@ -11,7 +11,7 @@ from pathlib import Path
 from fastai.vision.all import ChannelsLast, imagenet_stats, num_distrib, parent_label, rank_distrib
 from fastcore.script import call_parse, store_true
 
-import self_supervised.fit  # gives `Learner` its `fit_byol`
+import self_supervised.fit  # gives `Learner` its `fit_byol`  # noqa: F401
 from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.core import seed_everything
 from self_supervised.data.images import image_dls

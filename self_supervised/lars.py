@@ -52,7 +52,7 @@ class TorchLARS(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta))
 
     def show_norms_to(self,
-        judge:Callable|None, # Takes a list of norms, one per gradient. If it raises, no weight moves. None asks nobody
+        judge:Callable|None, # Takes a list of norms, one per gradient. If it raises, no weight moves. None: no judge
     )->None:
         "Call `judge` once, in the middle of the next step: all norms are known there, and no weight has moved"
         self.judge = judge

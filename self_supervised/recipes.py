@@ -129,7 +129,7 @@ def byol_recipe(
     opt:str='lars', # 'lars', 'sgd', 'adamw', or 'simsiam'
     n_items:int|None=None, # Pictures in the training data; None takes it for ImageNet
 )->Recipe: # With `lr`, `wd`, `m`, `warmup` and `opt_func` for this run; prints as a table
-    "Scale the nearest published recipe to `bs`: learning rate times κ, momentum to the power κ (arXiv:2307.13813)"
+    "Scale the nearest recipe to `bs`: learning rate times κ (√κ for AdamW), momentum to the power κ (arXiv:2307.13813)"
     check_run(epochs, bs, opt, n_items)
     row = _nearest(epochs, bs, opt, n_items or _imagenet)
     # 10 epochs at most, and a quarter of the run: the share the shortest published run gives to its warm-up

@@ -36,7 +36,7 @@ def ours(e):
     # ours say what to do, in a sentence of its own at the end
     line = lines[0].strip()
     assert line.endswith('.'), e
-    verbs = 'pass set give repair leave build lower look choose make call'.split()
+    verbs = 'pass set give repair leave build lower look choose make call convert'.split()
     assert any(v+' ' in line.lower() for v in verbs), e
     return line
 

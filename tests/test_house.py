@@ -86,7 +86,7 @@ def test_classes_and_functions_are_short():
 long_lines = {}
 
 def test_lines_are_short():
-    lines = [(name_of(p),i,o) for p in modules for i,o in enumerate(p.read_text(encoding='utf-8').splitlines(), 1) if o.strip() and not o.startswith('# %%')]
+    lines = [(name_of(p),i,o) for p in modules for i,o in enumerate(p.read_text(encoding='utf-8').splitlines(), 1) if o.strip() and not o.startswith(('# %%','__all__'))]
     found = [f'{m}:{i}: {len(o)}' for m,i,o in lines if len(o)>LINE]
     allowed = [o for o in found if o.rpartition(':')[0] in long_lines]
     fail([o for o in found if o not in allowed], f'a line has {LINE} characters at most:')
@@ -104,7 +104,7 @@ def test_attributes_have_lines_of_their_own():
 
 def test_errors_have_one_form():
     "`core.invalid` builds them: what was passed, what is wrong with it, what to do"
-    builtin = {'ValueError','TypeError','RuntimeError','FileNotFoundError','OSError','KeyError'}
+    builtin = {'ValueError','TypeError','RuntimeError','FileNotFoundError','KeyError'}   # an OSError is the reason within one of ours
     found = [f'{name_of(p)}:{o.lineno}' for p in modules if name_of(p)!='self_supervised.core' for o in ast.walk(tree_of(p))
              if isinstance(o, ast.Raise) and isinstance(o.exc, ast.Call) and getattr(o.exc.func, 'id', '') in builtin]
     fail(found, 'raise core.invalid(given, problem, fix):')
@@ -115,7 +115,7 @@ def test_a_page_begins_with_its_title(fn):
     first = read_nb(fn).cells[0]
     lines = first.source.splitlines()
     assert first.cell_type=='markdown' and len(lines)==2 and lines[0].startswith('# ') and lines[1].startswith('> ')
-    assert len(lines[1])<=150
+    assert len(lines[1])<=LINE-2   # it is the docstring of the module, too
 
 @pytest.mark.parametrize('args', [('ruff','check'), ('mypy',)], ids=lambda o: o[0])
 def test_the_linters_are_content(args):

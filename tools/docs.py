@@ -150,7 +150,11 @@ def readme(dest:Path):
     Page(root/'nbs/index.ipynb', Filters(links=False), lambda o: normpath(f'nbs/{o}')).save(dest/'README.md', dest/'nbs')
 
 def page_name(fn): return nbpath2html(PurePosixPath(fn)).with_suffix('.md').name
-def site_link(o): return page_name(o) if o.endswith('.ipynb') else None if o.startswith('../') else o # of ../ the site has nothing
+def site_link(o):
+    "The page of a notebook, also with a heading behind `#`; the site has nothing of `../`"
+    path,mark,heading = o.partition('#')
+    if path.endswith('.ipynb'): return page_name(path)+mark+heading.lower()
+    return None if o.startswith('../') else o
 
 def site(dest:Path):
     "Write a page a notebook into `dest`/_proc and the site made of them into `dest`/_docs; a broken link is an error"

@@ -184,7 +184,7 @@ class Guard(Callback):
 
     def after_fit(self):
         "Report, and leave the optimizer"
-        self._let_go()   # where somebody cancelled the last step before it began
+        self._let_go()   # where another callback cancelled the last step before it began
         if self.report() and not rank_distrib(): print(self.report())
 
     def _put_back(self):

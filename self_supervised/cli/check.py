@@ -9,6 +9,9 @@ __all__ = ['byol_check']
 import csv
 import sys
 
+# Before fastai: it silences a warning of fastai's import
+from .terminal import check_place
+
 from fastcore.script import CliError, call_parse
 
 from ..core import check_at_least
@@ -27,6 +30,7 @@ def byol_check(
 ):
     "List the pictures that training would skip, and why; exit code 1 if there are any"
     try:
+        if out: check_place(out)
         check_channels(n_in)
         check_at_least(1, size=size)
         items = picture_items(path)

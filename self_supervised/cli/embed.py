@@ -13,6 +13,9 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
+# Before fastai: it silences a warning of fastai's import
+from .terminal import check_place, one_line_errors
+
 import numpy as np
 import torch
 from fastai.imports import noop
@@ -27,7 +30,6 @@ from ..data.sources import picture_items
 from ..data.reading import BadPicture, open_picture
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
-from .terminal import check_place, one_line_errors
 
 # %% ../../nbs/95_cli.embed.ipynb #settings
 def encoder_settings(
@@ -142,7 +144,7 @@ def write_features(
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote
     path:str, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars
-    out:str='features.npz', # File to write: .npz (arrays `names`, `features`) or .parquet (a column per feature)
+    out:str='features.npz', # File to write: .npz (`names`, `features`) or .parquet (`name`, and a column per feature)
     size:int=None, # Side of the pictures in pixels; what the encoder was trained with
     bs:int=64, # Pictures at a time
     workers:int=None, # Processes that read; as many as there are cores, at most 16

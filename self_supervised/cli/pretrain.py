@@ -36,8 +36,8 @@ from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
-from ..vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
-from .judge import features_of_parts
+from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
+from .comparison import features_of_parts
 from .report import as_text
 from .run_folder import recorded_settings, run_folder, write_run, write_settings
 
@@ -54,17 +54,7 @@ DIGITS = dict(
     m=.95,
     hidden_size=512,
     projection_size=64)
-DIGIT_VIEWS = dict(
-    resize_scale=(.6,1.),
-    rotate=True,
-    rotate_deg=20,
-    rotate_p=.8,
-    flip_p=0.,
-    jitter=False,
-    bw=False,
-    blur=False,
-    solarize=False,
-    stats=None)
+DIGIT_VIEWS = digit_views
 
 # Few photographs on one machine: the published views, and AdamW, which needs no large batch
 PICTURES = dict(
@@ -231,7 +221,9 @@ def pretrain(
     "Train an encoder with BYOL and write it to a run folder"
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
                  bf16=bf16, **settings)
-    s = complete_settings(**(recorded_settings(out, views or {}, **asked) if resume else asked | dict(views=views)))
+    if resume: asked = recorded_settings(out, views or {}, **asked)
+    else: asked['views'] = views
+    s = complete_settings(**asked)
     check_settings(s)
     bs = share_batch(s.bs)
     seed_everything(s.seed)

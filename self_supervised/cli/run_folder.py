@@ -26,11 +26,11 @@ from fastai.torch_core import num_distrib, rank_distrib
 
 from .. import __version__
 from ..core import invalid, write_atomic
-from ..callback.owner import claim, release
+from ..owner import claim, release
 from ..callback.ranks import once
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
-from .judge import compare_parts
+from .comparison import compare_parts
 from .report import write_report
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012

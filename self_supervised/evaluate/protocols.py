@@ -210,7 +210,7 @@ def linear_eval(
     stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
     **kwargs # For `linear_bank`: views, epochs, bs
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
-    "Train a linear classifier on augmented pictures, its rate chosen on a held-out part (arXiv:2006.07733, app. C.1)"
+    "Train a linear classifier on augmented pictures at the rate best on a held-out part (arXiv:2006.07733, app. C.1)"
     lrs,seeds = _several(lrs=lrs, seeds=seeds)
     x,y,test_x,test_y = coded_parts(train, test)
     test_f = _finite_features('test', encoder, test_x, stats)
@@ -275,7 +275,7 @@ def finetune_eval(
     stats:tuple|None=None, # (mean,std) the encoder was trained with, None for [0,1]
     **kwargs # For `fine_tuned`: views, epochs, bs
 )->dict: # Fraction → `Evaluated`: `accuracy`, mean ± std over the seeds, and `chosen`, the rate of each
-    "Fine-tune on a part of the labels, at the rate that is best on a held-out part"
+    "Fine-tune on a part of the labels, at the rate best on a held-out part (arXiv:2006.07733, app. C.2)"
     fractions,lrs,seeds = _several(fractions=fractions, lrs=lrs, seeds=seeds)
     if not 0<min(fractions)<=max(fractions)<1-part:
         problem = f'must be in (0,{1-part:g}), as a part of {part:g} is held out'

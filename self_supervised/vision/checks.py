@@ -27,8 +27,8 @@ def prepare(
     "Convert a batch of pictures, clips or vectors to what the views expect"
     if x.dtype==torch.uint8: x = x.float()/255
     if not x.is_floating_point():
-        raise invalid(f'x.dtype={x.dtype}', 'must be uint8 in 0..255 or floating point in [0,1]',
-                      'Convert the pictures, and read columns of a table by table_dls', TypeError)
+        raise invalid(f'x.dtype={x.dtype}', 'is neither bytes nor floating point',
+                      'Pass uint8 in 0..255 or floats in [0,1], and columns of a table by table_dls', TypeError)
     if x.dim() not in (2,4,5):
         raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of pictures, clips or vectors',
                       'Pass (bs,c,h,w), clips (bs,c,t,h,w) or vectors (bs,c)')
