@@ -7,6 +7,7 @@ __all__ = ['Checkpoint', 'checkpoint_files', 'newest_checkpoint', 'read_checkpoi
 
 # %% ../../nbs/50_callback.checkpoint.ipynb #imports
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from fastai.torch_core import get_model, rank_distrib
 from ..core import check_at_least, check_whole, device_of, invalid
 from .core import AttachedCallback
 from .ranks import any_rank, most
+from .guard import Guard, finite
 from .state import learner_state, set_learner_state
 from .replay import Replay
 from .signals import Signals
+from ..owner import release
 from .checkpoint_file import FORMAT, VERSION, check_same, checkpoint_files, find_checkpoint
 from .checkpoint_file import fit_facts, newest_checkpoint, read_checkpoint, write_checkpoint
 
@@ -83,9 +86,10 @@ class BestValue:
     )->bool: # On every rank, if it was on one
         "Note the value of the last epoch if it is the best"
         value = None if self.monitor is None else recorder.values[-1][self._column(recorder)]
-        better = value is not None and (self.value is None or bool(self.comp(value, self.value)))
+        known = value is not None and bool(np.isfinite(value))   # nothing is better, or worse, than nan
+        better = known and (self.value is None or bool(self.comp(value, self.value)))
         if not any_rank(better): return False
-        self.value = value
+        if known: self.value = value
         return True
 
     def _column(self, recorder):
@@ -124,6 +128,7 @@ class Checkpoint(AttachedCallback):
 
     def detached(self, learn):
         for part in (self.signals, self.replay): part.close()
+        release(self.folder)
 
     def before_fit(self):
         "Take up the run where the folder has it"
@@ -171,6 +176,7 @@ class Checkpoint(AttachedCallback):
         if self.training and done==self.n_iter: self.trained = self.state(done)   # by reference: nothing is copied
         due = self.training and self.due.at_step(self.train_iter)
         wish = self.due.wish(self.signals.noted, self.training)
+        if _in_bad_row(self.learn): wish,due = wish if wish>1 else 0,False   # a signal does not wait for better steps
         able = self.training or self.trained    # a validation may come without training
         if not (able and (due or wish)): return
         self.save(self.trained or self.state(done))
@@ -189,7 +195,8 @@ class Checkpoint(AttachedCallback):
         "Note that the fit is finished, if it was ended early"
         if not self.complete and any_rank(bool(torch.isfinite(self.loss).all())): self.save(self.state(finished=True))
         self.fit_no += 1
-        self.detached(self.learn)
+        self.detached(self.learn)   # from here on a signal acts at once
+        self.signals.end(most(self.signals.noted), listen=False)   # one that came in the last save
 
     def state(self,
         batch:int=0, # Batches of this epoch that are behind, 0 when all of it is
@@ -207,18 +214,36 @@ class Checkpoint(AttachedCallback):
     )->None:
         "Write a checkpoint and delete the oldest; training goes on if the disk is full"
         self.due.restart()
-        if not rank_distrib(): write_checkpoint(self.folder, state, self.keep, best)
+        if rank_distrib(): return
+        if not _is_finite(self.learn.model): return _warn_not_finite(self.folder, state['position'])
+        keep = None if _in_bad_row(self.learn) else self.keep
+        write_checkpoint(self.folder, state, keep, best)
 
     def load(self,
         state:dict, # From `state`, or `read_checkpoint`
     )->None:
         "Put back what `state` returned; random numbers excepted"
-        self.best.value = state['best']
+        self.best.value = None if state['best'] is None or np.isnan(state['best']) else state['best']
         set_learner_state(self.learn, state, self)
 
 def _in_training(learn):
     "Is this a fit? `validate` and `get_preds` hold the lock"
     return not (learn.lock.locked() or hasattr(learn, 'lr_finder'))
+
+def _in_bad_row(learn):
+    "Was the last batch, or step, skipped? Then what was saved before the first of them may be the last that is good"
+    return any(any(cb.row.values()) for cb in learn.cbs if isinstance(cb, Guard))
+
+def _is_finite(model):
+    "Are all weights, and running statistics, finite?"
+    running = [b for k,b in model.named_buffers() if k.rpartition('.')[2].startswith('running_')]
+    return bool(finite(*model.parameters(), *running))
+
+def _warn_not_finite(folder, position):
+    have = checkpoint_files(folder)
+    there = f'{have[-1].name} stays the newest checkpoint' if have else 'there is no checkpoint'
+    warnings.warn(f"Step {position['step']} was not saved, since the weights are not finite; {there} in {str(folder)!r}. "
+                  'Lower lr, since the network has diverged.')
 
 def _check_alone(cbs):
     if sum(isinstance(cb, Checkpoint) for cb in cbs)<2: return

@@ -10,23 +10,73 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable
+from enum import Enum
+from hashlib import file_digest, sha256
+from inspect import signature
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 from torch import nn
 
 from ..core import batch_size_of, first_line, invalid, second_name, write_atomic
 from .ranks import once
 from .replay import workers_of
+from ..data.facts import data_facts, n_changed
+from ..owner import claim
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #file_format
 FORMAT = 'self_supervised.checkpoint'   # what every file of ours says at `format`
 VERSION = 1     # and at `version`
+
+# What a checkpoint is made of
+_parts = dict(version=int, position=dict, facts=dict, model=dict, opt=dict, grads=list, learner=dict, metrics=list,
+              callbacks=dict, rng=list)
+_place = dict(fit=int, epoch=int, batch=int, step=int, finished=bool)   # and its position
+
+# %% ../../nbs/49_callback.checkpoint_file.ipynb #file_seal
+_seal = b'\nself_supervised sha256 '     # 64 hexadecimal digits and a newline follow
+SEAL = len(_seal)+65
+
+def write_sealed(
+    state, # What `torch.save` takes
+    f, # Open for writing and reading
+)->None:
+    "Save to an open file, and put the digest of it behind"
+    torch.save(state, f)
+    f.flush()
+    with open(f.fileno(), 'rb', closefd=False) as written:
+        written.seek(0)
+        digest = file_digest(written, 'sha256').hexdigest()
+    f.seek(0, 2)
+    f.write(_seal+digest.encode()+b'\n')
+
+def check_seal(
+    path, # Of a file
+)->None:
+    "Raise unless a file is what was written: by its digest, and in an older file by the sums of its archive"
+    with open(path, 'rb') as f:
+        size = f.seek(0, 2)
+        f.seek(max(0, size-SEAL))
+        end = f.read()
+        if end.startswith(_seal): return _check_digest(f, size-SEAL, end[len(_seal):-1])
+    with ZipFile(path) as z:
+        bad = z.testzip() or next((o.filename for o in z.infolist() if o.external_attr), None)
+    if bad: raise invalid(f'part={bad!r}', 'of the archive was changed', 'Pass a whole file')
+
+def _check_digest(f, size, digest):
+    f.seek(0)
+    h = sha256()
+    while size>0 and (block := f.read(min(size, 2**20))):
+        h.update(block)
+        size -= len(block)
+    if h.hexdigest().encode()!=digest:
+        raise invalid('digest', 'is that of another content: the file was changed after it was written', 'Pass a whole file')
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c013
 def checkpoint_files(
@@ -40,18 +90,34 @@ def read_checkpoint(
     device='cpu', # Where to put what was on a GPU
 )->dict: # 'position', 'facts', 'model', 'opt', 'grads', 'learner', 'metrics', 'callbacks', 'best', 'rng'
     "Read a checkpoint; nothing in it is run"
-    def place(storage, where): return storage if where=='cpu' else storage.to(device)
     given = f'path={str(path)!r}'
     fix = 'Pass a file that Checkpoint wrote'
-    try: state = torch.load(path, map_location=place, weights_only=True)
+    try: state = _load(path, device)
+    # These say nothing about the file
+    except (FileNotFoundError, MemoryError, torch.OutOfMemoryError): raise
     except pickle.UnpicklingError:
         raise invalid(given, 'is not a whole checkpoint (it holds more than tensors and plain values)', fix) from None
-    except (RuntimeError, EOFError, KeyError, ValueError) as e:
-        raise invalid(given, f'is not a whole checkpoint ({first_line(e)})', fix) from None
+    # Of a damaged file torch raises whatever it stumbles over
+    except Exception as e: raise invalid(given, f'is not a whole checkpoint ({first_line(e)})', fix) from None
     if not isinstance(state, dict) or state.get('format')!=FORMAT:
         raise invalid(given, 'is a file of another program', fix)
+    if (wrong := _wrong_part(state)): raise invalid(given, f'is not a whole checkpoint ({wrong})', fix)
     if state['version']>VERSION: raise invalid(given, 'was written by a later version of this library', 'Update it')
     return state
+
+def _load(path, device):
+    "Read a file that is what was written"
+    def place(storage, where): return storage if where=='cpu' else storage.to(device)
+    check_seal(path)
+    return torch.load(path, map_location=place, weights_only=True)
+
+def _wrong_part(state):
+    "What is missing in a checkpoint, or is something else; empty for a whole one"
+    parts = [(state, k, t) for k,t in _parts.items()]+[(state.get('position'), k, t) for k,t in _place.items()]
+    parts += [(rng, k, (dict,type(None))) for rng in state.get('rng') or [{}] for k in ('now','start')]
+    for where,k,kind in parts:
+        if not isinstance(where, dict) or not isinstance(where.get(k, ...), kind): return f'{k!r} is missing or wrong'
+    return '' if 'best' in state else "'best' is missing"
 
 def newest_checkpoint(
     path, # Folder of a run
@@ -61,6 +127,7 @@ def newest_checkpoint(
     error = None
     for f in reversed(checkpoint_files(path)):
         try: return read_checkpoint(f, device)
+        except FileNotFoundError: continue   # a process that trains has deleted it
         except ValueError as e:
             warnings.warn(f'{e} The checkpoint before it is read instead.')
             error = e
@@ -71,20 +138,22 @@ def newest_checkpoint(
 def write_checkpoint(
     folder:Path, # Of a run; exists
     state:dict, # Tensors and plain values, with a 'position'
-    keep:int, # Checkpoints to keep, the newest
+    keep:int|None, # Checkpoints to keep, the newest; None keeps all that are there
     best:bool, # Also as `best.pt`?
 )->None:
     "Write a checkpoint and delete the oldest; warn when the disk is full"
     file = folder/_file_name(**state['position'])
     try:
-        write_atomic(file, lambda f: torch.save(state, f))
+        write_atomic(file, lambda f: write_sealed(state, f))
         if best: second_name(file, folder/'best.pt')
     except (OSError, RuntimeError) as e:
         # torch says what it was doing, and hides what the disk said
         disk = e if isinstance(e, OSError) else e.__context__
         if not isinstance(disk, OSError): raise
         return _warn_not_written(file, disk)
-    for f in checkpoint_files(folder)[:-keep]: f.unlink()
+    if keep is None: return
+    # Files behind this one are damaged, or of a run that was gone on with before them: they do not count
+    for f in [f for f in checkpoint_files(folder) if f.name<=file.name][:-keep]: f.unlink()
 
 def _file_name(fit, step, **_): return f'fit{fit:03}-step{step:09}.pt'
 
@@ -114,8 +183,11 @@ def find_checkpoint(
 def _fit_of(file): return int(file.name[3:6])
 
 def _open_folder(folder):
-    "Make a folder, rid it of halves, and check that all ranks see the same in it"
-    once(_clear, folder)
+    "Make a folder, claim it, rid it of halves, and check that all ranks see the same in it"
+    owner = once(_clear, folder)
+    if owner:
+        raise invalid(f'path={str(folder)!r}', f'is written to by {owner}',
+                      'Wait until that process has ended, or pass another folder')
     files = checkpoint_files(folder)
     names = [f.name for f in files]
     if once(lambda: names)!=names:
@@ -124,8 +196,12 @@ def _open_folder(folder):
     return files
 
 def _clear(folder):
-    folder.mkdir(parents=True, exist_ok=True)
+    "Who owns the folder, if it is not this process"
+    if rank_distrib(): return ''   # of several that have not met, the first alone writes
+    owner = claim(folder)
+    if owner: return owner
     for f in folder.glob('.*.pt.*'): f.unlink(missing_ok=True)   # left by a process that was killed in a save
+    return ''
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c015
 def fit_facts(
@@ -135,6 +211,7 @@ def fit_facts(
     facts = dict(epochs=learn.n_epoch)
     facts |= _loader_facts(learn.dls.train)
     facts |= _opt_facts(learn.opt)
+    facts |= dict(callbacks=_changing(learn.cbs), views=_views(learn.cbs))
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
 
 def _points(f): return [np.asarray(f(i/20), dtype=float).tolist() for i in range(21)]
@@ -144,7 +221,8 @@ def _loader_facts(dl):
             'batches an epoch': _n_batches(dl),
             'batch size': batch_size_of(dl),
             'workers': workers_of(dl),
-            'processes': num_distrib() or 1}
+            'processes': num_distrib() or 1,
+            'data': data_facts(getattr(dl, 'dataset', None))}
 
 def _n_items(dl):
     "How many there are; None for a stream"
@@ -166,6 +244,26 @@ def _opt_facts(opt):
             'learning rates': [float(h['lr']) for h in opt.hypers],
             'weight decays': [float(h.get('wd', 0.)) for h in opt.hypers]}
 
+# Modules of fastai whose callbacks change what is learned; those of others are not known to
+_changes = {f'fastai.callback.{o}' for o in ('fp16','training','mixup','channelslast','rnn')}
+
+def _changing(cbs):
+    "Callbacks that change what is learned, with their settings, such as 'GradientClip(max_norm=1.0, norm_type=2.0)'"
+    found = [cb for cb in cbs if type(cb).__module__ in _changes and type(cb).__name__!='CudaCallback']
+    return sorted(f"{type(cb).__name__}({', '.join(_settings(cb))})" for cb in found)
+
+def _settings(cb):
+    "Arguments of a callback that are plain"
+    for k in signature(type(cb)).parameters:
+        v = getattr(cb, '__dict__', {}).get(k)
+        if isinstance(v, Enum): v = v.value
+        if isinstance(v, (bool,int,float,str)): yield f'{k}={v}'
+
+def _views(cbs):
+    "The pipelines of the views in words, without the places of functions in memory"
+    byol = next((cb for cb in cbs if cb.name=='byol'), None)
+    return [re.sub(r' at 0x[0-9a-f]+', '', str(o)) for o in getattr(byol, 'augs', None) or []]
+
 def _curves(cbs:Iterable[Callback])->dict:
     "Functions of the progress of the fit, by what they set"
     curves = {k: f for cb in cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
@@ -184,14 +282,32 @@ def check_same(
     given = f'path={str(path)!r}'
     fix = 'Ask for the same, or pass another folder'
     for k in [*now, *was]:
-        if was.get(k)==now.get(k): continue
-        raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)
+        # An older checkpoint says nothing of these
+        if k in ('data','callbacks','views') and k not in was: continue
+        if k=='data': _check_data(was[k], now.get(k, {}), given)
+        elif was.get(k)!=now.get(k):
+            raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)
     missing = weights.keys()^own.keys()
     wrong = sorted(missing | {k for k in weights.keys()&own.keys() if np.shape(weights[k])!=np.shape(own[k])})
     if not wrong: return
     k = wrong[0]
     example = f'{k!r}, {_shape(k, weights)} there and {_shape(k, own)} here'
     raise invalid(given, f'holds another model: {len(wrong)} weights differ, e.g. {example}', fix)
+
+def _check_data(was, now, given):
+    "Raise when the pictures are others, or are labelled otherwise; warn when some of their files were changed"
+    for k in ('names','labels'):
+        if was.get(k)==now.get(k): continue
+        raise invalid(given, f'holds a fit on other data: the {k} of its pictures differ from those of now',
+                      'Put the data back, or pass another folder')
+    then,here = was.get('contents') or [],now.get('contents') or []
+    changed = n_changed(then, here)
+    seen = f'{changed} of {len(then)} pictures that were looked at'
+    if 2*changed>len(then):
+        raise invalid(given, f'holds a fit on other data: the contents of {seen} differ from those of now',
+                      'Put the data back, or pass another folder')
+    if changed: warnings.warn(f'{given}: the contents of {seen} differ from those that the fit began with. '
+                              'It goes on, but not to the same end. Put the data back to repeat it.')
 
 def _fact(k, facts):
     "One fact in words, at most 200 letters of them"

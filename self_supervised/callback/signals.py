@@ -14,8 +14,35 @@ from types import FrameType
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 # %% ../../nbs/48_callback.signals.ipynb #signals_code
+class SparedWorkers:
+    "Loader workers that are not ended by the first SIGTERM, or by Ctrl-C: their learner saves, and ends them"
+    set_handlers = staticmethod(signal_handling._set_worker_signal_handlers)   # torch's, called in each new worker
+
+    @classmethod
+    def begin(cls,
+        loaders, # Those of the learner; workers that one keeps from an earlier fit are started anew
+    )->None:
+        "Spare all workers that are started from here on"
+        for dl in loaders:
+            if isinstance(dl, DataLoader) and dl._iterator is not None: dl._iterator = None
+        signal_handling._set_worker_signal_handlers = _spare
+
+    @classmethod
+    def end(cls)->None:
+        "Leave torch as it was"
+        signal_handling._set_worker_signal_handlers = cls.set_handlers
+
+def _spare():
+    "In a worker: torch's handlers, and then ours for the signals that end a fit"
+    SparedWorkers.set_handlers()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.siginterrupt(signal.SIGTERM, False)
+
 ends = (signal.SIGINT, signal.SIGTERM)   # Ctrl-C, and the notice of a scheduler
 
 class Signals:
@@ -37,6 +64,7 @@ class Signals:
             if signal.getsignal(s) is signal.SIG_IGN: continue
             # None is a handler that did not come from Python, and cannot be put back
             self.former[s] = signal.signal(s, self._heard) or signal.SIG_DFL
+        SparedWorkers.begin(getattr(self.callback.learn.dls, 'loaders', []))
 
     def _heard(self, signum, frame):
         "Note a signal; once, and while the fit runs"
@@ -59,13 +87,16 @@ class Signals:
         "Put the former handlers back"
         for s,f in self.former.items(): signal.signal(s, f)
         self.former = {}
+        SparedWorkers.end()
 
     def end(self,
         signum:int, # A signal that came, to this process or another rank; any other number does nothing
+        listen:bool=True, # Does the fit go on, if whoever handles the signal wants to go on?
     )->None:
         "End the process as the signal would have ended it"
         if signum not in ends: return
         self.close()
+        self.noted = 0
         sys.stdout.flush()
         signal.raise_signal(signum)
-        self.listen()  # whoever handles the signal may want to go on
+        if listen: self.listen()

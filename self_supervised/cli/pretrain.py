@@ -35,12 +35,11 @@ from ..data.sources import Picture, picture_items
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..evaluate.features import Pixels
-from ..callback.ranks import once
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from .comparison import features_of_parts
 from .report import as_text
-from .run_folder import free_folder, recorded_settings, write_run, write_settings
+from .run_folder import recorded_settings, run_folder, write_run, write_settings
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c006
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at
@@ -162,7 +161,7 @@ def run_learner(
     cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast()]
     if s.bf16: cbs.append(MixedPrecision('bf16'))
     if not progress and not rank_distrib(): cbs.append(Lines())
-    cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5, keep=1)]
+    cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5)]
     return Learner(dls, model, path=out, cbs=cbs)
 
 # %% ../../nbs/94_cli.pretrain.ipynb #g94threadscode
@@ -230,7 +229,10 @@ def pretrain(
     seed_everything(s.seed)
     # What is wrong with the pictures is raised before a folder is made
     items = None if s.path is None else picture_items(s.path)
-    out = Path(out) if resume else once(free_folder, out)
+    with run_folder(out, resume) as folder: return _run(s, items, bs, folder, resume, progress)
+
+def _run(s, items, bs, out, resume, progress):
+    "Train, measure, and write what came out to the folder of the run"
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
     encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size)

@@ -10,6 +10,8 @@ import glob
 import json
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
@@ -20,10 +22,12 @@ import timm
 import torch
 import torchvision
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 
 from .. import __version__
 from ..core import invalid, write_atomic
+from ..owner import claim, release
+from ..callback.ranks import once
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
@@ -32,15 +36,53 @@ from .report import write_report
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
 def free_folder(
     out, # Folder asked for
-)->Path: # `out`; or `out-2`, `out-3`, … where that holds a run already
-    "Find a folder that holds no run, and make it"
+)->Path: # `out`; or `out-2`, `out-3`, … where that holds a run already, or is another process's
+    "Find a folder that holds no run, make it and claim it"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise invalid(f'out={str(out)!r}', 'is a file', 'Pass a folder')
     names = chain([out], (out.with_name(f'{out.name}-{i}') for i in count(2)))
-    free = next(folder for folder in names if not (folder/'settings.json').exists())
-    free.mkdir(parents=True, exist_ok=True)
-    if free!=out: print(f'{out} holds a run already: this one goes to {free}')
+    taken = ''
+    for free in names:
+        why = _why_taken(free)
+        if not why: break
+        taken = taken or why
+    if free!=out: print(f'{out} {taken}: this one goes to {free}')
     return free
+
+def _why_taken(folder):
+    "What a folder is not free for; empty when it is free, and claimed"
+    if (folder/'settings.json').exists(): return 'holds a run already'
+    owner = claim(folder)
+    if owner: return f'is in use by {owner}'
+    if not (folder/'settings.json').exists(): return ''
+    release(folder)   # a run has ended meanwhile
+    return 'holds a run already'
+
+@contextmanager
+def run_folder(
+    out, # Folder asked for
+    resume:bool, # Is there a run in it to go on with?
+)->Iterator[Path]: # The folder, the same for all ranks
+    "Inside: a folder that no other process writes to. If nothing was written, none is left"
+    there = Path(out).is_dir()
+    missing = [o for o in Path(out).absolute().parents if not o.exists()]
+    folder = Path(out) if resume else once(free_folder, out)
+    owner = once(_claim_again, folder) if resume else ''
+    if owner:
+        raise invalid(f'out={str(out)!r}', f'is in use by {owner}', 'Wait until that process has ended')
+    try: yield folder
+    finally:
+        if not rank_distrib():
+            release(folder)
+            _remove_empty([*([] if there and folder==Path(out) else [folder]), *missing])
+
+def _claim_again(folder): return '' if rank_distrib() else claim(folder)
+
+def _remove_empty(folders):
+    "Remove folders, from the inside out, up to one that holds something"
+    try:
+        for o in folders: o.rmdir()
+    except OSError: pass
 
 # %% ../../nbs/93_cli.run_folder.ipynb #g93recordcode
 def run_record(

@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from numbers import Number
 from pathlib import Path
 from warnings import catch_warnings, simplefilter, warn
@@ -44,9 +45,30 @@ def save_encoder(
     meta = check_record('meta', record_of(net) | meta)
     weights,spec = _to_write(net)
     text = meta_text(dict(spec=spec, version=__version__, **meta))
-    data = save(weights, {'self_supervised': text})
+    data = save(weights, {'self_supervised': text, _digest_key: _digest(weights, text)})
     _check_written(data, weights, path)
     return write_atomic(path, data)
+
+# %% ../../nbs/70_transfer.encoder_file.ipynb #encoder_digest
+_digest_key = 'self_supervised.sha256'
+
+def _digest(weights, text):
+    "SHA-256 of weights, with their names, types and shapes, and of what is recorded beside them"
+    h = sha256(text.encode())
+    for k in sorted(weights):
+        w = weights[k].contiguous()
+        h.update(f'{k} {w.dtype} {tuple(w.shape)}'.encode())
+        h.update(w.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def _check_digest(weights, metadata):
+    "Raise for a file that was changed after it was written; an older one, and one of others, has no digest"
+    ours = {'self_supervised',_digest_key} & metadata.keys()
+    # Of a flipped bit in one of the two names, something else is left
+    others = metadata.keys()-ours-{'format'} if ours else set()
+    if _digest_key in metadata: whole = metadata[_digest_key]==_digest(weights, metadata.get('self_supervised', ''))
+    else: whole = not others
+    if not whole: raise SafetensorError('its content is not what was written')
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #save_needs
 def check_encoder(
@@ -155,8 +177,10 @@ def _read(path):
     try:
         with safe_open(path, 'pt') as f:
             weights = {k: f.get_tensor(k) for k in f.keys()}
-            meta = json.loads((f.metadata() or {}).get('self_supervised', '{}'))
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as e:
+            metadata = f.metadata() or {}
+        _check_digest(weights, metadata)
+        meta = json.loads(metadata.get('self_supervised', '{}'))
+    except (SafetensorError, ValueError, OSError, RecursionError) as e:
         if _is_zip(path):
             problem = 'is a file of `torch.save`, as `learn.save` writes them'
             raise invalid(given, problem, 'Use `load_old(path, encoder)`') from None
