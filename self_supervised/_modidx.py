@@ -914,6 +914,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading.PictureReader._from_array': ( 'data.reading.html#picturereader._from_array',
                                                                                                           'self_supervised/data/reading.py'),
+                                              'self_supervised.data.reading.PictureReader._from_image': ( 'data.reading.html#picturereader._from_image',
+                                                                                                          'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading.PictureReader._from_pil': ( 'data.reading.html#picturereader._from_pil',
                                                                                                         'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading.PictureReader._read': ( 'data.reading.html#picturereader._read',

@@ -127,7 +127,7 @@ def _parts(splits, n):
     "Positions of (train, valid)"
     if splits is None: return torch.arange(n),torch.arange(0)
     if len(splits)!=2:
-        raise invalid(f'splits of {len(splits)} parts', 'must be (train, valid)', 'Pass two lists of positions or masks')
+        raise invalid(f'splits of {len(splits)} parts', 'must be (train, valid)', 'Pass positions or a mask for each')
     return [positions(o, n, f'splits[{i}]') for i,o in enumerate(splits)]
 
 def positions(
@@ -136,7 +136,7 @@ def positions(
     name:str, # Of the argument, for the error
 )->Tensor: # Positions in [0,n)
     "Read positions or a mask"
-    idxs = torch.as_tensor(np.asarray(idxs if hasattr(idxs, '__array__') else list(idxs)))
+    idxs = torch.as_tensor(np.array(idxs if hasattr(idxs, '__array__') else list(idxs)))
     if idxs.numel()==0: return torch.zeros(0, dtype=torch.long)
     given = f'{name}, {len(idxs)} entries of type {idxs.dtype},'
     if idxs.dtype==torch.bool:

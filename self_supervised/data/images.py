@@ -7,7 +7,6 @@ __all__ = ['image_dls']
 
 # %% ../../nbs/14_data.images.ipynb #imports
 import os
-from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
 from operator import attrgetter
@@ -52,8 +51,9 @@ def _held_by_chance(n, part, seed):
     if 0<=part<1: return torch.randperm(n, generator=torch.Generator().manual_seed(seed)) < int(part*n)
     raise invalid(f'valid={part!r}', 'must be in [0,1)', 'Pass the part to hold out, or the name of a folder')
 
-_words = dict(train='train', training='train', false='train', valid='valid', validation='valid', val='valid', dev='valid',
-              true='valid') | {'0':'train', '0.0':'train', '1':'valid', '1.0':'valid'}
+# What a column says of a row, in lower case → its part
+_words = dict.fromkeys(['train','training','false','0','0.0'], 'train')
+_words |= dict.fromkeys(['valid','validation','val','dev','true','1','1.0'], 'valid')
 
 def _by_column(column, name):
     "Indices of (train, valid) by what a column says of each row"
@@ -63,7 +63,8 @@ def _by_column(column, name):
     if not all(parts):
         raise invalid(f'valid={name!r}', f"is a column that says {', '.join(map(repr, sorted(set(words))[:10]))}",
                       "Let it say 'train' and 'valid', or False and True, at least once each")
-    if others: _tell(f"{len(words)-sum(map(len, parts))} rows, of which {name!r} says {', '.join(map(repr, others[:10]))}")
+    n_others = len(words)-sum(map(len, parts))
+    if others: _tell(f"{n_others} rows, of which {name!r} says {', '.join(map(repr, others[:10]))}")
     return parts
 
 def _tell(what):

@@ -87,9 +87,11 @@ def _unknown(file):
         f.seek(0)
         head = f.read(12)
     if head[:3] in (b'II*',b'II+',b'MM\0') or head.startswith(b'\x93NUMPY'):
-        return Unreadable('no kind of picture that PIL knows, e.g. of many bands', 'Pass reader, a function that reads it')
+        why = 'no kind of picture that PIL knows, such as one of many bands'
+        return Unreadable(why, 'Pass reader, a function that reads it')
     if head[4:8]==b'ftyp' and head[8:11] in (b'hei',b'hev',b'mif'):
-        return Unreadable('HEIC, which PIL needs a plugin for', 'Install pillow_heif and call its register_heif_opener()')
+        fix = 'Install pillow_heif and call its register_heif_opener()'
+        return Unreadable('HEIC, which PIL needs a plugin for', fix)
     return Unreadable('no kind of picture that PIL knows')
 
 # %% ../../nbs/12_data.reading.ipynb #scale
@@ -108,7 +110,8 @@ def _stated_scale(im):
     tags = _tags(im)
     if im.mode=='F': return 1
     if not tags: return 65535 if im.mode.startswith('I;16') or im.format in ('PNG','PPM') else 2**31-1
-    for tag in 341,281:  # SMaxSampleValue, MaxSampleValue: some state a depth, others what this picture happens to reach
+    # SMaxSampleValue, MaxSampleValue: some state a depth, others what this picture happens to reach
+    for tag in 341,281:
         stated = _entry(tags, tag, 0)
         if stated>=255 and math.log2(stated+1).is_integer(): return stated
     is_signed = _entry(tags, 339, 1)==2
@@ -316,9 +319,14 @@ class PictureReader:
         if self.reader: f = self.reader(f)
         if isinstance(f, (np.ndarray,torch.Tensor)): return self._from_array(f, at, note)
         if self.n_in not in (1,3):
-            raise Unreadable(f'grey or RGB, and n_in={self.n_in}', 'Pass n_in=1 or 3, or reader, which returns the channels')
+            fix = 'Pass n_in=1 or 3, or reader, which returns the channels'
+            raise Unreadable(f'grey or RGB, and n_in={self.n_in}', fix)
         im = _open(f)
-        is_own = im is not f
+        if im is f: return self._from_image(im, at, note, is_own=False)
+        with im: return self._from_image(im, at, note, is_own=True)
+
+    def _from_image(self, im, at, note, is_own):
+        "Tensor of a PIL image; one of the caller's is left as it is"
         # A large JPEG is decoded at the scale needed; which of its sides is which, its orientation says later
         if is_own and self.hw: im.draft(None, (max(self.hw),)*2)
         _check_pixels(im, self.max_pixels or _pils_limit())
@@ -348,6 +356,7 @@ class PictureReader:
         a = np.asarray(f.float() if is_tensor and f.is_floating_point() else f)
         a = _channels_first(a, self.n_in, is_tensor)
         if a.dtype==bool: a = a.astype(np.uint8)*np.uint8(255)
+        if a.dtype.kind=='f': note = None  # whoever made floats of pictures chose their scale
         if a.dtype!=np.uint8: return _fit(_scaled(a, self.full_scale or _scale_of(a), note), self.n_in, self.hw, at)
         if len(a)!=3 or self.n_in not in (1,3): return _fit(_scaled(a, 255, None), self.n_in, self.hw, at)
         return self._from_pil(Image.fromarray(np.ascontiguousarray(a.transpose(1,2,0))), at, None, True)

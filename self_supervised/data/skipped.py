@@ -90,7 +90,8 @@ class Skipped(Mapping):
             finally: os.close(fd)
         except OSError as e:
             self.found[name] = reason
-            warnings.warn(f'{str(self.log)!r} was not written ({e.strerror}), so it lacks {name!r}. Free some disk space.')
+            seen = f'{str(self.log)!r} was not written ({e.strerror}), so it lacks {name!r}'
+            warnings.warn(f'{seen}. Free some disk space.')
 
     def report(self, fate='others took their place'):
         "Print how many there are and what became of them, if there are more than at the last report"
@@ -153,7 +154,7 @@ class PictureData(Datasets):
 
     def _item(self, i, draw):
         if draw is None: return super().__getitem__(i)
-        self.opener.at = Random(f'{draw} {os.fspath(self.items[i])}').random()
+        self.opener.at = Random(f'{draw} '.encode()+os.fsencode(self.items[i])).random()
         try: return super().__getitem__(i)
         finally: self.opener.at = .5
 
@@ -189,10 +190,11 @@ class PictureDL(TfmdDL):
         self.epochs += 1
 
     def create_item(self,
-        i:int, # Place
+        i:int|None, # Place
     )->tuple: # (x,) or (x,y)
         "Read an item"
-        return self.dataset.item(i, self.draw) if isinstance(self.dataset, PictureData) else super().create_item(i)
+        if not isinstance(self.dataset, PictureData): return super().create_item(i)
+        return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
 
     def wif(self):
         "Have one worker of the first epoch alone show PIL's warnings, which are the same in all"

@@ -42,6 +42,36 @@ def _ending_in(suffixes):
     ends = tuple('' if o=='*' else f".{o.lower().lstrip('.')}" for o in ends)
     return lambda name: os.fspath(name).lower().endswith(ends)
 
+# %% ../../nbs/11_data.sources.ipynb #left_out
+def _listed(items, left_out):
+    "A list of items that knows what was left out"
+    items = L(items)
+    items.left_out = left_out
+    return items
+
+def _count(names, is_wanted):
+    "Suffixes of files that are left out, with how many there are of each"
+    return dict(Counter(kind for name in names if (kind := _kind(name, is_wanted))))
+
+def _kind(name, is_wanted):
+    "What a file counts as: its suffix, '.nii.gz' as one; nothing for hidden files that are no pictures"
+    if _is_hidden(name): return f'hidden {_suffix(name)}' if is_wanted(name) else ''
+    return _suffix(name) or 'without suffix'
+
+def _suffix(name):
+    stem,suffix = os.path.splitext(os.path.basename(name).lower())
+    if suffix in ('.gz','.bz2','.xz','.zst'): suffix = os.path.splitext(stem)[1]+suffix
+    return suffix
+
+def left_out_text(
+    left_out:dict, # Suffix → number of files, as `picture_items(...).left_out`
+)->str: # '3 .heic, 2 .dcm'
+    "Say in one line which files were left out; the most frequent suffix comes first"
+    kinds = sorted(left_out.items(), key=lambda o: (-o[1], o[0]))
+    texts = [f'{n} {printable(kind)}' for kind,n in kinds[:20]]
+    if len(kinds)>20: texts.append(f'{sum(n for _,n in kinds[20:])} others')
+    return ', '.join(texts)
+
 # %% ../../nbs/11_data.sources.ipynb #38c005
 def picture_files(
     path, # Folder, searched to the bottom; links are followed
@@ -97,36 +127,6 @@ def _warn_of_folder(e):
     warnings.warn(f"The folder {e.filename!r} cannot be read ({e.strerror}), so its pictures are left out. "
                   "Make it readable to include them.")
 
-# %% ../../nbs/11_data.sources.ipynb #left_out
-def _listed(items, left_out):
-    "A list of items that knows what was left out"
-    items = L(items)
-    items.left_out = left_out
-    return items
-
-def _count(names, is_wanted):
-    "Suffixes of files that are left out, with how many there are of each"
-    return dict(Counter(kind for name in names if (kind := _kind(name, is_wanted))))
-
-def _kind(name, is_wanted):
-    "What a file counts as: its suffix, '.nii.gz' as one; nothing for hidden files that are no pictures"
-    if _is_hidden(name): return f'hidden {_suffix(name)}' if is_wanted(name) else ''
-    return _suffix(name) or 'without suffix'
-
-def _suffix(name):
-    stem,suffix = os.path.splitext(os.path.basename(name).lower())
-    if suffix in ('.gz','.bz2','.xz','.zst'): suffix = os.path.splitext(stem)[1]+suffix
-    return suffix
-
-def left_out_text(
-    left_out:dict, # Suffix → number of files, as `picture_items(...).left_out`
-)->str: # '3 .heic, 2 .dcm'
-    "Say in one line which files were left out; the most frequent suffix comes first"
-    kinds = sorted(left_out.items(), key=lambda o: (-o[1], o[0]))
-    texts = [f'{n} {printable(kind)}' for kind,n in kinds[:20]]
-    if len(kinds)>20: texts.append(f'{sum(n for _,n in kinds[20:])} others')
-    return ', '.join(texts)
-
 # %% ../../nbs/11_data.sources.ipynb #38c010
 class Picture:
     "A picture that is not a file of its own, or that brings its label"
@@ -155,7 +155,8 @@ def picture_items(
     # Column with labels; in a tar the file with the label: 'cls', or 'json.species' for a field of it; of a data set
     # of (picture, label) the attribute with the labels, 'targets', or the place in an item, 1. None: no labels
     label:str|int|None=None,
-    folder=None, # Folder that relative paths start from; None: the working directory, or the folder of a csv or text file
+    # Folder that relative paths start from; None: the working directory, or the folder of a csv or text file
+    folder=None,
     suffixes=None, # Endings of the files to take, e.g. '.npy'; '*' for all; None for pictures
     any_file:bool=False, # Without `suffixes`, take every file of a folder, because a reader of yours reads them?
 )->L: # Paths, or `Picture`s; with labels always `Picture`s; `left_out`: suffix → number of files left out
@@ -366,7 +367,8 @@ def column_values(
     name:str, # Of a column
 )->list|None: # One value per row; None where the source is no table, or has no such column
     "Read a column of a table"
-    if isinstance(source, (str,os.PathLike,dict)) or hasattr(source, 'iloc') and not hasattr(source, 'columns'): return None
+    is_column = hasattr(source, 'iloc') and not hasattr(source, 'columns')
+    if is_column or isinstance(source, (str,os.PathLike,dict)): return None
     columns = _columns(source)
     return None if columns is None or name not in columns else _labels(source, columns, name)
 
