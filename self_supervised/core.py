@@ -110,6 +110,28 @@ def warn_once(
     "Warn with `msg` the first time only"
     warn(msg, stacklevel=3)
 
+# %% ../nbs/00_core.ipynb #names
+def printable(
+    name, # Name of a file, or other text that is not ours
+)->str: # The same in one line, what a terminal could obey written as an escape: `\x1b`
+    "Make text of others safe to print"
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
+
+# What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
+_formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
+
+def to_csv_cell(
+    text:str, # Name, or other text that is not ours
+)->str: # With a `'` in front where a spreadsheet would run it
+    "Keep a cell of a csv file from being a formula; `from_csv_cell` reads it back"
+    return "'"+text if text.startswith(_formula_signs) else text
+
+def from_csv_cell(
+    cell:str, # As `to_csv_cell` wrote it
+)->str: # The text
+    "Read a cell that `to_csv_cell` wrote"
+    return cell.removeprefix("'")
+
 # %% ../nbs/00_core.ipynb #plain
 def plain(
     x:Tensor, # Of any tensor class

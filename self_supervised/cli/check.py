@@ -14,34 +14,42 @@ from .terminal import check_place
 
 from fastcore.script import CliError, call_parse
 
-from ..core import check_at_least
-from ..data.reading import check_channels
-from ..data.skipped import check_pictures
-from ..data.sources import picture_items
+from ..core import printable, to_csv_cell
+from ..data.reading import load_reader, parse_size
+from ..data.skipped import check_pictures, dim_text
+from ..data.sources import left_out_text
 
 # %% ../../nbs/97_cli.check.ipynb #39c009
 @call_parse(pos=['path'])
 def byol_check(
-    path:str, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars
-    size:int=None, # Side of the pictures in pixels, as in training; without one they are read in full
-    n_in:int=3, # Channels: 1 reads pictures as grey, 3 as RGB
+    path:str, # Folder of pictures, searched to the bottom; a tar, or a folder of them; a csv file with a column of paths
+    size:str=None, # Side of the pictures in pixels, or height and width as 24,48; without one they are read in full
+    n_in:int=3, # Channels: 1 reads pictures as grey, 3 as RGB; any number with --reader
     workers:int=None, # Processes that read; as many as there are cores, at most 16
     out:str=None, # File to write the list to as well, csv
+    column:str=None, # Column of a csv file with the paths; in a tar what follows the key, e.g. jpg
+    folder:str=None, # Folder that relative paths start from
+    suffixes:str=None, # Endings of the files to read, e.g. .npy or .jpg,.png; '*' for all
+    ground:str='white', # Colour that shows through transparent pixels: a name, or '#rrggbb'
+    full_scale:float=None, # Value that becomes 1 in pictures of 16 or 32 bits: 4095 for 12 bits
+    max_pixels:int=None, # Pixels that a picture may have; PIL's limit of 89,478,485
+    reader:str=None, # Function that reads what PIL cannot, as package.module:function
 ):
-    "List the pictures that training would skip, and why; exit code 1 if there are any"
+    "List the pictures that training would skip, and why, and the files that are left out; exit code 1 if any are bad"
     try:
         if out: check_place(out)
-        check_channels(n_in)
-        check_at_least(1, size=size)
-        items = picture_items(path)
-        bad = check_pictures(items, size, n_in, workers=workers, progress=sys.stdout.isatty())
+        endings = suffixes.split(',') if suffixes else None
+        bad = check_pictures(path, parse_size(size), n_in, column, workers, sys.stdout.isatty(), folder, endings,
+                             ground=ground, full_scale=full_scale, max_pixels=max_pixels, reader=load_reader(reader))
         if out: _write_list(bad, out)
     except (ValueError, OSError) as e: raise CliError(f'byol_check: {e}') from None
-    for name,reason in bad.items(): print(f'{name}: {reason}')
-    if bad: raise CliError(f'byol_check: {len(bad)} of {len(items)} pictures cannot be read') from None
-    print(f'All {len(items)} pictures can be read')
+    for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
+    if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')
+    if bad.dim: print(f'{dim_text(bad.dim, bad.n)}')
+    if bad: raise CliError(f'byol_check: {len(bad)} of {bad.n} pictures cannot be read') from None
+    print(f'All {bad.n} pictures can be read')
 
 def _write_list(bad, file):
-    "Write names and reasons as csv"
+    "Write names and reasons as csv; a cell that a spreadsheet would run begins with a `'`"
     with open(file, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
-        csv.writer(f).writerows(bad.items())
+        csv.writer(f).writerows(map(to_csv_cell, row) for row in bad.items())

@@ -8,50 +8,74 @@ __all__ = ['image_dls']
 # %% ../../nbs/14_data.images.ipynb #imports
 import os
 from functools import partial
+from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
 
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize
+from fastai.torch_core import rank_distrib
 
-from ..core import invalid, seed_loaders
-from .arrays import check_batch_fits, no_labels
-from .reading import check_channels
-from .skipped import Skipped, check_pictures, picture_data
-from .sources import picture_items
+from ..core import check_one_of, invalid, seed_loaders
+from .arrays import check_batch_fits, no_labels, positions
+from .reading import PictureReader, check_channels, is_array
+from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
+from .sources import column_values, left_out_text, open_table, picture_items
 
 # %% ../../nbs/14_data.images.ipynb #split
 def _split(items, source, valid, seed):
     "Indices of (train, valid)"
-    if isinstance(valid, str): held = _held_by_name(items, source, valid)
-    elif isinstance(valid, (int,float)): held = _held_by_chance(len(items), valid, seed)
-    else: held = _held_by_position(len(items), valid)
+    n = len(items)
+    if isinstance(valid, str):
+        column = column_values(source, valid)
+        if column is not None: return _by_column(column, valid)
+        held = _held_by_name(items, source, valid)
+    elif isinstance(valid, Real): held = _held_by_chance(n, float(valid), seed)
+    else:
+        held = torch.zeros(n, dtype=torch.bool)
+        held[positions(valid, n, 'valid')] = True
     return [(~held).nonzero()[:,0].tolist(), held.nonzero()[:,0].tolist()]
 
 def _held_by_name(items, source, valid):
     "What is in the folder `valid`: at the top of a source that is a folder, at any depth of another"
-    if isinstance(source, (str,os.PathLike)): held = [valid in Path(o).relative_to(source).parts[:1] for o in items]
+    if isinstance(source, (str,os.PathLike)) and os.path.isdir(source):
+        held = [valid in Path(o).relative_to(source).parts[:1] for o in items]
     else: held = [valid in Path(o).parts[:-1] for o in items]
     if any(held): return torch.tensor(held)
-    raise invalid(f'{valid=}', 'is no folder of the source with pictures in it',
-                  'Name a folder in the source, or pass the part to hold out, in [0,1)')
+    raise invalid(f'{valid=}', 'is no folder of the source with pictures in it, and no column of a table',
+                  'Name a folder in the source or a column, or pass the part to hold out, in [0,1)')
 
 def _held_by_chance(n, part, seed):
     "A part of all, drawn by a generator of its own: building loaders leaves the random state alone"
     if 0<=part<1: return torch.randperm(n, generator=torch.Generator().manual_seed(seed)) < int(part*n)
     raise invalid(f'valid={part!r}', 'must be in [0,1)', 'Pass the part to hold out, or the name of a folder')
 
-def _held_by_position(n, positions):
-    held = torch.zeros(n, dtype=torch.bool)
-    held[torch.as_tensor(positions, dtype=torch.long)] = True
-    return held
+# What a column says of a row, in lower case → its part
+_words = dict.fromkeys(['train','training','false','0','0.0'], 'train')
+_words |= dict.fromkeys(['valid','validation','val','dev','true','1','1.0'], 'valid')
+
+def _by_column(column, name):
+    "Indices of (train, valid) by what a column says of each row"
+    words = [str(o).strip().lower() for o in column]
+    parts = [[i for i,o in enumerate(words) if _words.get(o)==part] for part in ('train','valid')]
+    others = sorted({o for o in words if o not in _words})
+    if not all(parts):
+        raise invalid(f'valid={name!r}', f"is a column that says {', '.join(map(repr, sorted(set(words))[:10]))}",
+                      "Let it say 'train' and 'valid', or False and True, at least once each")
+    n_others = len(words)-sum(map(len, parts))
+    if others: _tell(f"{n_others} rows, of which {name!r} says {', '.join(map(repr, others[:10]))}")
+    return parts
+
+def _tell(what):
+    "Print what was left out, once"
+    if not rank_distrib(): print(f'left out: {what}')
 
 # %% ../../nbs/14_data.images.ipynb #labels_code
 def _label_tfms(items, splits, label_func):
     "Steps from an item to its class as a number; None without labels"
-    if not label_func: return None
-    label = attrgetter('label') if isinstance(label_func, str) else label_func
+    if label_func is None: return None
+    label = attrgetter('label') if isinstance(label_func, (str,Integral)) else label_func
     _check_classes(items, splits, label)
     return [label, Categorize()]
 
@@ -66,19 +90,20 @@ def _check_classes(items, splits, label):
 
 # %% ../../nbs/14_data.images.ipynb #40c025
 def image_dls(
-    # Folder; list of paths; tar shard, or list or folder of them; DataFrame; Hugging Face or torchvision data set;
-    # see `picture_items`
+    # Folder; list of paths; tar shard, or list or folder of them; DataFrame or csv file; Hugging Face or torchvision
+    # data set; list of arrays; see `picture_items`
     source,
     size=None, # Side in pixels, or (h,w), to scale and cut to; None when all have one size already
-    n_in:int=3, # Channels: 1 reads grey, 3 RGB
-    # From a path to its label, e.g. fastai's `parent_label`; or the column of a table, or file of a shard ('cls'),
-    # with labels; None for unlabelled pictures
+    n_in:int=3, # Channels: 1 reads grey, 3 RGB; any number of arrays, or with `reader`
+    # From a path to its label, e.g. fastai's `parent_label`; or the column of a table, file of a shard ('cls') or
+    # attribute of a data set ('targets') with labels; or the place of the label in an item, 1; None for unlabelled
     label_func=None,
-    # Part to hold out, in [0,1); positions in the source; or the name of a folder in it, or of a shard, e.g. 'valid'
+    # Part to hold out, in [0,1); positions in the source, or a boolean mask; the name of a folder in it, or of a
+    # shard, e.g. 'valid'; or the column of a table that says train or valid
     valid=.1,
     bs:int=64, # Batch size; training drops what is left over
     workers:int|None=None, # Processes that read; None for one per core, at most 16
-    seed:int=42, # Seed of the held-out part and of the order
+    seed:int=42, # Seed of the held-out part, of the order, and of where pictures are cut
     device=None, # Where batches go; None for fastai's default
     # Column of a table with the pictures; None where there is no choice. In a tar what follows the key, e.g. 'jpg';
     # None takes all
@@ -88,26 +113,51 @@ def image_dls(
     # csv file for the names of those and the reasons; None for a temporary one.
     # Processes that train together share one only if it is named
     log=None,
+    # Where a picture longer than `size` is cut: 'random' along its long side, elsewhere in each epoch, for training
+    # (the middle for validation); 'middle' for both
+    square:str='random',
+    folder=None, # Folder that relative paths start from
+    suffixes=None, # Endings of the files to read, e.g. '.npy'; '*' for all; None for pictures, with `reader` all
+    **how # As of `open_picture`: ground, full_scale, max_pixels, reader
 )->DataLoaders: # Batches (x,), or (x,y) with labels; x (bs,n_in,h,w) in [0,1]; `dls.skipped`: bad ones → reasons
     "Make fastai `DataLoaders` of pictures, labelled or not"
-    check_channels(n_in)
-    items = picture_items(source, column, label_func if isinstance(label_func, str) else None)
+    check_one_of(('random','middle'), square=square)
+    seed = int(seed)
+    read = PictureReader(n_in, size, **how)
+    source,folder = open_table(source, folder)
+    label = label_func if isinstance(label_func, (str,Integral)) else None
+    items = picture_items(source, column, label, folder, suffixes, any_file=read.reader is not None)
+    if not is_array(items[0]): check_channels(n_in, read.reader)
+    if items.left_out: _tell(left_out_text(items.left_out))
     skipped = Skipped(len(items), max_bad, log)
-    if check: items = _readable(items, skipped, size, n_in, workers)
-    splits = _split(items, source, valid, seed)
+    remarks = Remarks(len(items), 1.)
+    if check: items,splits = _readable(items, source, valid, seed, skipped, read, workers)
+    else: splits = _split(items, source, valid, seed)
     check_batch_fits(bs, len(splits[0]))
-    data = picture_data(items, splits, n_in, size, _label_tfms(items, splits, label_func), skipped)
-    report = partial(skipped.report)  # a loader would bind a bare method to itself
-    dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device)
-    if not label_func: dls.train_ds.loss_func = no_labels
+    data = picture_data(items, splits, read, _label_tfms(items, splits, label_func), skipped, remarks)
+    report = partial(_report, skipped, remarks)
+    dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device,
+                           dl_type=PictureDL)
+    dls.train.square = square
+    if label_func is None: dls.train_ds.loss_func = no_labels
     seed_loaders(seed, dls)
     return dls
 
-def _readable(items, skipped, size, n_in, workers):
-    "Those of `items` that can be read; the others are noted"
-    for name,reason in check_pictures(items, size, n_in, workers=workers).items(): skipped.add(name, reason)
+def _report(skipped, remarks):
+    "Say at the end of an epoch what was found in it"
+    skipped.report()
+    remarks.report()
+
+def _readable(items, source, valid, seed, skipped, read, workers):
+    "Those of `items` that can be read, the others are noted; and the indices of (train, valid) among them"
+    bad = check_pictures(items, read.size, read.n_in, workers=workers, ground=read.ground, full_scale=read.full_scale,
+                         max_pixels=read.max_pixels, reader=read.reader)
+    for name,reason in bad.items(): skipped.add(name, reason)
     skipped.report('are left out')
-    return items.filter(lambda o: os.fspath(o) not in skipped)
+    good = [i for i,o in enumerate(items) if os.fspath(o) not in skipped]
+    if isinstance(valid, Real): return items[good],_split(items[good], source, valid, seed)
+    place = {i:k for k,i in enumerate(good)}  # positions and rows are those of the source, the bad ones included
+    return items[good],[[place[i] for i in part if i in place] for part in _split(items, source, valid, seed)]
 
 def _one_size(items):
     "Refuse a batch of mixed sizes before `collate` fails over it"

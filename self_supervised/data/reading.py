@@ -6,28 +6,39 @@
 __all__ = ['BadPicture', 'open_picture']
 
 # %% ../../nbs/12_data.reading.ipynb #imports
+import math
 import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
 from io import BytesIO
+from numbers import Integral, Real
+from warnings import warn
 
 import numpy as np
 import torch
 from fastai.vision.core import TensorImage, TensorImageBW
 from fasttransform import Transform
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from ..core import first_line, invalid
-from .sources import Picture
+from ..core import check_at_least, first_line, invalid, printable
+from .sources import Picture, picture_formats
 
 # %% ../../nbs/12_data.reading.ipynb #open
-def _open(f):
-    "Open what `f` leads to; a file is not decoded yet"
-    f = _where(f)
-    if isinstance(f, Image.Image): return f.copy()  # decoding at a scale would change the caller's
-    if isinstance(f, np.ndarray): return Image.fromarray(f)
-    if isinstance(f, bytes): return _identify(BytesIO(f), len(f))
-    if os.path.isfile(f): return _identify(f, os.path.getsize(f))
-    # A named pipe, say, would wait for ever
-    raise OSError('a link that leads nowhere' if os.path.islink(f) else 'not a file')
+class Unreadable(Exception):
+    "Why a picture cannot be read, in one line, and what to do about it"
+    fix = 'Repair or remove it'
+
+    def __init__(self,
+        reason:str, # What is wrong with it
+        fix:str|None=None, # In the imperative; None to repair or remove it
+    ):
+        super().__init__(reason)
+        if fix: self.fix = fix
 
 def _where(f):
     "Follow a `Picture`, a function, and a dictionary of 'bytes' and 'path'"
@@ -36,93 +47,392 @@ def _where(f):
     if isinstance(f, dict): f = f['path'] if f.get('bytes') is None else f['bytes']
     return f
 
+def _open(f):
+    "Open what `f` leads to; a file is not decoded yet"
+    f = _where(f)
+    if isinstance(f, Image.Image): return f
+    if isinstance(f, np.ndarray): return Image.fromarray(f)
+    if isinstance(f, bytes): return _identify(BytesIO(f), len(f))
+    if not isinstance(f, (str,os.PathLike)): raise Unreadable(f'no picture, but {type(f).__name__}')
+    if os.path.isfile(f): return _identify(f, os.path.getsize(f))
+    if os.path.islink(f): raise Unreadable('a link that leads nowhere')
+    if os.path.exists(f): raise Unreadable('not a file')  # a named pipe, say, would wait for ever
+    raise Unreadable(f'there is no file {os.path.abspath(f)!r}', 'Pass folder, from which relative paths start')
+
+# PIL's limit is one name for all threads: one at a time sets it aside, and no process forks meanwhile
+_limit = threading.Lock()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=_limit.acquire, after_in_parent=_limit.release, after_in_child=_limit.release)
+
+@contextmanager
+def _without_pils_limit():
+    "Inside: PIL opens pictures of any size; `_check_pixels` refuses the large ones before they are decoded"
+    with _limit:
+        was = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try: yield
+        finally: Image.MAX_IMAGE_PIXELS = was
+
 def _identify(file, n_bytes):
-    "Let PIL look at the beginning of a file"
-    try: return Image.open(file)
+    "Let PIL look at the beginning of a file, with those of its formats that no other program has to read"
+    formats = picture_formats()
+    try:
+        with _without_pils_limit(): return Image.open(file, formats=formats)
     # PIL's own words name the file once more
-    except UnidentifiedImageError: raise OSError('no kind of picture that PIL knows' if n_bytes else 'empty') from None
+    except UnidentifiedImageError: raise _unknown(file) if n_bytes else Unreadable('empty') from None
+
+def _unknown(file):
+    "What to do about a file that PIL does not know, by its first bytes"
+    with nullcontext(file) if isinstance(file, BytesIO) else open(file, 'rb') as f:
+        f.seek(0)
+        head = f.read(12)
+    if head[:3] in (b'II*',b'II+',b'MM\0') or head.startswith(b'\x93NUMPY'):
+        why = 'no kind of picture that PIL knows, such as one of many bands'
+        return Unreadable(why, 'Pass reader, a function that reads it')
+    if head[4:8]==b'ftyp' and head[8:11] in (b'hei',b'hev',b'mif'):
+        fix = 'Install pillow_heif and call its register_heif_opener()'
+        return Unreadable('HEIC, which PIL needs a plugin for', fix)
+    return Unreadable('no kind of picture that PIL knows')
+
+# %% ../../nbs/12_data.reading.ipynb #scale
+def _tags(im):
+    "Tags of a TIFF; none for another format"
+    return getattr(im, 'tag_v2', None) or {}
+
+def _entry(tags, tag, default):
+    "First value of a tag, or `default`"
+    value = tags.get(tag)
+    if isinstance(value, tuple): value = value[0] if value else None
+    return default if value is None else value
+
+def _stated_scale(im):
+    "Largest value that a wide picture can hold, as its format states; 1 for floats"
+    tags = _tags(im)
+    if im.mode=='F': return 1
+    if not tags: return 65535 if im.mode.startswith('I;16') or im.format in ('PNG','PPM') else 2**31-1
+    # SMaxSampleValue, MaxSampleValue: some state a depth, others what this picture happens to reach
+    for tag in 341,281:
+        stated = _entry(tags, tag, 0)
+        if stated>=255 and math.log2(stated+1).is_integer(): return stated
+    is_signed = _entry(tags, 339, 1)==2
+    return 2**(_entry(tags, 258, 16)-is_signed)-1
+
+def _scaled(a, scale, note):
+    "Floats in [0,1] of values in [0,scale]; tell `note` of a picture that uses little of it"
+    if not a.size: raise Unreadable('no pixels')
+    low,high = float(a.min()),float(a.max())
+    if not (low>=0 and high<=scale): raise _out_of_range(low, high, scale)
+    if 0<high<scale/8 and note: note(_dim(high, scale))
+    a = np.asarray(a, dtype=np.float32)
+    return a if scale==1 else a/np.float32(scale)
+
+def _out_of_range(low, high, scale):
+    "What may be the matter with values outside [0,scale]"
+    values = f'values in [{low:g},{high:g}] are not in [0,{scale:g}]'
+    if not (math.isfinite(low) and math.isfinite(high)): return Unreadable(values)
+    if low<0:
+        fix = 'Values that are signed or normalised need a range: pass reader, a function that maps it to [0,1]'
+        return Unreadable(values, fix)
+    return Unreadable(values, f'Pass full_scale, the value that becomes 1, e.g. full_scale={_depth_above(high)}')
+
+def _depth_above(high):
+    "Largest value of the next usual number of bits"
+    return next((2**b-1 for b in (8,10,12,14,16,24,32) if 2**b>high), math.ceil(high))
+
+def _dim(high, scale):
+    "Words for a picture that uses less than an eighth of its scale"
+    fix = 'full_scale=4095 where they hold 12 bits' if 255<high<=4095<scale else 'full_scale, the value that becomes 1'
+    return f'values reach {high:g} of {scale:g}: pass {fix}'
 
 # %% ../../nbs/12_data.reading.ipynb #38c018
-def _decode(im, mode, hw):
-    "Pixels of `im` in [0,1], (h,w) or (h,w,3)"
-    wide = im.mode[0] in 'IF'
-    # A large JPEG is decoded at the scale needed; which of its sides is which, its orientation says later
-    if hw: im.draft(None, (max(hw),)*2)
-    _check_pixels(im)
-    im = ImageOps.exif_transpose(im)
-    im = _wide(im) if wide else im.convert(mode)
-    if hw: im = ImageOps.fit(im, hw[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(im, dtype=np.float32)/(1 if wide else 255)
+def _on_ground(im, ground):
+    "Lay a picture on a ground that shows where it is transparent"
+    if im.mode in ('La','RGBa'): im = im.convert('LA' if im.mode=='La' else 'RGBA')
+    im = im.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', im.size, ground), im).convert('RGB')
 
-def _check_pixels(im):
-    "Raise above PIL's limit: PIL itself only warns up to twice that, and nobody reads a warning in a long run"
-    limit = Image.MAX_IMAGE_PIXELS
+def _is_deep(im):
+    "Has a file 16 bits per colour, of which PIL keeps the upper 8?"
+    modes = [o[3][0] if isinstance(o[3], tuple) and o[3] else o[3] for o in getattr(im, 'tile', [])]
+    return im.mode[0]!='I' and any(re.match(r'\w+;16[BLN]', str(o)) for o in modes)
+
+def _check_pixels(im, limit):
+    "Raise above the limit: PIL itself only warns up to twice its own, and nobody reads a warning in a long run"
     if limit and im.width*im.height>limit:
-        raise invalid(f'{im.width}x{im.height} pixels', f'are more than PIL.Image.MAX_IMAGE_PIXELS={limit}',
-                      'Raise that if it is no attack')
+        raise Unreadable(f'{im.width}x{im.height} pixels are more than max_pixels={limit}',
+                         'Pass a higher max_pixels if it is no attack')
 
-def _wide(im):
-    "Picture of one wide channel (16 or 32 bits) as floats in [0,1]"
-    a = np.asarray(im, dtype=np.float32)
-    if im.mode!='F': a = a/_largest(im.mode, a)
-    if not (a.min()>=0 and a.max()<=1):
-        raise invalid(f'values in [{a.min():g},{a.max():g}]', 'are not in [0,1]', 'Scale a float picture to [0,1]')
-    return Image.fromarray(a)
+def _pils_limit():
+    with _limit: return Image.MAX_IMAGE_PIXELS
 
-def _largest(mode, a):
-    "Largest value that integers of `mode` hold; 32 bits are often used for 16"
-    return 65535 if mode.startswith('I;16') or a.max()<=65535 else 2**31-1
+def _check_bands(im):
+    "Raise where PIL would drop a band of a TIFF, or take one for alpha that is not said to be"
+    tags = _tags(im)
+    if not tags: return
+    n = _entry(tags, 277, 1)
+    bands = im.getbands()
+    # ExtraSamples: 1 and 2 are alpha, 999 is what CorelDRAW writes for it
+    is_other = len(bands)>1 and bands[-1]=='A' and _entry(tags, 338, 0) not in (1,2,999)
+    if n<=len(bands) and not is_other: return
+    raise Unreadable(f'{n} bands, and not all are colours', 'Pass reader, a function that returns those you want')
+
+def _wide(im, values, ground, full_scale, note):
+    "Channels (1,h,w) of a picture with 16 or 32 bits per value; (3,h,w) where it lies on a coloured ground"
+    tags = _tags(im)
+    # PIL shows unsigned integers of 32 bits as signed
+    if im.mode=='I' and _entry(tags, 258, 0)==32 and _entry(tags, 339, 1)==1: values = values.view(np.uint32)
+    clear = im.info.get('transparency')
+    is_clear = values==clear if isinstance(clear, int) else None
+    if is_clear is not None: values = np.where(is_clear, 0, values)
+    a = _scaled(values, full_scale or _stated_scale(im), note)[None]
+    if tags.get(262)==0: a = 1-a  # 0 is white, which PIL heeds for 8 bits alone
+    if is_clear is None: return a
+    colour = np.array(sorted(set(ground)) if len(set(ground))==1 else ground, np.float32)
+    return np.where(is_clear, colour[:,None,None]/255, a)
+
+# %% ../../nbs/12_data.reading.ipynb #arrays
+def _channels_first(a, n_in, is_tensor):
+    "Array (c,h,w) of one in any layout: the axis of `n_in` entries has the channels, else one of 1 or 3"
+    if a.ndim==2: return a[None]
+    if a.ndim!=3: raise Unreadable(f'shape {a.shape}, and a picture is (h,w), (c,h,w) or (h,w,c)', 'Pass one at a time')
+    axes = [i for i in (0,2) if a.shape[i]==n_in] or [i for i in (0,2) if a.shape[i] in (1,3)]
+    if not axes:
+        fix = 'Pass n_in, the number of channels, or choose channels; where a fourth is alpha, pass PIL images'
+        raise Unreadable(f'shape {a.shape}, which has no axis of n_in={n_in} channels', fix)
+    # Where both ends fit: tensors have channels first, arrays last
+    axis = axes[0] if is_tensor else axes[-1]
+    return np.moveaxis(a, axis, 0)
+
+def _scale_of(a):
+    "Largest value of an array's type; integers of 64 bits may hold anything"
+    if a.dtype.kind=='f': return 1
+    if a.dtype.kind in 'iu' and a.dtype.itemsize<8: return np.iinfo(a.dtype).max
+    if a.dtype.kind not in 'iu': raise Unreadable(f'values of type {a.dtype}', 'Pass numbers')
+    raise Unreadable(f'values in [{a.min()},{a.max()}] of type {a.dtype}, which states no scale',
+                     f'Pass uint8, or full_scale, the value that becomes 1, e.g. full_scale={_depth_above(a.max())}')
+
+def _fit(a, n_in, hw, at):
+    "Tensor (n_in,h,w) of channels (c,h,w) in [0,1]"
+    if len(a)==3 and n_in==1: a = np.tensordot(np.float32([.299,.587,.114]), a, 1)[None]
+    if len(a)!=n_in and (len(a),n_in)!=(1,3):
+        raise Unreadable(f'{len(a)} channels, and n_in={n_in}', f'Pass n_in={len(a)}, or choose channels')
+    if hw: a = np.stack([ImageOps.fit(Image.fromarray(o), hw[::-1], Image.Resampling.BICUBIC, centering=at) for o in a])
+    return torch.from_numpy(np.array(a, dtype=np.float32)).clamp_(0,1).expand(n_in,-1,-1)
 
 # %% ../../nbs/12_data.reading.ipynb #channels
 def check_channels(
     n_in:int, # Channels to read pictures with
+    reader:Callable|None=None, # A function that reads pictures brings as many as it likes
 )->None:
     "Raise unless files can be read with `n_in` channels"
-    if n_in in (1,3): return
+    if n_in in (1,3) or reader is not None and isinstance(n_in, Integral) and n_in>0: return
     raise invalid(f'{n_in=}', 'must be 1 (grey) or 3 (RGB) to read picture files',
-                  'For other channels pass a tensor to `tensor_dls`')
+                  'For other channels pass reader, a function that reads a file, or a tensor to `tensor_dls`')
 
 def tensor_type(
-    n_in:int, # Channels: 1 or 3
-)->type: # `TensorImageBW` or `TensorImage`
+    n_in:int, # Channels
+)->type: # `TensorImage` for 3, else `TensorImageBW`
     "Choose the class of fastai that shows a picture with `n_in` channels"
     return TensorImage if n_in==3 else TensorImageBW
 
-# %% ../../nbs/12_data.reading.ipynb #picture_code
+def parse_size(
+    size, # Side in pixels; (h,w); or text as a command gets it: '64', '24,48', '24x48'
+)->int|tuple[int,int]|None: # Side, (h,w), or None
+    "Read a size in any of its forms"
+    if size is None: return None
+    sides = size.lower().replace('x', ',').split(',') if isinstance(size, str) else size
+    sides = list(sides) if isinstance(sides, (list,tuple)) else [sides]
+    try: sides = [int(o) for o in sides if int(o)==float(o)]
+    except (TypeError, ValueError): sides = []
+    if len(sides) not in (1,2): raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
+    check_at_least(1, size=sides[0] if len(sides)==1 else sides)
+    return sides[0] if len(sides)==1 else tuple(sides)
+
+def _rgb(ground):
+    "Red, green and blue, 0 to 255, of a colour by name, as '#rrggbb', as (r,g,b) or as one grey"
+    try:
+        if isinstance(ground, str): return ImageColor.getrgb(ground)[:3]
+        rgb = (ground,)*3 if isinstance(ground, Integral) else tuple(map(int, ground))
+        if len(rgb)==3 and all(0<=o<=255 for o in rgb): return rgb
+    except (TypeError, ValueError): pass
+    raise invalid(f'{ground=}', 'is no colour', "Pass a name ('white'), '#rrggbb', or (r,g,b) of 0 to 255")
+
+def load_reader(
+    name:str|None, # 'package.module:function', looked for in the working directory too
+)->Callable|None: # The function; None for None
+    "Import the function that reads pictures, by its dotted name"
+    if name is None: return None
+    module,_,function = name.partition(':')
+    fix = 'Name a function that takes a path and returns an array, a tensor or a PIL image: package.module:function'
+    try:
+        if os.getcwd() not in sys.path: sys.path.append(os.getcwd())
+        reader = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise invalid(f'reader={name!r}', f'cannot be imported ({first_line(e)})', fix) from None
+    if callable(reader): return reader
+    raise invalid(f'reader={name!r}', 'is no function', fix)
+
+# %% ../../nbs/12_data.reading.ipynb #bad_picture
 class BadPicture(ValueError):
     "A picture that cannot be read; the message names it, `__cause__` is the reason"
+    fix = ''  # what to do, where it is not to repair or remove it
+
     @property
     def reason(self):
-        "Why, in one line"
-        return first_line(self.__cause__)
+        "Why, and what to do where that is not to repair or remove it, in one line"
+        why = printable(first_line(self.__cause__)).rstrip('.')
+        return f'{why}. {self.fix}' if self.fix else why
 
+# %% ../../nbs/12_data.reading.ipynb #picture_reader
+class PictureReader:
+    "How pictures are read: the settings of `open_picture`, checked once"
+    def __init__(self, n_in=3, size=None, ground='white', full_scale=None, max_pixels=None, reader=None):
+        self.n_in = n_in                    # channels
+        self.size = parse_size(size)        # side in pixels, or (h,w), or None
+        self.ground = _rgb(ground)          # what shows through transparent pixels
+        self.full_scale = full_scale        # of wide pictures, or None for what their format states
+        self.max_pixels = max_pixels        # None for PIL's own limit
+        self.reader = reader                # function of the user's, or None
+        self.hw = (self.size,)*2 if isinstance(self.size, int) else self.size
+        self.check()
+
+    def check(self):
+        "Raise for a setting that cannot be"
+        if self.reader is not None and not callable(self.reader):
+            raise invalid(f'reader={self.reader!r}', 'is no function', 'Pass a function that reads a file')
+        for name in 'full_scale','max_pixels':
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and value>0):
+                raise invalid(f'{name}={value!r}', 'must be above 0', 'Pass a number, or None')
+        limit = self.max_pixels or _pils_limit()
+        if self.hw and limit and math.prod(self.hw)>limit:
+            raise invalid(f'size={self.size}', f'has more pixels than max_pixels={limit}', 'Pass a smaller size')
+
+    def __call__(self, f, at=.5, note=None):
+        "Read an item; `at` in [0,1] is where along its long side to cut, `note` is told of what is odd"
+        try: return tensor_type(self.n_in)(self._read(f, (at,at), note))
+        except Exception as e: raise _bad(f, e) from e
+
+    def _read(self, f, at, note):
+        "Tensor (n_in,h,w) of what an item leads to, or of what the user's reader makes of it"
+        f = _where(f)
+        if self.reader: f = self.reader(f)
+        if isinstance(f, (np.ndarray,torch.Tensor)): return self._from_array(f, at, note)
+        if self.n_in not in (1,3):
+            fix = 'Pass n_in=1 or 3, or reader, which returns the channels'
+            raise Unreadable(f'grey or RGB, and n_in={self.n_in}', fix)
+        im = _open(f)
+        if im is f: return self._from_image(im, at, note, is_own=False)
+        with im: return self._from_image(im, at, note, is_own=True)
+
+    def _from_image(self, im, at, note, is_own):
+        "Tensor of a PIL image; one of the caller's is left as it is"
+        # A large JPEG is decoded at the scale needed; which of its sides is which, its orientation says later
+        if is_own and self.hw: im.draft(None, (max(self.hw),)*2)
+        _check_pixels(im, self.max_pixels or _pils_limit())
+        _check_bands(im)
+        if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own)
+        values = np.asarray(ImageOps.exif_transpose(im))
+        return _fit(_wide(im, values, self.ground, self.full_scale, note), self.n_in, self.hw, at)
+
+    def _from_pil(self, im, at, note, is_own):
+        "Tensor of a PIL image with 8 bits per value"
+        is_deep = _is_deep(im)
+        if is_deep and (self.full_scale or 65535)<65535:
+            raise Unreadable('16 bits per colour, of which PIL keeps the upper 8', 'Pass reader, which reads all 16')
+        im = ImageOps.exif_transpose(im, in_place=is_own) or im
+        if im.has_transparency_data: im = _on_ground(_clear_in_8_bits(im) if is_deep else im, self.ground)
+        im = im.convert('L' if self.n_in==1 else 'RGB')
+        if is_deep and note: _note_deep(im, note)
+        if self.hw: im = ImageOps.fit(im, self.hw[::-1], Image.Resampling.BICUBIC, centering=at)
+        x = torch.from_numpy(np.array(im))
+        x = x[None] if x.ndim==2 else x.permute(2,0,1)
+        return x.contiguous().float().div_(255)
+
+    def _from_array(self, f, at, note):
+        "Tensor of an array or a tensor in any layout"
+        is_tensor = isinstance(f, torch.Tensor)
+        if is_tensor: f = f.detach().cpu()
+        a = np.asarray(f.float() if is_tensor and f.is_floating_point() else f)
+        a = _channels_first(a, self.n_in, is_tensor)
+        if a.dtype==bool: a = a.astype(np.uint8)*np.uint8(255)
+        if a.dtype.kind=='f': note = None  # whoever made floats of pictures chose their scale
+        if a.dtype!=np.uint8: return _fit(_scaled(a, self.full_scale or _scale_of(a), note), self.n_in, self.hw, at)
+        if len(a)!=3 or self.n_in not in (1,3): return _fit(_scaled(a, 255, None), self.n_in, self.hw, at)
+        return self._from_pil(Image.fromarray(np.ascontiguousarray(a.transpose(1,2,0))), at, None, True)
+
+def _clear_in_8_bits(im):
+    "The colour that is transparent in a file of 16 bits per colour, as one of 8"
+    clear = im.info.get('transparency')
+    if isinstance(clear, tuple): im.info['transparency'] = tuple(o>>8 for o in clear)
+    return im
+
+def _note_deep(im, note):
+    "Tell of a picture of 16 bits per colour that uses little of them"
+    ends = im.getextrema()
+    high = ends[1] if im.mode=='L' else max(o[1] for o in ends)
+    if 0<high<32: note(f'values reach {high} of 255, the upper 8 of 16 bits: pass reader, which reads all 16')
+
+def _bad(f, e):
+    "The error of a picture that cannot be read"
+    name = os.fspath(f) if isinstance(f, (str,os.PathLike)) else type(f).__name__
+    fix = e.fix if isinstance(e, Unreadable) else Unreadable.fix
+    problem = f"cannot be read ({printable(first_line(e)).rstrip('.')})"
+    bad = invalid(f'picture={name!r}', problem, fix, BadPicture)
+    bad.fix = '' if fix==Unreadable.fix else fix
+    return bad
+
+_warned = set()  # kinds of remarks that this process has warned of
+
+def warn_of(
+    f, # Item
+    remark:str, # What is odd about it
+)->None:
+    "Warn of the first picture of a kind"
+    kind = remark.partition(' of ')[2]
+    if kind in _warned: return
+    _warned.add(kind)
+    name = os.fspath(f) if isinstance(f, (str,os.PathLike)) else type(f).__name__
+    warn(f'picture={name!r}: {remark}. Others like it are not named.')
+
+def is_array(
+    f, # Item
+)->bool: # True where it may have any number of channels
+    "Is an item an array or tensor, not a file?"
+    if isinstance(f, Picture): f = f.where
+    if isinstance(f, partial):  # an item of a list or data set: only opening it tells
+        return True
+    return isinstance(f, (np.ndarray,torch.Tensor))
+
+# %% ../../nbs/12_data.reading.ipynb #open_picture
 def open_picture(
     f, # Path, or an item of `picture_items`
-    n_in:int=3, # Channels: 1 reads grey, 3 RGB
+    n_in:int=3, # Channels: 1 reads grey, 3 RGB; any number of arrays, or with `reader`
     size=None, # Side in pixels or (h,w): the short side is scaled, the middle cut out; None keeps it
+    ground='white', # Colour that shows through transparent pixels: a name, '#rrggbb' or (r,g,b) of 0 to 255
+    # Value that becomes 1 in pictures of 16 or 32 bits and of floats; 4095 for 12 bits. None: what the format states
+    full_scale:float|None=None,
+    max_pixels:int|None=None, # Pixels that a picture may have; None for PIL's limit, 89,478,485
+    # Function that reads what PIL cannot: takes the path (or the bytes, where the picture is in a tar or a table);
+    # returns an array or tensor (c,h,w), (h,w,c) or (h,w), or a PIL image. None lets PIL read
+    reader:Callable|None=None,
 )->TensorImage: # (n_in,h,w) float32 in [0,1]
     "Read a picture the way its camera held it, whatever its mode and bit depth"
-    check_channels(n_in)
-    hw = (size,size) if isinstance(size, int) else size
-    try: x = torch.tensor(_decode(_open(f), 'L' if n_in==1 else 'RGB', hw)).clamp(0,1)
-    except Exception as e:
-        name = os.fspath(f) if isinstance(f, (str,os.PathLike)) else type(f).__name__
-        reason = first_line(e).rstrip('.')
-        raise invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Repair or remove it', BadPicture) from e
-    x = x[None] if x.ndim==2 else x.permute(2,0,1).contiguous()
-    return tensor_type(n_in)(x.expand(n_in,-1,-1))
+    if not is_array(f): check_channels(n_in, reader)
+    return PictureReader(n_in, size, ground, full_scale, max_pixels, reader)(f, note=partial(warn_of, f))
 
 # %% ../../nbs/12_data.reading.ipynb #step
 class OpenPicture(Transform):
-    "Run `open_picture` as a step of a fastai pipeline"
+    "Run a `PictureReader` as a step of a fastai pipeline"
     def __init__(self,
-        n_in:int=3, # Channels: 1 reads grey, 3 RGB
-        size=None, # Side in pixels or (h,w); None keeps it
+        read:PictureReader, # How pictures are read
+        remarks=None, # `Remarks` to note what is odd in, by name; None warns of the first
     ):
-        self.n_in = n_in
-        self.size = size
+        self.read = read
+        self.remarks = remarks
+        self.at = .5  # where along the long side to cut, set for each picture
 
     def encodes(self, f):
-        # What is a tensor is read already
-        if isinstance(f, torch.Tensor): return tensor_type(self.n_in)(f/255 if f.dtype==torch.uint8 else f)
-        return open_picture(f, self.n_in, self.size)
+        named = self.remarks is not None and isinstance(f, (str,os.PathLike))
+        note = partial(self.remarks.add, os.fspath(f)) if named else partial(warn_of, f)
+        return self.read(f, self.at, note)

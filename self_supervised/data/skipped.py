@@ -13,20 +13,21 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from random import Random
 
-from fastai.data.core import Datasets, TfmdLists
+from fastai.data.core import Datasets, TfmdDL, TfmdLists
 from fastai.imports import noop
 from fastai.torch_core import defaults, rank_distrib
 from fastcore.all import L, is_indexer
 from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
-from ..core import invalid
-from .reading import BadPicture, OpenPicture, open_picture, tensor_type
+from ..core import from_csv_cell, invalid, printable, to_csv_cell
+from .reading import BadPicture, OpenPicture, PictureReader, check_channels, is_array, tensor_type
 from .sources import picture_items
 
 # %% ../../nbs/13_data.skipped.ipynb #39c005
@@ -84,28 +85,30 @@ class Skipped(Mapping):
         if not rank_distrib(): self.log.unlink(missing_ok=True)
 
     def update(self):
-        "Read what other processes have added since"
+        "Read what other processes have added since; a row that was cut off by a kill is passed over"
         if not self.log.exists(): return self
         with open(self.log, 'rb') as f:
             f.seek(self.n_read)
             new = f.read()
         for row,n in whole_rows(new.decode(errors='surrogateescape')):
-            self.found.update([row])
+            self.found.update([tuple(map(from_csv_cell, row))])
             self.n_read += n
         return self
 
     def add(self,
         name:str, # Of the picture
         reason:str, # Why it cannot be read
+        fix:str='', # What to do, where it is not to repair or remove it; `reason` says it too
     ):
         "Note a picture, once; raise when they are too many"
         reason = ' '.join(reason.split())
         if name not in self.update().found: self._note(name, reason)
         n = len(self.update().found)
         if n<=self.max_bad*self.n: return
+        advice = 'Do that' if fix else 'Repair or remove them (`byol_check` finds them all)'
         raise invalid(f'{n} of {self.n} pictures',
                       f'cannot be read, more than max_bad={self.max_bad} allows; the last is {name!r} ({reason})',
-                      'Repair or remove them (`byol_check` finds them all), or pass a higher max_bad', TooManyBad)
+                      f'{advice}, or pass a higher max_bad', TooManyBad)
 
     def _note(self, name, reason):
         "Tell the other processes, if the disk has room; this one knows"
@@ -116,9 +119,9 @@ class Skipped(Mapping):
         self.found[name] = reason
 
     def _append(self, name, reason):
-        "Write one line of the file in one call of the system"
+        "Write one line of the file in one call of the system; on a full disk keep it in this process"
         line = io.StringIO(newline='')
-        csv.writer(line).writerow((name, reason))
+        csv.writer(line).writerow(map(to_csv_cell, (name, reason)))
         row = line.getvalue().encode(errors='surrogateescape')
         self.log.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.log, os.O_RDWR|os.O_CREAT|os.O_APPEND)
@@ -131,7 +134,8 @@ class Skipped(Mapping):
         "Print how many there are and what became of them, if there are more than at the last report"
         n = len(self)
         if n>self.n_reported and not rank_distrib():
-            print(f'{n} of {self.n} pictures cannot be read and {fate}; names and reasons: `dls.skipped`, {self.log}')
+            where = f'`dls.skipped`, {printable(self.log)}'
+            print(f'{n} of {self.n} pictures cannot be read and {fate}; names and reasons: {where}')
         self.n_reported = n
 
     def __contains__(self, name): return name in self.found  # without reading the file: this is asked for every picture
@@ -139,24 +143,64 @@ class Skipped(Mapping):
     def __len__(self): return len(self.update().found)
     def __getitem__(self, name): return self.update().found[name]
     def __repr__(self):
-        lines = [f'{name}: {reason}' for name,reason in islice(self.items(), 20)]
+        lines = [f'{printable(name)}: {reason}' for name,reason in islice(self.items(), 20)]
         if len(self)>20: lines.append('…')
         return '\n'.join([f'{len(self)} of {self.n} pictures skipped', *lines])
+
+# %% ../../nbs/13_data.skipped.ipynb #remarks
+def dim_text(
+    found, # Name → remark, of pictures that use little of their scale
+    n:int, # Pictures there are
+)->str:
+    "Say in one line that pictures use little of their scale"
+    name,remark = next(iter(found.items()))
+    return f'{len(found)} of {n} pictures use less than an eighth of their scale, e.g. {printable(name)}: {remark}'
+
+class Remarks(Skipped):
+    "What is odd about pictures that can be read: a mapping of names to remarks that all processes add to"
+    def add(self, name, remark):
+        "Note a picture, once"
+        if name in self.found or name in self.update().found: return
+        try: self._append(name, remark)
+        except OSError: self.found[name] = remark   # the disk is full, and a remark is not worth a warning
+
+    def report(self):
+        "Warn, once, of how many there are"
+        if self.n_reported or not len(self) or rank_distrib(): return
+        self.n_reported = len(self)
+        warnings.warn(f'So far {dim_text(self, self.n)}.')
 
 # %% ../../nbs/13_data.skipped.ipynb #39c007
 class PictureData(Datasets):
     "fastai's `Datasets` of pictures and labels, in which another item takes the place of one that cannot be read"
     skipped = None
-    def __getitem__(self, i):
-        if self.skipped is None or not is_indexer(i): return super().__getitem__(i)
-        for j in self._candidates(int(i)):
+    def __getitem__(self, i): return self.item(int(i)) if is_indexer(i) else super().__getitem__(i)
+
+    def item(self,
+        i:int, # Place
+        draw:int|None=None, # Number that decides where along its long side each picture is cut; None for the middle
+    )->tuple: # (x,) or (x,y)
+        "Read an item, or another where its picture cannot be read"
+        if self.skipped is None: return self._item(i, draw)
+        for j in self._candidates(i):
             name = os.fspath(self.items[j])
             if name in self.skipped: continue
-            try: return super().__getitem__(j)
-            except BadPicture as e: self.skipped.add(name, e.reason)
-        name = os.fspath(self.items[int(i)])
+            try: return self._item(j, draw)
+            except BadPicture as e: self.skipped.add(name, e.reason, e.fix)
+        name = os.fspath(self.items[i])
         raise invalid(f'picture={name!r}', 'cannot be read, nor can any of 100 pictures drawn instead',
                       'List those that cannot with `byol_check`', TooManyBad)
+
+    def _item(self, i, draw):
+        if draw is None: return super().__getitem__(i)
+        self.opener.at = Random(f'{draw} '.encode()+os.fsencode(self.items[i])).random()
+        try: return super().__getitem__(i)
+        finally: self.opener.at = .5
+
+    @property
+    def opener(self)->OpenPicture: # Shared with the other part
+        "The step that reads pictures"
+        return self.tls[0].tfms.fs[0]
 
     def _candidates(self, i):
         "Yield `i`, then up to 100 others drawn from `i` alone: neither the epoch nor the worker makes a difference"
@@ -172,37 +216,82 @@ class PictureData(Datasets):
         part.skipped = self.skipped
         return part
 
+class PictureDL(TfmdDL):
+    "Loader of `PictureData`: while it shuffles, each epoch cuts pictures elsewhere along their long side"
+    square = 'middle'  # 'random' to do so
+    draw = None        # of this epoch
+    epochs = 0         # begun
+
+    def before_iter(self):
+        "Draw from a copy of the loader's generator: the epoch repeats with it, and the order is as it was"
+        super().before_iter()
+        self.draw = copy(self.rng).getrandbits(63) if self.square=='random' and self.shuffle else None
+        self.epochs += 1
+
+    def create_item(self,
+        i:int|None, # Place
+    )->tuple: # (x,) or (x,y)
+        "Read an item"
+        if not isinstance(self.dataset, PictureData): return super().create_item(i)
+        return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
+
+    def wif(self):
+        "Have one worker of the first epoch alone show PIL's warnings, which are the same in all"
+        quiet_worker(get_worker_info().id + (self.epochs>1))
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        "Make a loader like this one"
+        dl = super().new(dataset, cls, **kwargs)
+        dl.square = self.square
+        return dl
+
+def quiet_worker(
+    worker:int, # The first, 0, shows them
+)->None:
+    "Ignore PIL's warnings about single files in the process of a worker"
+    if worker: warnings.filterwarnings('ignore', module=r'PIL\b')
+
 def picture_data(
     items, # Of `picture_items`
     splits, # Indices of (train, valid)
-    n_in:int=3, # Channels: 1 reads grey, 3 RGB
-    size=None, # Side in pixels, or (h,w); None keeps it
+    read:PictureReader, # How pictures are read
     y_tfms=None, # From an item to its label, e.g. [parent_label, Categorize()]; None without labels
     skipped=None, # `Skipped`, or None to raise at the first picture that cannot be read
+    remarks=None, # `Remarks`, or None to warn of the first
 )->PictureData: # Items (x,), or (x,y)
     "Make a data set that opens pictures when asked"
     # fastai reads the first item to learn the types, and that one may be bad: they are given instead.
     # `predict` and `test_dl` take whatever `OpenPicture` opens, not only what it was trained from
-    types = [object, tensor_type(n_in)]
-    lists = [TfmdLists(items, Pipeline([OpenPicture(n_in, size)]), splits=splits, types=types)]
+    types = [object, tensor_type(read.n_in)]
+    lists = [TfmdLists(items, Pipeline([OpenPicture(read, remarks)]), splits=splits, types=types)]
     if y_tfms: lists.append(TfmdLists(items, y_tfms, splits=splits))
     data = PictureData(tls=lists, n_inp=1)
     data.skipped = skipped
     return data
 
-# %% ../../nbs/13_data.skipped.ipynb #39c009
-class _Reasons:
-    "Why each item cannot be read, or None"
-    def __init__(self, items, n_in, size):
+# %% ../../nbs/13_data.skipped.ipynb #looked
+class _Looked:
+    "Of each item why it cannot be read, or None, and what is odd about it"
+    def __init__(self, items, read):
         self.items = items
-        self.n_in = n_in
-        self.size = size
+        self.read = read
 
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
-        try: open_picture(self.items[i], self.n_in, self.size)
-        except BadPicture as e: return e.reason
+        remarks = []
+        try: self.read(self.items[i], note=remarks.append)
+        except BadPicture as e: return e.reason,None
+        return None,(remarks or [None])[0]
 
+class Checked(dict):
+    "Name of each picture that cannot be read → reason"
+    def __init__(self, bad, n, dim, left_out):
+        super().__init__(bad)
+        self.n = n                # pictures there are
+        self.dim = dim            # name → remark, of pictures that use less than an eighth of their scale
+        self.left_out = left_out  # suffix → number of files that are not read as pictures
+
+# %% ../../nbs/13_data.skipped.ipynb #39c009
 def check_pictures(
     source, # As of `picture_items`: a folder, list, table, data set or tar; or items
     size=None, # Side in pixels, or (h,w), as in training
@@ -210,10 +299,19 @@ def check_pictures(
     column:str|None=None, # Of a table, or ending in a tar, with the pictures
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     progress:bool=False, # Show a bar?
-)->dict: # Name of each picture that cannot be read → reason
+    folder=None, # Folder that relative paths start from
+    suffixes=None, # Endings of the files to read, e.g. '.npy'; '*' for all; None for pictures, with `reader` all
+    **how # As of `open_picture`: ground, full_scale, max_pixels, reader
+)->Checked: # Name of each picture that cannot be read → reason; also `.dim`, `.left_out` and `.n`
     "Read every picture and list those that training would skip, and why"
-    items = picture_items(source, column)
+    read = PictureReader(n_in, size, **how)
+    items = picture_items(source, column, folder=folder, suffixes=suffixes, any_file=read.reader is not None)
+    if not is_array(items[0]): check_channels(n_in, read.reader)
     workers = min(16, defaults.cpus) if workers is None else workers
-    dl = DataLoader(_Reasons(items, n_in, size), batch_size=32, num_workers=workers, collate_fn=noop)
-    reasons = L(progress_bar(dl, leave=False) if progress else dl).concat()
-    return {os.fspath(o):reason for o,reason in zip(items, reasons) if reason is not None}
+    dl = DataLoader(_Looked(items, read), batch_size=32, num_workers=workers, collate_fn=noop,
+                    worker_init_fn=quiet_worker)
+    found = L(progress_bar(dl, leave=False) if progress else dl).concat()
+    names = list(map(os.fspath, items))
+    bad = {name:reason for name,(reason,_) in zip(names, found) if reason is not None}
+    dim = {name:remark for name,(_,remark) in zip(names, found) if remark is not None}
+    return Checked(bad, len(items), dim, items.left_out)
