@@ -19,7 +19,7 @@ from self_supervised.augmentations import NormalizeViews, get_batch_augs
 from self_supervised.callback.probe import Probe
 from self_supervised.cli.embed import byol_embed, embed_pictures, encoder_settings
 from self_supervised.cli.evaluate import published_protocols
-from self_supervised.cli.judge import features_of_parts
+from self_supervised.cli.comparison import features_of_parts
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
