@@ -242,8 +242,8 @@ def _is_finite(model):
 def _warn_not_finite(folder, position):
     have = checkpoint_files(folder)
     there = f'{have[-1].name} stays the newest checkpoint' if have else 'there is no checkpoint'
-    warnings.warn(f"Step {position['step']} was not saved, since the weights are not finite; {there} in {str(folder)!r}. "
-                  'Lower lr, since the network has diverged.')
+    seen = f"Step {position['step']} was not saved, since the weights are not finite"
+    warnings.warn(f'{seen}; {there} in {str(folder)!r}. Lower lr, since the network has diverged.')
 
 def _check_alone(cbs):
     if sum(isinstance(cb, Checkpoint) for cb in cbs)<2: return

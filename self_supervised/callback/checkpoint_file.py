@@ -25,10 +25,10 @@ from fastai.torch_core import num_distrib, rank_distrib
 from torch import nn
 
 from ..core import batch_size_of, first_line, invalid, second_name, write_atomic
+from ..owner import claim
+from ..data.facts import data_facts, n_changed
 from .ranks import once
 from .replay import workers_of
-from ..data.facts import data_facts, n_changed
-from ..owner import claim
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #file_format
 FORMAT = 'self_supervised.checkpoint'   # what every file of ours says at `format`
@@ -76,7 +76,7 @@ def _check_digest(f, size, digest):
         h.update(block)
         size -= len(block)
     if h.hexdigest().encode()!=digest:
-        raise invalid('digest', 'is that of another content: the file was changed after it was written', 'Pass a whole file')
+        raise invalid('digest', 'does not fit the content: the file was changed after it was written', 'Pass a whole one')
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c013
 def checkpoint_files(

@@ -22,10 +22,9 @@ def data_facts(
 )->dict: # 'names' and 'labels' as text, 'contents' a list of numbers; what is not known is left out
     "Describe a data set by what must be the same when a run goes on"
     if (inner := _subset(data)) is not None: return _part_facts(*inner)
-    names = _names(data)
-    facts = dict(names=None if names is None else _digest(_from_common(names)),
-                 labels=_labels(data),
-                 contents=_contents(data) if names is None else _sizes(names))
+    items = _items(data)
+    names = None if items is None else _digest(_from_common([os.fspath(o) for o in items]))
+    facts = dict(names=names, labels=_labels(data), contents=_of_array(data) if items is None else _of_files(items))
     return {k: v for k,v in facts.items() if v is not None}
 
 def n_changed(
@@ -61,14 +60,13 @@ def _part_facts(inner, idxs):
     facts = data_facts(inner)
     return facts | dict(names=f"{facts.get('names', '')}{part}")
 
-def _names(data):
-    "Paths of all items as text, or None: fastai keeps `items`, torchvision `samples`, pairs of path and class"
+def _items(data):
+    "Paths of all items, or None: fastai keeps `items`, torchvision `samples`, pairs of path and class"
     items = getattr(data, 'items', None)
     if items is None or callable(items): items = _own(data, 'samples')
     if not isinstance(items, Iterable) or not hasattr(items, '__len__') or not len(items): return None
     if isinstance(items[0], (tuple,list)): items = [o[0] for o in items]
-    if not isinstance(items[0], (str,os.PathLike)): return None
-    return [os.fspath(o) for o in items]
+    return items if isinstance(items[0], (str,os.PathLike)) else None
 
 def _from_common(names):
     "Names from the folder that all of them share: the whole may lie elsewhere on another day"
@@ -76,17 +74,20 @@ def _from_common(names):
     common = os.path.commonprefix([min(names), max(names)]).rpartition(os.sep)[0]
     return [o[len(common):] for o in names]
 
-def _sizes(names):
-    "Bytes of some of the files; -1 where there is none"
-    def size(name):
-        try: return os.stat(name).st_size
-        except (OSError, ValueError): return -1
-    return [size(names[i]) for i in _spread(len(names))]
+def _of_files(items):
+    "What some of the items contain: the size of a file, a checksum of bytes; -1 where neither is known"
+    return [_content(getattr(items[i], 'where', items[i])) for i in _spread(len(items))]
+
+def _content(where):
+    if isinstance(where, bytes): return crc32(where)
+    try: return os.stat(where).st_size
+    except (OSError, ValueError, TypeError): return -1
 
 def _labels(data):
     "Digest of the labels that are in a list or an array, or None"
     for o in (_own(data, k) for k in ('targets','labels','y')):
-        if isinstance(o, (list,tuple,Tensor,np.ndarray)): return _digest(map(str, _picked(data, np.asarray(o)).tolist()))
+        if not isinstance(o, (list,tuple,Tensor,np.ndarray)): continue
+        return _digest(map(str, _picked(data, np.asarray(o)).tolist()))
     items = getattr(data, 'items', None)
     labels = [o.label for o in items if hasattr(o, 'label')] if isinstance(items, Iterable) else []
     if labels: return _digest(map(str, labels))
@@ -110,7 +111,7 @@ def _picked(data, values):
     idxs = _own(data, 'idxs')
     return values if idxs is None else values[np.asarray(idxs)]
 
-def _contents(data):
+def _of_array(data):
     "A checksum of some items of an array, or None"
     for o in (_own(data, k) for k in ('x','data','tensors')):
         if isinstance(o, tuple) and o: o = o[0]

@@ -114,8 +114,8 @@ class Skipped(Mapping):
         "Tell the other processes, if the disk has room; this one knows"
         try: self._append(name, reason)
         except OSError as e:
-            warnings.warn(f'{name!r} cannot be read ({reason}), and was not written to {str(self.log)!r} ({e.strerror}). '
-                          'Training goes on. Free some disk space.')
+            seen = f'{name!r} cannot be read ({reason}), and was not written to {str(self.log)!r} ({e.strerror})'
+            warnings.warn(f'{seen}. Training goes on. Free some disk space.')
         self.found[name] = reason
 
     def _append(self, name, reason):
