@@ -76,7 +76,7 @@ def _check_digest(f, size, digest):
         h.update(block)
         size -= len(block)
     if h.hexdigest().encode()!=digest:
-        raise invalid('digest', 'does not fit the content: the file has changed since it was written', 'Pass a whole one')
+        raise invalid('digest', 'does not fit the content: the file was changed', 'Pass a whole one')
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c013
 def checkpoint_files(
