@@ -479,6 +479,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'self_supervised/callback/probe.py'),
                                                 'self_supervised.callback.probe._check_pairs': ( 'callback.probe.html#_check_pairs',
                                                                                                  'self_supervised/callback/probe.py'),
+                                                'self_supervised.callback.probe._is_recorded': ( 'callback.probe.html#_is_recorded',
+                                                                                                 'self_supervised/callback/probe.py'),
                                                 'self_supervised.callback.probe._seconds_since': ( 'callback.probe.html#_seconds_since',
                                                                                                    'self_supervised/callback/probe.py')},
             'self_supervised.callback.put_back': { 'self_supervised.callback.put_back.EmptyValidation': ( 'callback.put_back.html#emptyvalidation',

@@ -16,7 +16,7 @@ import torch
 from fastai.torch_core import no_random, rank_distrib
 from fastcore.basics import noop
 
-from ..core import check_one_of, check_stats, check_whole, first_line, invalid
+from ..core import check_stats, check_whole, first_line, invalid
 from ..record import recorded_stats
 from ..evaluate.features import (
     check_features, check_neighbours, check_temperature, check_two_classes, embed, knn_accuracy, linear_accuracy)
@@ -25,6 +25,10 @@ from ..evaluate.labelled import (
 from .core import MetricCallback
 
 # %% ../../nbs/45_callback.probe.ipynb #checks
+def _is_recorded(stats):
+    "Are pictures to be normalised as the encoder records, which is as the views do it?"
+    return isinstance(stats, str) and stats in ('recorded','views')
+
 def _check_methods(methods):
     "Raise unless `methods` names one probe or both, and nothing else"
     bad = [o for o in methods if o not in ('knn','linear')]
@@ -76,8 +80,7 @@ class Probe(MetricCallback):
         check_whole(2, n=n)
         check_whole(0, seed=seed)
         check_temperature(T)
-        if isinstance(stats, str): check_one_of(('recorded','views'), stats=stats)
-        else: check_stats(stats)
+        if not _is_recorded(stats): check_stats(stats)
         self.train = None if train is None else labelled_source('train', train, whole=True)  # to learn from
         self.test = None if test is None else labelled_source('test', test, whole=True)      # to be tested on
         _check_pairs(self.train, self.test)
@@ -147,7 +150,9 @@ class Probe(MetricCallback):
 
     def _stats(self):
         "(mean,std) to normalise with, or None"
-        return recorded_stats(self.net.encoder, 'recorded' if isinstance(self.stats, str) else self.stats)
+        if not _is_recorded(self.stats): return self.stats
+        stats = recorded_stats(self.net.encoder)
+        return stats and tuple(map(torch.as_tensor, stats))
 
     def _look(self):
         "One batch of each part: has it labels, and does the encoder take it?"
