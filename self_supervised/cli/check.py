@@ -19,7 +19,7 @@ from ..data.sources import left_out_text
 # %% ../../nbs/97_cli.check.ipynb #39c009
 @call_parse(pos=['path'])
 def byol_check(
-    path:str, # Folder of pictures, searched to the bottom; a tar, or a folder of them; a csv file with a column of paths
+    path:str, # Folder of pictures, searched to the bottom; a tar, or a folder of them; a csv file with paths
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48; without one they are read in full
     n_in:int=3, # Channels: 1 reads pictures as grey, 3 as RGB; any number with --reader
     workers:int=None, # Processes that read; as many as there are cores, at most 16
