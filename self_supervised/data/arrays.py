@@ -136,8 +136,8 @@ def positions(
     name:str, # Of the argument, for the error
 )->Tensor: # Positions in [0,n)
     "Read positions or a mask"
-    if not isinstance(idxs, Tensor):
-        idxs = torch.as_tensor(np.array(idxs if hasattr(idxs, '__array__') else list(idxs)))
+    if not hasattr(idxs, '__array__'): idxs = list(idxs)
+    if not isinstance(idxs, Tensor): idxs = torch.as_tensor(np.array(idxs))
     if idxs.numel()==0: return torch.zeros(0, dtype=torch.long)
     given = f'{name}, {len(idxs)} entries of type {idxs.dtype},'
     if idxs.dtype==torch.bool:

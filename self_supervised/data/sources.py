@@ -419,8 +419,8 @@ def _read(shard, offset, size):
     with open(shard, 'rb') as f:
         f.seek(offset)
         data = f.read(size)
-    if len(data)<size: raise OSError(f'the shard ends after {len(data)} of {size} bytes')
-    return data
+    if len(data)==size: return data
+    raise invalid('the shard', f'ends after {len(data)} of {size} bytes', 'Fetch it again', OSError)
 
 def _tar_label(shard, files, key, label):
     "Text of the file beside a picture, or a field of it where `label` is 'json.field'"
