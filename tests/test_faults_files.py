@@ -1,0 +1,634 @@
+"What happens to files: two owners, damage of every kind, a full disk, a signal at the wrong moment, other data"
+import io
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.learner import Learner
+from fastai.vision.all import Callback, ValueMetric, noop, parent_label
+from PIL import Image
+from torch import nn
+
+from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint, read_checkpoint
+from self_supervised.cli import pretrain as pretrain_room
+from self_supervised.cli.pretrain import pretrain
+from self_supervised.cli.run_folder import free_folder
+from self_supervised.core import seed_everything
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.demo import digits
+from self_supervised.facts import data_facts
+from self_supervised.data.images import image_dls
+from self_supervised.data.skipped import Skipped
+from self_supervised.owner import OWNER, claim, release
+from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
+from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
+from test_checkpoint import Kill, Signal, assert_same, fit, flat, in_child, make, outcome
+
+pytestmark = [pytest.mark.filterwarnings('ignore')]
+HERE = Path(__file__).parent
+STEPS = 6
+
+def said(f, *args, **kwargs):
+    "Messages of the warnings of a call"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        f(*args, **kwargs)
+    return [str(w.message) for w in ws]
+
+def one_line(e): return str(e.value.args[0]).split('\n\t')[-1]
+
+# R1. Two owners
+
+def owner_in_another_process(folder, seconds=60):
+    "A process that claims a folder and lives until it is killed"
+    code = f'import sys,time; sys.path.insert(0, {str(HERE.parent)!r})\n' \
+           f'from self_supervised.owner import claim\nprint(repr(claim({str(folder)!r})), flush=True); time.sleep({seconds})'
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline()=="''\n"
+    return p
+
+def test_a_folder_has_one_owner_and_a_dead_one_has_none(tmp_path):
+    p = owner_in_another_process(tmp_path/'a')
+    words = claim(tmp_path/'a')
+    assert f'process {p.pid} on ' in words and 'which started at 20' in words and '\n' not in words
+    p.kill()
+    p.wait()
+    assert (tmp_path/'a'/OWNER).exists() and claim(tmp_path/'a')==''
+    release(tmp_path/'a')
+    assert not any((tmp_path/'a').iterdir())
+
+@pytest.mark.parametrize('left', [b'', b'{"pid": 1', b'[]', b'{"pid": 1, "host": "x", "start": "then"}'])
+def test_a_claim_of_a_dead_process_is_taken_over_whatever_it_says(tmp_path, left):
+    "Also with the number of a process that lives"
+    (tmp_path/OWNER).write_bytes(left)
+    assert claim(tmp_path)==''
+    assert json.loads((tmp_path/OWNER).read_text())['pid']==os.getpid()
+    release(tmp_path)
+
+def test_of_many_that_come_at_once_one_gets_it(tmp_path):
+    "Claimed atomically: 8 processes, 5 folders, one owner of each"
+    def all_of_them():
+        start = time.time()+.3
+        for i in range(5):
+            while time.time()<start+.05*i: pass
+            if not claim(tmp_path/str(i)): (tmp_path/f'{i}.{os.getpid()}').touch()
+        time.sleep(1)
+    pids = []
+    for _ in range(8):
+        pids.append(os.fork())
+        if not pids[-1]:
+            all_of_them()
+            os._exit(0)
+    for p in pids: os.waitpid(p, 0)
+    assert [len([*tmp_path.glob(f'{i}.*')]) for i in range(5)]==[1]*5
+
+def test_another_thread_is_another_owner(tmp_path):
+    import threading
+    go,found = threading.Event(),threading.Event()
+    def other():
+        claim(tmp_path/'a')
+        found.set()
+        go.wait()
+    t = threading.Thread(target=other)
+    t.start()
+    found.wait()
+    assert 'another thread' in claim(tmp_path/'a')
+    go.set()
+    t.join()
+    assert claim(tmp_path/'a')==''
+    release(tmp_path/'a')
+
+def test_a_second_writer_of_checkpoints_is_refused(tmp_path):
+    "In one line with the process and its start, before anything of the first is touched"
+    p = owner_in_another_process(tmp_path/'ck')
+    (tmp_path/'ck'/'.fit000-step000000001.pt.half').touch()
+    with pytest.raises(ValueError) as e: fit(tmp_path)
+    p.kill()
+    p.wait()
+    message = one_line(e)
+    assert '\n' not in message and f'process {p.pid} on' in message and 'started at' in message and 'another folder' in message
+    assert (tmp_path/'ck'/'.fit000-step000000001.pt.half').exists()
+    fit(tmp_path, epochs=1)
+    assert not (tmp_path/'ck'/OWNER).exists() and len(checkpoint_files(tmp_path/'ck'))==2
+
+def test_a_fit_that_failed_does_not_keep_the_folder_from_its_own_process(tmp_path):
+    class Fail(Callback):
+        def after_batch(self): raise RuntimeError('on purpose')
+    learn = make(tmp_path, cbs=[Checkpoint(tmp_path/'ck'), Fail()])
+    with pytest.raises(RuntimeError), redirect_stdout(io.StringIO()): learn.fit(1)
+    fit(tmp_path, epochs=1)
+
+def tiny_run(out, **kwargs):
+    "A run of the digits, as small as it gets"
+    with redirect_stdout(io.StringIO()) as printed:
+        got = pretrain(out=out, epochs=1, hidden_size=16, projection_size=8, progress=False, **kwargs)
+    return *got,printed.getvalue()
+
+def test_two_runs_that_start_at_once_go_to_two_folders(tmp_path):
+    "0.3 s apart, long before the first has written its settings"
+    code = f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\nfrom self_supervised.cli.pretrain import byol_pretrain\n" \
+           f"byol_pretrain(epochs=2, out='run', hidden_size=16, projection_size=8)"
+    ps = []
+    for _ in range(2):
+        ps.append(subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        time.sleep(.3)
+    out = [p.communicate(timeout=300)[0] for p in ps]
+    assert [p.returncode for p in ps]==[0,0], out
+    assert sorted(o.name for o in tmp_path.iterdir())==['run','run-2']
+    for o in tmp_path.iterdir():
+        assert len((o/'history.csv').read_text().splitlines())==3 and not (o/OWNER).exists()
+    assert sum('is in use by process' in o or 'holds a run already' in o for o in out)==1
+
+def test_a_run_at_work_is_not_resumed_by_another(tmp_path):
+    out = tiny_run(tmp_path/'run')[2]
+    (out/'results.json').unlink()
+    was = {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()}
+    p = owner_in_another_process(out)
+    with pytest.raises(ValueError, match=f'is in use by process {p.pid} on .*, which started at'): tiny_run(out, resume=True)
+    p.kill()
+    p.wait()
+    assert {f.name: f.read_bytes() for f in out.iterdir() if f.is_file() and f.name!=OWNER}=={k: v for k,v in was.items()}
+    tiny_run(out, resume=True)
+
+# R5. Nothing stays behind
+
+@pytest.mark.parametrize('where,error', [('create_encoder', RuntimeError('no such weights')), ('_untrained_features', KeyboardInterrupt()),
+                                         ('digit_dls', OSError('gone')), ('run_learner', ValueError('too wide'))])
+def test_a_start_that_failed_leaves_no_folder(tmp_path, monkeypatch, where, error):
+    def fail(*args, **kwargs): raise error
+    monkeypatch.setattr(pretrain_room, where, fail)
+    with pytest.raises(type(error)): tiny_run(tmp_path/'runs'/'deep'/'run')
+    assert not any(tmp_path.iterdir())
+
+def test_a_folder_that_was_there_stays(tmp_path, monkeypatch):
+    def fail(*args, **kwargs): raise RuntimeError()
+    monkeypatch.setattr(pretrain_room, 'create_encoder', fail)
+    (tmp_path/'run').mkdir()
+    with pytest.raises(RuntimeError): tiny_run(tmp_path/'run')
+    assert (tmp_path/'run').is_dir() and not any((tmp_path/'run').iterdir())
+
+# R2. Damage
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run of two epochs with its last two checkpoints"
+    path = tmp_path_factory.mktemp('run')
+    fit(path, epochs=2)
+    return path
+
+def flip(b, places):
+    b = bytearray(b)
+    for p in places: b[p//8] ^= 1<<p%8
+    return bytes(b)
+
+def saved(state):
+    f = io.BytesIO()
+    torch.save(state, f)
+    return f.getvalue()
+
+def wrong(state, *path, to=...):
+    "A checkpoint without one of its parts, or with another there; with a right digest it would be read"
+    state = dict(state)
+    where = state
+    for k in path[:-1]:
+        where[k] = dict(where[k])
+        where = where[k]
+    if to is ...: del where[path[-1]]
+    else: where[path[-1]] = to
+    return saved(state)
+
+damages = dict(
+    empty=lambda b,s,r: b'',
+    one_byte=lambda b,s,r: b[:1],
+    cut_early=lambda b,s,r: b[:r.randrange(4, 4000)],
+    cut_late=lambda b,s,r: b[:-r.randrange(200, 3000)],
+    zeros=lambda b,s,r: bytes(len(b)),
+    zeros_at_the_end=lambda b,s,r: b[:-4096]+bytes(4096),
+    zeros_within=lambda b,s,r: b[:4096]+bytes(4096)+b[8192:],
+    one_bit=lambda b,s,r: flip(b, [r.randrange(8*len(b)-1000)]),
+    bits=lambda b,s,r: flip(b, [r.randrange(8*len(b)) for _ in range(20)]),
+    text=lambda b,s,r: b'<html>404</html>',
+    pickle_of_others=lambda b,s,r: saved([1,2]),
+    number=lambda b,s,r: saved(3),
+    no_format=lambda b,s,r: wrong(s, 'format'),
+    no_version=lambda b,s,r: wrong(s, 'version'),
+    later_version=lambda b,s,r: wrong(s, 'version', to=9),
+    version_in_words=lambda b,s,r: wrong(s, 'version', to='1'),
+    no_position=lambda b,s,r: wrong(s, 'position'),
+    no_batch=lambda b,s,r: wrong(s, 'position', 'batch'),
+    position_in_words=lambda b,s,r: wrong(s, 'position', 'step', to='7'),
+    no_model=lambda b,s,r: wrong(s, 'model'),
+    model_is_a_list=lambda b,s,r: wrong(s, 'model', to=[]),
+    no_opt=lambda b,s,r: wrong(s, 'opt'),
+    no_rng=lambda b,s,r: wrong(s, 'rng', to=[]),
+    rng_without_now=lambda b,s,r: wrong(s, 'rng', to=[dict(start=None)]),
+    no_best=lambda b,s,r: wrong(s, 'best'),
+    nothing_but_the_name=lambda b,s,r: saved(dict(format=s['format'])))
+
+@pytest.mark.parametrize('kind', damages)
+def test_a_damaged_newest_is_refused_and_the_one_before_taken(run, tmp_path, kind):
+    "Whatever torch raises over it: one line, and the run goes on from the older one"
+    old,new = checkpoint_files(run/'ck')
+    (tmp_path/old.name).write_bytes(old.read_bytes())
+    b = damages[kind](new.read_bytes(), read_checkpoint(new), random.Random(0))
+    file = tmp_path/new.name
+    file.write_bytes(b)
+    with pytest.raises(ValueError) as e: read_checkpoint(file)
+    assert len(str(e.value).splitlines())==1
+    messages = said(lambda: newest_checkpoint(tmp_path))
+    assert len(messages)==1 and '\n' not in messages[0] and 'The checkpoint before it is read instead' in messages[0]
+    assert_same(flat(newest_checkpoint(tmp_path)['model']), flat(read_checkpoint(old)['model']))
+
+def test_a_folder_where_a_file_should_be(run, tmp_path):
+    old,new = checkpoint_files(run/'ck')
+    (tmp_path/old.name).write_bytes(old.read_bytes())
+    (tmp_path/new.name).mkdir()
+    assert newest_checkpoint(tmp_path)['position']['step']==int(old.name[-5:-3])
+
+def test_no_flipped_bit_loads_as_another_state(run, tmp_path):
+    "Refused, or without effect: 300 single bits, a third of them in the directory of the archive"
+    file = checkpoint_files(run/'ck')[-1]
+    b,want = file.read_bytes(),flat(read_checkpoint(file))
+    r = random.Random(1)
+    for i in range(300):
+        (tmp_path/'x.pt').write_bytes(flip(b, [r.randrange(8*len(b)) if i%3 else r.randrange(8*len(b)-80000, 8*len(b))]))
+        try: got = read_checkpoint(tmp_path/'x.pt')
+        except ValueError: continue
+        assert_same(flat(got), want)
+
+def test_an_older_file_without_a_digest_still_loads_and_its_bits_are_looked_at(run, tmp_path):
+    state = read_checkpoint(checkpoint_files(run/'ck')[-1])
+    b = saved(state)
+    (tmp_path/'x.pt').write_bytes(b)
+    assert_same(flat(read_checkpoint(tmp_path/'x.pt')), flat(state))
+    place = b.index(state['model']['online.encoder.0.weight'].numpy().tobytes())
+    (tmp_path/'x.pt').write_bytes(flip(b, [8*place+17]))
+    with pytest.raises(ValueError, match='not a whole checkpoint'): read_checkpoint(tmp_path/'x.pt')
+
+def test_a_run_goes_on_from_the_one_before_to_the_same_end_and_keeps_it(tmp_path):
+    "Damaged files are not counted among those to keep"
+    in_child(fit, tmp_path/'a', cbs=[Kill('after_batch', 8)])
+    checkpoint_files(tmp_path/'a'/'ck')[-1].write_bytes(b'')
+    class Look(Callback):
+        order = 2000
+        def after_batch(self):
+            if self.train_iter==7 and self.training: seen.append(whole(tmp_path/'a'/'ck'))
+    def whole(folder): return [f.name for f in checkpoint_files(folder) if f.stat().st_size]
+    seen = []
+    got = outcome(fit(tmp_path/'a', cbs=[Look()]))
+    assert_same(got, outcome(fit(tmp_path/'b')))
+
+def test_fewer_are_kept_never_more_than_asked_and_damage_behind_does_not_count(tmp_path):
+    from self_supervised.callback.checkpoint_file import FORMAT, VERSION, write_checkpoint
+    state = dict(format=FORMAT, version=VERSION, best=None, facts={}, model={}, opt={}, grads=[], learner={}, metrics=[],
+                 callbacks={}, rng=[dict(now={}, start=None)], position=dict(fit=0, epoch=0, batch=1, step=0, finished=False))
+    (tmp_path/'fit000-step000000009.pt').write_bytes(b'')
+    for step in (1,2,3):
+        state['position']['step'] = step
+        write_checkpoint(tmp_path, state, keep=1, best=False)
+        assert newest_checkpoint(tmp_path)['position']['step']==step
+    assert [f.name[-5:-3] for f in checkpoint_files(tmp_path)]==['03','09']
+
+def test_best_is_refused_when_damaged(tmp_path):
+    learn = make(tmp_path, metrics=ValueMetric(lambda: 1., 'probe'))
+    with redirect_stdout(io.StringIO()): learn.fit(1, cbs=Checkpoint(tmp_path/'ck', monitor='probe'))
+    best = tmp_path/'ck'/'best.pt'
+    b = best.read_bytes()
+    best.write_bytes(flip(b, [8*2000+1]))
+    with pytest.raises(ValueError, match='not a whole checkpoint'): read_checkpoint(best)
+
+def test_what_says_nothing_about_the_file_is_raised_as_it_is(run, tmp_path, monkeypatch):
+    "A file that is missing, and a device that is full, are no damage"
+    with pytest.raises(FileNotFoundError): read_checkpoint(tmp_path/'x.pt')
+    def full(*args, **kwargs): raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(torch, 'load', full)
+    with pytest.raises(torch.OutOfMemoryError): newest_checkpoint(run/'ck')
+
+# Encoder files
+
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory):
+    file = tmp_path_factory.mktemp('encoder')/'e.safetensors'
+    net = nn.Sequential(nn.Conv2d(1,4,3), nn.BatchNorm2d(4), nn.Conv2d(4,4,3).bfloat16())
+    return save_encoder(net, file, stats=[[.5],[.25]], size=8)
+
+def new_net(): return nn.Sequential(nn.Conv2d(1,4,3), nn.BatchNorm2d(4), nn.Conv2d(4,4,3).bfloat16())
+
+def test_no_flipped_bit_of_an_encoder_file_loads_as_another(encoder, tmp_path):
+    "Weights, names and what is recorded: every bit of the header, and 300 of the rest"
+    b = encoder.read_bytes()
+    want = flat(load_encoder(encoder, new_net()).state_dict())
+    head = 8+int.from_bytes(b[:8], 'little')
+    r,loaded = random.Random(0),0
+    for p in [*range(0, 8*head, 3), *(r.randrange(8*head, 8*len(b)) for _ in range(300))]:
+        (tmp_path/'x').write_bytes(flip(b, [p]))
+        try: got = load_encoder(tmp_path/'x', new_net())
+        except (ValueError, TypeError) as e:
+            assert len(str(e).splitlines())==1
+            continue
+        loaded += 1
+        assert_same(flat(got.state_dict()), want)
+        assert got.meta==dict(stats=[[.5],[.25]], size=8), (p//8, b[p//8-9:p//8+9])
+    assert loaded<20   # bits of padding
+
+@pytest.mark.parametrize('n', [0, 5, 8, 100, -1])
+def test_a_cut_encoder_file_is_refused(encoder, tmp_path, n):
+    (tmp_path/'x').write_bytes(encoder.read_bytes()[:n])
+    with pytest.raises(ValueError, match='not a whole safetensors file'): load_encoder(tmp_path/'x', new_net())
+
+def test_older_encoder_files_and_those_of_others_still_load(encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(encoder)
+    text = json.dumps(dict(spec=None, version='0.1', size=8))
+    for metadata in (dict(self_supervised=text), dict(self_supervised=text, format='pt'), dict(format='pt', other='x'), None):
+        save_file(weights, tmp_path/'x', metadata)
+        assert load_encoder(tmp_path/'x', new_net()).meta==(dict(size=8) if metadata and 'self_supervised' in metadata else {})
+    assert encoder_info(encoder).keys()=={'spec','version','stats','size'}
+
+# The same run, or its change is named
+
+def small(cbs=(), x=None, y=None, **views):
+    "A learner of two batches an epoch"
+    seed_everything(0)
+    digits_x,digits_y,_ = digits()
+    dls = tensor_dls(digits_x[:32] if x is None else x, digits_y[:32] if y is None else y, bs=16, seed=0)
+    net = nn.Sequential(nn.Conv2d(1,4,3,2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    kw = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None) | views
+    return byol_learner(dls, create_byol_model(net, hidden_size=8, projection_size=4), get_byol_aug_pipelines(8, **kw), cbs=[*cbs])
+
+def go(learn, folder, epochs=2, **kwargs):
+    with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()): learn.fit(epochs, cbs=Checkpoint(folder, **kwargs))
+
+X,Y,_ = digits()
+
+@pytest.mark.parametrize('kwargs,words', [
+    (dict(cbs=[MixedPrecision('bf16')]), ['callbacks', 'MixedPrecision', 'bf16']),
+    (dict(cbs=[GradientClip(1.)]), ['callbacks', 'GradientClip(max_norm=1.0']),
+    (dict(cbs=[GradientAccumulation(32)]), ['callbacks', 'GradientAccumulation(n_acc=32)']),
+    (dict(x=X[32:64]), ['other data', 'contents', '32 of 32']),
+    (dict(y=Y[:32].clone().index_fill_(0, torch.tensor(3), 9-Y[3].item())), ['other data', 'labels']),
+    (dict(flip_p=.1), ['operation 2 of view 1', 'p=0.1']),
+    (dict(resize_scale=(.9,1.)), ['operation 1 of view 1', 'scale=(0.9, 1.0)']),
+    (dict(stats=([.5],[.5])), ['operation', 'no operation 3', 'NormalizeViews', '0.5']),
+])
+def test_another_run_is_refused_and_the_difference_named(tmp_path, kwargs, words):
+    "Callbacks that change training, the data, and the views belong to what must be the same"
+    go(small(), tmp_path)
+    with pytest.raises(ValueError) as e: go(small(**kwargs), tmp_path)
+    message = one_line(e)
+    assert '\n' not in message and all(w in message for w in words), message
+
+@pytest.mark.parametrize('cb', [MixedPrecision, partial(GradientClip, 1.), partial(GradientAccumulation, 32)])
+def test_a_callback_that_is_missing_or_set_otherwise_is_named(tmp_path, cb):
+    go(small([cb()]), tmp_path)
+    go(small([cb()]), tmp_path)   # the same is welcome
+    with pytest.raises(ValueError, match='callbacks'): go(small(), tmp_path)
+
+def test_some_contents_that_changed_are_warned_of(tmp_path):
+    "A picture that was repaired does not cost the run"
+    x = X[:32].clone()
+    go(small(x=x), tmp_path)
+    x[3] = 0
+    messages = said(go, small(x=x), tmp_path)
+    assert any('contents of 1 of 32 pictures' in m for m in messages)
+
+def test_a_checkpoint_that_says_nothing_of_its_data_goes_on(tmp_path):
+    go(small(), tmp_path)
+    file = checkpoint_files(tmp_path)[-1]
+    state = read_checkpoint(file)
+    state['facts'] = {k: v for k,v in state['facts'].items() if k not in ('data','callbacks') and 'view' not in k}
+    torch.save(state, file)
+    go(small(), tmp_path)
+
+@pytest.fixture
+def pics(tmp_path):
+    for i in range(12):
+        f = tmp_path/'pics'/'ab'[i%2]/f'{i}.png'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((X[i,0]*255).byte().numpy()).save(f)
+    return tmp_path/'pics'
+
+def facts_of(source, **kwargs): return data_facts(image_dls(source, 8, n_in=1, bs=4, workers=0, valid=0., **kwargs).train.dataset)
+
+def move(pics): (pics/'a'/'0.png').rename(pics/'b'/'0.png')
+def rename(pics): (pics/'a'/'0.png').rename(pics/'a'/'00.png')
+def replace(pics):
+    for f in pics.rglob('*.png'): Image.new('L', (40,40), 77).save(f)
+
+@pytest.mark.parametrize('change,kinds', [(move, {'names'}), (rename, {'names'}), (replace, {'contents'})])
+@pytest.mark.parametrize('label_func', [None, parent_label])
+def test_facts_of_files_change_with_the_files(pics, change, kinds, label_func):
+    was = facts_of(pics, label_func=label_func)
+    assert facts_of(pics, label_func=label_func)==was
+    change(pics)
+    now = facts_of(pics, label_func=label_func)
+    assert kinds<={k for k in was if was[k]!=now[k]}<={*kinds,'contents'}   # in another order there are others
+
+def test_facts_do_not_depend_on_where_the_folder_lies(pics):
+    was = facts_of(pics)
+    pics.rename(pics.with_name('elsewhere'))
+    assert facts_of(pics.with_name('elsewhere'))==was
+
+def test_labels_of_a_function_or_a_table_are_facts(pics):
+    import pandas as pd
+    files = sorted(pics.rglob('*.png'))
+    def table(i): return pd.DataFrame(dict(path=[str(f) for f in files], label=['x' if (k%2)^(k==i) else 'y' for k in range(12)]))
+    def by_function(i): return facts_of(files, label_func=lambda f: 'x' if (int(f.stem)%2)^(int(f.stem)==i) else 'y')
+    def by_table(i): return facts_of(table(i), column='path', label_func='label')
+    for make_facts in (by_function, by_table):
+        was = make_facts(None)
+        assert make_facts(None)==was and {k for k,v in make_facts(5).items() if v!=was[k]}=={'labels'}
+
+# Divergence
+
+class Diverge(Callback):
+    "Weights that break in a step, so that all losses after it are not finite"
+    order = 500
+    def __init__(self, step, to=float('nan')): self.step,self.to = step,to
+    def after_step(self):
+        if self.train_iter==self.step-1:
+            with torch.no_grad(): [p for p in self.model.parameters() if p.requires_grad][0].fill_(self.to)
+
+@pytest.mark.parametrize('to', [float('nan'), float('inf'), 3e38])
+@pytest.mark.parametrize('settings', [dict(every=1, keep=2), dict(every=1, keep=1), dict(minutes=0, keep=2), dict(every=2, keep=2), dict(keep=2)])
+def test_a_divergence_leaves_a_good_checkpoint(tmp_path, to, settings):
+    "The weights of one of those that are left are finite, and of before the step that broke them"
+    learn = make(tmp_path)
+    step = 6 if 'every' in settings or 'minutes' in settings else STEPS+3
+    with pytest.raises(Exception, match='in a row'), redirect_stdout(io.StringIO()):
+        learn.fit(5, cbs=[Checkpoint(tmp_path/'ck', **settings), Diverge(step, to)])
+    good = [s for s in map(read_checkpoint, checkpoint_files(tmp_path/'ck')) if s['position']['step']<step]
+    if settings['keep']==1 and to==3e38: return   # finite, and known to be bad only when nothing else is left
+    assert good and all(v.isfinite().all() and v.abs().max()<1e6 for s in good for v in s['model'].values())
+    assert all(v.isfinite().all() for f in checkpoint_files(tmp_path/'ck') for v in read_checkpoint(f)['model'].values())
+
+class Bad(Callback):
+    "Inputs that are not finite in some batches"
+    order = -100
+    def __init__(self, steps): self.steps = steps
+    def before_batch(self):
+        if self.training and self.train_iter in self.steps: self.learn.xb = (self.xb[0]*float('nan'),)
+
+def test_a_few_bad_batches_cost_no_exactness_and_files_are_tidied_afterwards(tmp_path):
+    bad = partial(Bad, {3,4,5})
+    want = outcome(fit(tmp_path/'whole', learner_cbs=[bad]))
+    assert in_child(fit, tmp_path/'killed', cbs=[Kill('after_batch', 5)], learner_cbs=[bad])==-signal.SIGKILL
+    assert [f.name[-5:-3] for f in checkpoint_files(tmp_path/'killed'/'ck')]==['02','03']
+    got = outcome(fit(tmp_path/'killed', learner_cbs=[bad]))
+    assert_same(got, want)
+    assert len(checkpoint_files(tmp_path/'killed'/'ck'))==2
+
+def test_a_signal_does_not_wait_for_better_steps(tmp_path):
+    def run():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        fit(tmp_path, every=None, cbs=[Signal(signal.SIGTERM, 4)], learner_cbs=[partial(Bad, {4,5})])
+    assert in_child(run)==-signal.SIGTERM
+    assert newest_checkpoint(tmp_path/'ck')['position']['step']==5
+
+# The best
+
+@pytest.mark.parametrize('values,best', [([float('nan'), .5, .7, .6], 3), ([float('nan')]*3+[.1], 4), ([.3, float('nan'), .2, .4], 4),
+                                         ([float('inf'), .5, .4, .3], 2), ([None, .5, .4, .6], 4)])
+def test_nan_is_never_the_best(tmp_path, values, best):
+    it = iter(values)
+    learn = make(tmp_path, metrics=ValueMetric(lambda: next(it), 'probe'))
+    with redirect_stdout(io.StringIO()): learn.fit(4, cbs=Checkpoint(tmp_path/'ck', monitor='probe'))
+    assert read_checkpoint(tmp_path/'ck'/'best.pt')['position']['epoch']==best
+
+# Signals
+
+class InSave(Callback):
+    "A signal in the save of a step"
+    def __init__(self, signum, step): self.signum,self.step = signum,step
+    def before_fit(self):
+        import self_supervised.callback.checkpoint as room
+        write = room.write_checkpoint
+        def noisy(folder, state, *args):
+            write(folder, state, *args)
+            if state['position']['step']==self.step: signal.raise_signal(self.signum)
+        room.write_checkpoint = noisy
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('every', [None, 1])
+def test_a_signal_in_the_last_save_of_a_fit_is_not_forgotten(tmp_path, signum, every):
+    def run():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try: fit(tmp_path, epochs=2, every=every, cbs=[InSave(signum, 2*STEPS)])
+        except KeyboardInterrupt: os._exit(7)
+    assert in_child(run)==(7 if signum==signal.SIGINT else -signal.SIGTERM)
+    assert newest_checkpoint(tmp_path/'ck')['position']['step']==2*STEPS
+
+GROUP = '''
+import os, signal, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_checkpoint as t
+from torch.utils.data import DataLoader as TorchDL
+from fastai.data.core import DataLoaders
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+class Slow(t.Noisy):
+    def __getitem__(self, i):
+        time.sleep(.01)
+        return super().__getitem__(i)
+if {kind!r}=='persistent':
+    t.loaders = lambda kind, bs=16: DataLoaders(*[TorchDL(Slow(), bs, shuffle=s, num_workers=2, persistent_workers=True) for s in (True,False)])
+learn = t.make({path!r}, {kind!r})
+if {kind!r}=='persistent': next(iter(learn.dls.train))   # its workers are there before the fit
+class Tell(t.Callback):
+    def before_batch(self):
+        if self.train_iter=={step} and self.training: print('now', flush=True)
+        time.sleep(.1)
+learn.fit(4, cbs=[t.Checkpoint({path!r}+'/ck'), Tell()])
+'''
+
+@pytest.mark.parametrize('kind', ['2', 'torch2', 'persistent'])
+@pytest.mark.parametrize('step', [2, STEPS+1])
+def test_sigterm_to_the_group_saves_before_workers_end_the_run(tmp_path, kind, step):
+    "As systemd and Slurm send it: to the learner and its workers"
+    code = GROUP.format(root=str(HERE.parent), tests=str(HERE), path=str(tmp_path), kind=kind, step=step)
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while 'now' not in (line := p.stdout.readline()): assert line, p.stderr.read()
+    time.sleep(.02)
+    os.killpg(p.pid, signal.SIGTERM)
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode==-signal.SIGTERM, err[-2000:]
+    assert newest_checkpoint(tmp_path/'ck')['position']['step'] in (step+1, step+2)
+
+def test_workers_are_as_torch_has_them_outside_of_a_fit(tmp_path):
+    from torch.utils.data._utils import signal_handling
+    was = signal_handling._set_worker_signal_handlers
+    fit(tmp_path, epochs=1)
+    assert signal_handling._set_worker_signal_handlers is was
+
+# The list of what was skipped
+
+@pytest.mark.parametrize('half', [b'b.png,', b'b.png', b'"b', b'b.png,"half a', b'"two\nli', b'b.png,reason\r', b',,,', b'\xff\xfe,"'])
+def test_half_a_row_is_passed_over(tmp_path, half):
+    "Left by a kill or a full disk, at the end or with whole rows behind it"
+    log = tmp_path/'log.csv'
+    s = Skipped(100, 1., log)
+    s.add('a.png', 'empty')
+    with open(log, 'ab') as f: f.write(half)
+    assert set(s)=={'a.png'}
+    s.add('two\nlines "c".png', 'cut, "really"')
+    s.add('d.png', 'empty')
+    with open(log, 'ab') as f: f.write(half)
+    s.add('e.png', 'empty')
+    other = Skipped.__new__(Skipped)
+    other.__dict__.update(s.__dict__, found={}, n_read=0)
+    want = {'a.png': 'empty', 'two\nlines "c".png': 'cut, "really"', 'd.png': 'empty', 'e.png': 'empty'}
+    assert {k: v for k,v in s.items() if k in want}==want=={k: v for k,v in other.items() if k in want}
+    assert set(other)-set(want) <= {'b.png'} and set(s)==set(other)
+
+def test_many_halves_take_no_time(tmp_path):
+    log = tmp_path/'log.csv'
+    s = Skipped(10**6, 1., log)
+    log.write_bytes(b''.join(b'x%d.png,"half\n' % i + b'y%d.png,empty\r\n' % i for i in range(20_000)))
+    start = time.perf_counter()
+    assert len(s)==20_000 and time.perf_counter()-start<20
+
+def full_disk(log, n): resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.RLIM_INFINITY))
+
+@pytest.mark.parametrize('n', [0, 3, 20])
+def test_a_full_disk_and_a_bad_picture_do_not_end_training(tmp_path, pics, n):
+    "Warned of, and another picture takes its place; a part of a row that was written harms nobody"
+    for i in (0,1): (pics/'a'/f'bad{i}.png').write_bytes(b'')
+    def train():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        dls = image_dls(pics, 8, n_in=1, bs=7, workers=0, valid=0., max_bad=.5, log=tmp_path/'skipped.csv')
+        full_disk(None, n)
+        with redirect_stdout(io.StringIO()): messages = said(lambda: [b for _ in range(3) for b in dls.train])
+        full_disk(None, resource.RLIM_INFINITY)
+        assert len([m for m in messages if 'was not written' in m])==2, messages
+        assert {Path(o).name for o in dls.skipped}=={'bad0.png','bad1.png'}
+        dls.skipped.add('later.png', 'empty')
+        assert 'later.png' in set(dls.skipped)
+    def run():
+        try: train()
+        except BaseException:
+            full_disk(None, resource.RLIM_INFINITY)
+            raise
+    assert in_child(run)==0
+
+def test_too_many_are_too_many_on_a_full_disk_as_well(tmp_path):
+    def run():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        s = Skipped(10, .1, tmp_path/'log.csv')
+        full_disk(None, 0)
+        s.add('a.png', 'empty')
+        with pytest.raises(ValueError, match='2 of 10'): s.add('b.png', 'empty')
+    assert in_child(run)==0
