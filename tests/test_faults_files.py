@@ -611,7 +611,7 @@ def test_a_full_disk_and_a_bad_picture_do_not_end_training(tmp_path, pics, n):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         dls = image_dls(pics, 8, n_in=1, bs=7, workers=0, valid=0., max_bad=.5, log=tmp_path/'skipped.csv')
         full_disk(None, n)
-        messages = said(lambda: [b for _ in range(3) for b in dls.train])
+        with redirect_stdout(io.StringIO()): messages = said(lambda: [b for _ in range(3) for b in dls.train])
         full_disk(None, resource.RLIM_INFINITY)
         assert len([m for m in messages if 'was not written' in m])==2, messages
         assert {Path(o).name for o in dls.skipped}=={'bad0.png','bad1.png'}

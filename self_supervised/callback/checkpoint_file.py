@@ -10,7 +10,6 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable
-from enum import Enum
 from hashlib import file_digest, sha256
 from inspect import signature
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import nn
 
 from ..core import batch_size_of, first_line, invalid, second_name, write_atomic
 from ..owner import claim
-from ..data.facts import data_facts, n_changed
+from ..facts import data_facts, described, n_changed
 from .ranks import once
 from .replay import workers_of
 
@@ -211,7 +210,8 @@ def fit_facts(
     facts = dict(epochs=learn.n_epoch)
     facts |= _loader_facts(learn.dls.train)
     facts |= _opt_facts(learn.opt)
-    facts |= dict(callbacks=_changing(learn.cbs), views=_views(learn.cbs))
+    facts |= dict(callbacks=_changing(learn.cbs))
+    facts |= _views(learn.cbs)
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
 
 def _points(f): return [np.asarray(f(i/20), dtype=float).tolist() for i in range(21)]
@@ -253,16 +253,15 @@ def _changing(cbs):
     return sorted(f"{type(cb).__name__}({', '.join(_settings(cb))})" for cb in found)
 
 def _settings(cb):
-    "Arguments of a callback that are plain"
-    for k in signature(type(cb)).parameters:
-        v = getattr(cb, '__dict__', {}).get(k)
-        if isinstance(v, Enum): v = v.value
-        if isinstance(v, (bool,int,float,str)): yield f'{k}={v}'
+    "Arguments of a callback, as far as it keeps them"
+    own = getattr(cb, '__dict__', {})
+    return [f'{k}={described(own[k])}' for k in signature(type(cb)).parameters if k in own]
 
 def _views(cbs):
-    "The pipelines of the views in words, without the places of functions in memory"
+    "Each operation of the views, with its settings"
     byol = next((cb for cb in cbs if cb.name=='byol'), None)
-    return [re.sub(r' at 0x[0-9a-f]+', '', str(o)) for o in getattr(byol, 'augs', None) or []]
+    views = [getattr(o, 'fs', [o]) for o in getattr(byol, 'augs', None) or []]
+    return {f'operation {j+1} of view {i+1}': described(f) for i,fs in enumerate(views) for j,f in enumerate(fs)}
 
 def _curves(cbs:Iterable[Callback])->dict:
     "Functions of the progress of the fit, by what they set"
@@ -282,8 +281,8 @@ def check_same(
     given = f'path={str(path)!r}'
     fix = 'Ask for the same, or pass another folder'
     for k in [*now, *was]:
-        # An older checkpoint says nothing of these
-        if k in ('data','callbacks','views') and k not in was: continue
+        # An older checkpoint says nothing of data, callbacks and views
+        if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
         elif was.get(k)!=now.get(k):
             raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)

@@ -55,10 +55,11 @@ def _row(lines):
     "Name and reason in some lines of a file; None where they are no whole row"
     text = '\n'.join(lines)
     if text.count('"')%2: return None
-    try: row = next(csv.reader(io.StringIO(text, newline=''), strict=True), [])
+    try: rows = list(csv.reader(io.StringIO(text, newline=''), strict=True))
     except csv.Error: return None
     # A reason is in one line, and only a whole row ends like this
-    return row if len(row)==2 and '\n' not in row[1] and text.endswith('\r') else None
+    whole = len(rows)==1 and len(rows[0])==2 and '\n' not in rows[0][1] and text.endswith('\r')
+    return rows[0] if whole else None
 
 def _is_cut(fd):
     "Is the last line of an open file without its end?"
