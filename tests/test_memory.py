@@ -5,7 +5,7 @@ import pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
-from self_supervised.callback import cpu_memory as memory, fit_scope
+from self_supervised.callback import cpu_memory as memory, put_back
 from self_supervised.data.demo import digits
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
@@ -28,7 +28,7 @@ def fit(learn):
 def calls(monkeypatch):
     "What was asked of the allocator"
     res = []
-    monkeypatch.setattr(fit_scope, 'keep_memory', lambda on=True: res.append(on) or True)
+    monkeypatch.setattr(put_back, 'keep_memory', lambda on=True: res.append(on) or True)
     return res
 
 def test_kept_for_the_fit_and_returned(calls):
@@ -57,7 +57,7 @@ def test_a_fit_that_ends_before_it_began_is_no_error(calls):
 def test_nothing_is_touched_where_it_cannot_be(monkeypatch):
     "Another C library, or thresholds that somebody chose: nothing is returned either, since nothing was kept"
     asked = []
-    monkeypatch.setattr(fit_scope, 'keep_memory', lambda on=True: asked.append(on) or False)
+    monkeypatch.setattr(put_back, 'keep_memory', lambda on=True: asked.append(on) or False)
     fit(learner())
     assert asked==[True]
 
@@ -66,9 +66,9 @@ import json, resource, sys, torch
 from fastai.callback.core import Callback
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.layers import create_encoder
-from self_supervised.callback import fit_scope
+from self_supervised.callback import put_back
 from self_supervised.vision import byol
-if sys.argv[1]=='off': fit_scope.keep_memory = lambda on=True: False
+if sys.argv[1]=='off': put_back.keep_memory = lambda on=True: False
 class Faults(Callback):
     order,seen = 1000,[]
     def after_batch(self): self.seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
