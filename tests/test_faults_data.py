@@ -750,3 +750,10 @@ dls = image_dls({str(tmp_path)!r}, bs=2, valid=0., workers={workers})
 for _ in range(3): list(dls.train)'''
     res = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
     assert res.returncode==0 and res.stderr.count('EXIF')<=1, res.stderr
+
+def test_the_command_says_nothing_of_other_libraries(tmp_path):
+    "No FutureWarning of torch's, no warning of PIL's"
+    (tmp_path/'a.png').write_bytes(alpha_files['P with alphas']('noise'))
+    script = f"from self_supervised.cli.check import byol_check; byol_check({str(tmp_path)!r})"
+    res = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+    assert (res.stdout,res.stderr)==('All 1 pictures can be read\n', '')

@@ -14,6 +14,7 @@ from .terminal import check_place
 
 from fastcore.script import CliError, call_parse
 
+from .terminal import one_line_warnings  # before what imports fastai, whose warning it ignores
 from ..core import printable, to_csv_cell
 from ..data.reading import load_reader, parse_size
 from ..data.skipped import check_pictures, dim_text
@@ -39,8 +40,10 @@ def byol_check(
     try:
         if out: check_place(out)
         endings = suffixes.split(',') if suffixes else None
-        bad = check_pictures(path, parse_size(size), n_in, column, workers, sys.stdout.isatty(), folder, endings,
-                             ground=ground, full_scale=full_scale, max_pixels=max_pixels, reader=load_reader(reader))
+        how = dict(ground=ground, full_scale=full_scale, max_pixels=max_pixels, reader=load_reader(reader))
+        with one_line_warnings('byol_check'):
+            bad = check_pictures(path, parse_size(size), n_in, column, workers, sys.stdout.isatty(), folder, endings,
+                                 **how)
         if out: _write_list(bad, out)
     except (ValueError, OSError) as e: raise CliError(f'byol_check: {e}') from None
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
