@@ -21,6 +21,7 @@ from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.images import image_dls
 from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
+from self_supervised.callback import put_back
 from self_supervised.callback.cpu_memory import keep_memory
 from self_supervised.lars import LARS
 from self_supervised.fit import byol_splitter
@@ -163,7 +164,7 @@ class Clock(Callback):
 def rate(folder, px, bs, workers, kept, n, device, warmup=3):
     "Pictures a second from JPEG files to the step, of all processes that train together: the mean over `n` steps in the middle of an epoch, when readers have as much ahead of them at the end as at the start"
     from self_supervised.callback.distributed import join_ranks   # needs accelerate
-    if not kept: byol.keep_memory = lambda on=True: False
+    if not kept: put_back.keep_memory = lambda on=True: False
     join_ranks()
     bs //= num_distrib() or 1
     dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=workers, device=device)
