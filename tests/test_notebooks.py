@@ -1,4 +1,4 @@
-"Run each notebook of nbs/ from top to bottom; `pytest -k layers` runs one, `nbdev-test --flags cuda` the cells skipped here"
+"Run each notebook of nbs/ from top to bottom; `pytest tests/test_notebooks.py -k 02_layers` runs one, `nbdev-test --flags cuda` the cells skipped here"
 import gc, os, signal, sys
 from unittest.mock import patch
 

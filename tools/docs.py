@@ -119,7 +119,7 @@ class Page:
 
     def markdown(self, cell):
         src = re.sub(r'\[\[([^][]*)\]\([^)]*\)\](?=\()', r'[\1]', cell.source) # nbdev links a `name` that is the text of a link: the author's link stays
-        return [re.sub(r'(!?)\[([^][]*)\]\((?!\w+:|#)([^)\s]+)\)', self.relink, src)]
+        return [re.sub(r'(!?)\[([^][]*)\]\((?!\w+:)([^)\s]+)\)', self.relink, src)]
     def relink(self, m): return f'{m[1]}[{m[2]}]({target})' if (target:=self.link(m[3])) else m[2]
 
     def code(self, cell):
@@ -153,6 +153,7 @@ def page_name(fn): return nbpath2html(PurePosixPath(fn)).with_suffix('.md').name
 def site_link(o):
     "The page of a notebook, also with a heading behind `#`; the site has nothing of `../`"
     path,mark,heading = o.partition('#')
+    if not path: return mark+heading.lower()
     if path.endswith('.ipynb'): return page_name(path)+mark+heading.lower()
     return None if o.startswith('../') else o
 
