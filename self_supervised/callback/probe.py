@@ -48,9 +48,10 @@ def _check_k(k, n):
     check_neighbours(k, n)
 
 def _check_fit(name, x, embed):
-    "Raise unless the encoder takes two of the pictures `x`; an error of ours, a `ValueError`, stays as it is"
+    "Raise unless the encoder takes two of the pictures `x`, and say which part they are of"
     try: embed(torch.as_tensor(x)[:2])
-    except (RuntimeError, TypeError, IndexError, AttributeError) as e:
+    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as e:
+        if isinstance(e, ValueError) and 'x.shape' not in str(e): raise   # of something else than their shape
         problem = f'holds pictures of shape {tuple(x.shape[1:])}, which the encoder does not take ({first_line(e)})'
         raise invalid(name, problem, 'Pass them as it is trained, (n,c,h,w)') from e
 
