@@ -271,6 +271,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'self_supervised/callback/distributed.py'),
                                                       'self_supervised.callback.distributed._fastai_loader': ( 'callback.distributed.html#_fastai_loader',
                                                                                                                'self_supervised/callback/distributed.py'),
+                                                      'self_supervised.callback.distributed._fix_order': ( 'callback.distributed.html#_fix_order',
+                                                                                                           'self_supervised/callback/distributed.py'),
                                                       'self_supervised.callback.distributed._has_index': ( 'callback.distributed.html#_has_index',
                                                                                                            'self_supervised/callback/distributed.py'),
                                                       'self_supervised.callback.distributed._on_cpu': ( 'callback.distributed.html#_on_cpu',
