@@ -583,6 +583,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'self_supervised/callback/replay.py'),
                                                  'self_supervised.callback.replay._set_rng': ( 'callback.replay.html#_set_rng',
                                                                                                'self_supervised/callback/replay.py'),
+                                                 'self_supervised.callback.replay.end_workers': ( 'callback.replay.html#end_workers',
+                                                                                                  'self_supervised/callback/replay.py'),
                                                  'self_supervised.callback.replay.generators': ( 'callback.replay.html#generators',
                                                                                                  'self_supervised/callback/replay.py'),
                                                  'self_supervised.callback.replay.rng_state': ( 'callback.replay.html#rng_state',
