@@ -238,7 +238,10 @@ damages = dict(
     no_opt=lambda b,s,r: wrong(s, 'opt'),
     no_rng=lambda b,s,r: wrong(s, 'rng', to=[]),
     rng_without_now=lambda b,s,r: wrong(s, 'rng', to=[dict(start=None)]),
+    rng_is_a_number=lambda b,s,r: wrong(s, 'rng', to=1.5),
+    rng_of_numbers=lambda b,s,r: wrong(s, 'rng', to=[1.5]),
     no_best=lambda b,s,r: wrong(s, 'best'),
+    best_in_words=lambda b,s,r: wrong(s, 'best', to='x'),
     nothing_but_the_name=lambda b,s,r: saved(dict(format=s['format'])))
 
 @pytest.mark.parametrize('kind', damages)

@@ -112,11 +112,12 @@ def _load(path, device):
 
 def _wrong_part(state):
     "What is missing in a checkpoint, or is something else; empty for a whole one"
+    ranks = state['rng'] if isinstance(state.get('rng'), list) else []
     parts = [(state, k, t) for k,t in _parts.items()]+[(state.get('position'), k, t) for k,t in _place.items()]
-    parts += [(rng, k, (dict,type(None))) for rng in state.get('rng') or [{}] for k in ('now','start')]
+    parts += [(rng, k, (dict,type(None))) for rng in ranks or [None] for k in ('now','start')]
     for where,k,kind in parts:
         if not isinstance(where, dict) or not isinstance(where.get(k, ...), kind): return f'{k!r} is missing or wrong'
-    return '' if 'best' in state else "'best' is missing"
+    return '' if isinstance(state.get('best', ''), (int,float,torch.Tensor,type(None))) else "'best' is missing or wrong"
 
 def newest_checkpoint(
     path, # Folder of a run
