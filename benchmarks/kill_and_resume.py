@@ -29,11 +29,16 @@ class Items:
     def __len__(self): return 256
     def __getitem__(self, i): return (self.x[i]*random.uniform(.9,1) + float(np.random.rand())*.01 + torch.rand(1,8,8)*.01,)
 
-def fit(folder, workers, epochs):
+def loader(workers, kept, shuffle):
+    "fastai's, or torch's with workers that are kept over epochs"
+    if not kept: return DataLoader(Items(), bs=16, shuffle=shuffle, num_workers=workers)
+    return torch.utils.data.DataLoader(Items(), batch_size=16, shuffle=shuffle, num_workers=workers, persistent_workers=True)
+
+def fit(folder, workers, epochs, kept=False):
     "The run: BYOL on digits, items and views that draw, an optimizer with state, a log"
     seed_everything(0)
-    dls = DataLoaders(*[DataLoader(Items(), bs=16, shuffle=s, num_workers=workers) for s in (True,False)])
-    seed_everything(1, dls)
+    dls = DataLoaders(*[loader(workers, kept, s) for s in (True,False)])
+    seed_everything(1, None if kept else dls)
     net = nn.Sequential(nn.Conv2d(1,32,3,2), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     augs = get_byol_aug_pipelines(8, jitter=False, bw=False, blur=False, solarize=False, stats=None)
     learn = byol_learner(dls, create_byol_model(net, hidden_size=256, projection_size=64), augs, cbs=CSVLogger(), path=folder)
@@ -56,14 +61,14 @@ def same(a, b):
     if isinstance(a, (list,tuple)): return len(a)==len(b) and all(map(same, a, b))
     return a==b
 
-def start(folder, workers, epochs):
+def start(folder, workers, epochs, kept):
     "A process with the run in it"
     folder.mkdir(exist_ok=True)
     pid = os.fork()
     if pid: return pid
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     warnings.filterwarnings('ignore')
-    try: fit(folder, workers, epochs)
+    try: fit(folder, workers, epochs, kept)
     except BaseException as e: print(repr(e), file=sys.stderr); os._exit(1)
     os._exit(0)
 
@@ -80,20 +85,20 @@ def end(pid, delay=None):
     if code not in (0, -signal.SIGKILL): sys.exit(f'the run failed with {code}')
     return code!=0
 
-def measure(root, workers, kills, epochs, seconds, rng):
+def measure(root, workers, kept, kills, epochs, seconds, rng):
     "One row of the table"
     t = time.perf_counter()
-    end(start(root/'whole', workers, epochs))
+    end(start(root/'whole', workers, epochs, kept))
     whole = torch.load(root/'whole'/'outcome.pt', weights_only=True)
     done,in_save,runs,equal,i = 0,0,0,True,0
     while done<kills or not (root/f'run{i}'/'outcome.pt').exists():
-        killed = end(start(root/f'run{i}', workers, epochs), rng.uniform(0, seconds) if done<kills else None)
+        killed = end(start(root/f'run{i}', workers, epochs, kept), rng.uniform(0, seconds) if done<kills else None)
         done,in_save = done+killed, in_save+(killed and any((root/f'run{i}'/'checkpoints').glob('.*.pt.*')))
         if (root/f'run{i}'/'outcome.pt').exists():
             runs,equal = runs+1, equal and same(whole, torch.load(root/f'run{i}'/'outcome.pt', weights_only=True))
             if done<kills: i += 1
-        print(f'workers {workers}: {done} kills, {in_save} in a save, {runs} runs ended, equal: {equal}', flush=True)
-    return dict(workers=workers, kills=done, in_a_save=in_save, runs=runs, steps=len(whole['momenta']['value']), tensors=len(whole['model']), equal=equal, seconds=round(time.perf_counter()-t))
+        print(f'workers {workers}{" kept"*kept}: {done} kills, {in_save} in a save, {runs} runs ended, equal: {equal}', flush=True)
+    return dict(workers=workers, kept=kept, kills=done, in_a_save=in_save, runs=runs, steps=len(whole['momenta']['value']), tensors=len(whole['model']), equal=equal, seconds=round(time.perf_counter()-t))
 
 def main():
     p = argparse.ArgumentParser()
@@ -102,11 +107,12 @@ def main():
     p.add_argument('--seconds', type=float, default=3., help='latest moment of a kill after the start of its process')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--workers', type=int, nargs='*', default=[0,2])
+    p.add_argument('--kept', type=int, nargs='*', default=[2], help='workers of torch loaders that keep them over epochs')
     p.add_argument('--out')
     a = p.parse_args()
     rows = []
-    for w in a.workers:
-        with tempfile.TemporaryDirectory() as d: rows.append(measure(Path(d), w, a.kills, a.epochs, a.seconds, random.Random(a.seed)))
+    for w,kept in [*((w,False) for w in a.workers), *((w,True) for w in a.kept)]:
+        with tempfile.TemporaryDirectory() as d: rows.append(measure(Path(d), w, kept, a.kills, a.epochs, a.seconds, random.Random(a.seed)))
     res = dict(rows=rows, torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(), seed=a.seed)
     print(json.dumps(res, indent=1))
     if a.out: Path(a.out).write_text(json.dumps(res, indent=1)+'\n')

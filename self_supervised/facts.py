@@ -141,7 +141,7 @@ def described(
     if isinstance(o, dict): return _set_to('', o, depth)
     if isinstance(o, partial): return _set_to(described(o.func), dict(args=o.args, **o.keywords), depth)
     if hasattr(o, '__qualname__'): return o.__qualname__
-    own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k[:1]!='_'} if depth else {}
+    own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k[:1]!='_' and k!='training'} if depth else {}
     own |= getattr(o, '__dict__', {}).get('_modules', {})
     return _set_to(type(o).__name__, own, depth)
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.learner import Learner
-from fastai.vision.all import Callback, ValueMetric, noop, parent_label
+from fastai.vision.all import Callback, DataLoader, DataLoaders, ValueMetric, parent_label
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader as TorchDL
 
 from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint, read_checkpoint
 from self_supervised.cli import pretrain as pretrain_room
@@ -35,7 +35,9 @@ from self_supervised.data.skipped import Skipped
 from self_supervised.owner import OWNER, claim, release
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
-from test_checkpoint import Kill, Signal, assert_same, fit, flat, in_child, make, outcome
+import test_checkpoint
+from test_checkpoint import Kill, Noisy, Signal, assert_same, assert_survives, fit, flat, in_child, make, outcome
+from test_distributed import TORCHRUN, check_same, launch
 
 pytestmark = [pytest.mark.filterwarnings('ignore')]
 HERE = Path(__file__).parent
@@ -236,7 +238,10 @@ damages = dict(
     no_opt=lambda b,s,r: wrong(s, 'opt'),
     no_rng=lambda b,s,r: wrong(s, 'rng', to=[]),
     rng_without_now=lambda b,s,r: wrong(s, 'rng', to=[dict(start=None)]),
+    rng_is_a_number=lambda b,s,r: wrong(s, 'rng', to=1.5),
+    rng_of_numbers=lambda b,s,r: wrong(s, 'rng', to=[1.5]),
     no_best=lambda b,s,r: wrong(s, 'best'),
+    best_in_words=lambda b,s,r: wrong(s, 'best', to='x'),
     nothing_but_the_name=lambda b,s,r: saved(dict(format=s['format'])))
 
 @pytest.mark.parametrize('kind', damages)
@@ -632,3 +637,27 @@ def test_too_many_are_too_many_on_a_full_disk_as_well(tmp_path):
         s.add('a.png', 'empty')
         with pytest.raises(ValueError, match='2 of 10'): s.add('b.png', 'empty')
     assert in_child(run)==0
+
+# The same end
+
+class Same:
+    "Items that draw nothing"
+    def __len__(self): return 96
+    def __getitem__(self, i): return (X[i],)
+
+@pytest.mark.parametrize('items', [Noisy, Same])
+@pytest.mark.parametrize('make_loader', [TorchDL, DataLoader])
+def test_workers_that_are_kept_over_epochs(tmp_path, monkeypatch, items, make_loader):
+    "Killed in the second epoch and resumed: the order and the random numbers of workers are those of a run that was not"
+    def persistent(kind, bs=16):
+        return DataLoaders(*[make_loader(items(), bs, shuffle=s, num_workers=2, persistent_workers=True) for s in (True,False)])
+    monkeypatch.setattr(test_checkpoint, 'loaders', persistent)
+    assert_survives(tmp_path, [Kill('after_batch', STEPS+3)], kind='torch2' if make_loader is TorchDL else '2')
+
+def test_four_ranks_go_on_to_the_same_end(tmp_path):
+    "To the last bit, from the middle of an epoch; and parameters that take no part do no harm"
+    launch([*TORCHRUN[:-1], '4'], tmp_path, 'resumed', 'unused')
+    for r in range(4):
+        res = torch.load(tmp_path/f'resumed-{r}.pt')
+        assert all(torch.equal(v, res['whole'][k]) for k,v in res['resumed'].items())
+    check_same([torch.load(tmp_path/f'unused-{r}.pt') for r in range(4)])

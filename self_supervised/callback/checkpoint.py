@@ -18,13 +18,13 @@ from fastai.learner import Recorder
 from fastai.torch_core import get_model, rank_distrib
 
 from ..core import check_at_least, check_whole, device_of, invalid
+from ..owner import release
 from .core import AttachedCallback
 from .ranks import any_rank, most
 from .guard import Guard, finite
 from .state import learner_state, set_learner_state
-from .replay import Replay
+from .replay import Replay, end_workers
 from .signals import Signals
-from ..owner import release
 from .checkpoint_file import FORMAT, VERSION, check_same, checkpoint_files, find_checkpoint
 from .checkpoint_file import fit_facts, newest_checkpoint, read_checkpoint, write_checkpoint
 
@@ -128,6 +128,7 @@ class Checkpoint(AttachedCallback):
 
     def detached(self, learn):
         for part in (self.signals, self.replay): part.close()
+        end_workers(getattr(learn.dls, 'loaders', []))   # those that were started in a fit do not outlive it
         release(self.folder)
 
     def before_fit(self):

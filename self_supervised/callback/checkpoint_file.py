@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from hashlib import file_digest, sha256
 from inspect import signature
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def check_seal(
         if end.startswith(_seal): return _check_digest(f, size-SEAL, end[len(_seal):-1])
     with ZipFile(path) as z:
         bad = z.testzip() or next((o.filename for o in z.infolist() if o.external_attr), None)
-    if bad: raise invalid(f'part={bad!r}', 'of the archive was changed', 'Pass a whole file')
+    if bad: raise BadZipFile(f'{bad} is not what was written')
 
 def _check_digest(f, size, digest):
     f.seek(0)
@@ -74,8 +74,7 @@ def _check_digest(f, size, digest):
     while size>0 and (block := f.read(min(size, 2**20))):
         h.update(block)
         size -= len(block)
-    if h.hexdigest().encode()!=digest:
-        raise invalid('digest', 'does not fit the content: the file was changed', 'Pass a whole one')
+    if h.hexdigest().encode()!=digest: raise BadZipFile('its content is not what was written')
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c013
 def checkpoint_files(
@@ -112,11 +111,13 @@ def _load(path, device):
 
 def _wrong_part(state):
     "What is missing in a checkpoint, or is something else; empty for a whole one"
+    ranks = state['rng'] if isinstance(state.get('rng'), list) else []
     parts = [(state, k, t) for k,t in _parts.items()]+[(state.get('position'), k, t) for k,t in _place.items()]
-    parts += [(rng, k, (dict,type(None))) for rng in state.get('rng') or [{}] for k in ('now','start')]
+    parts += [(rng, k, (dict,type(None))) for rng in ranks or [None] for k in ('now','start')]
     for where,k,kind in parts:
         if not isinstance(where, dict) or not isinstance(where.get(k, ...), kind): return f'{k!r} is missing or wrong'
-    return '' if 'best' in state else "'best' is missing"
+    if isinstance(state.get('best', ''), (int,float,torch.Tensor,type(None))): return ''
+    return "'best' is missing or wrong"
 
 def newest_checkpoint(
     path, # Folder of a run

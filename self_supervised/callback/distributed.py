@@ -127,6 +127,15 @@ def _running_statistics(model):
     return [b for m in own for b in m.buffers(recurse=False) if b.is_floating_point()]
 
 # %% ../../nbs/51_callback.distributed.ipynb #33c010
+def _fix_order(model):
+    "Let the ranks sum gradients in one order from the first step on, so that a run resumed in its middle is the same"
+    # torch sorts gradients anew after the first step. Two ranks do not mind, more of them add in another order then.
+    # On a GPU the new order lets gradients travel while others are computed
+    reducer = getattr(model, 'reducer', None)
+    if not hasattr(reducer, '_push_all_rebuilt_params'): return
+    reducer._push_all_rebuilt_params()
+    reducer._rebuild_buckets()
+
 class RankTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with one target, different views per rank, and steps taken by all, on CPU and CUDA"
     name = 'distributed_trainer'
@@ -153,6 +162,7 @@ class RankTrainer(DistributedTrainer):
         super().before_fit()
         self.wrapped = True
         self.learn.model.broadcast_buffers = False   # instead, `after_batch` takes the mean
+        if self.learn.model.device.type=='cpu': _fix_order(self.learn.model)
         check_batches(self.dls.train)
         # fastai switches it on again after the fit
         for cb in self.learn.cbs: cb.run = cb.run and not (isinstance(cb, CSVLogger) and rank_distrib())

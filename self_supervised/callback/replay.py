@@ -60,6 +60,15 @@ def workers_of(
     "Number of workers of a loader"
     return getattr(getattr(dl, 'fake_l', dl), 'num_workers', 0)
 
+def end_workers(
+    dls, # `DataLoaders`, or loaders
+)->None:
+    "End workers that torch keeps over epochs: they start anew, since nothing could restore their random state"
+    for dl in dls:
+        while dl is not None:
+            if isinstance(dl, torch.utils.data.DataLoader): dl._iterator = None
+            dl = getattr(dl, '__dict__', {}).get('dl')   # what this one wraps
+
 class SampleOrder:
     "Count the items that training takes from a loader's order, and enter the order behind those taken before"
     def __init__(self,
@@ -168,6 +177,7 @@ class Replay:
 
     def begin_epoch(self)->None:
         "Note the random state at the start of an epoch"
+        end_workers(self.callback.dls)
         self.start = rng_state(self.callback.dls)
         if self.order: self.order.begin()
 

@@ -14,8 +14,9 @@ from types import FrameType
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
+
+from .replay import end_workers
 
 # %% ../../nbs/48_callback.signals.ipynb #signals_code
 class SparedWorkers:
@@ -27,8 +28,7 @@ class SparedWorkers:
         loaders, # Those of the learner; workers that one keeps from an earlier fit are started anew
     )->None:
         "Spare all workers that are started from here on"
-        for dl in loaders:
-            if isinstance(dl, DataLoader) and dl._iterator is not None: dl._iterator = None
+        end_workers(loaders)
         signal_handling._set_worker_signal_handlers = _spare
 
     @classmethod
