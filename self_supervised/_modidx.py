@@ -289,6 +289,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'self_supervised/callback/distributed.py'),
                                                       'self_supervised.callback.distributed._has_index': ( 'callback.distributed.html#_has_index',
                                                                                                            'self_supervised/callback/distributed.py'),
+                                                      'self_supervised.callback.distributed._leave_ranks': ( 'callback.distributed.html#_leave_ranks',
+                                                                                                             'self_supervised/callback/distributed.py'),
                                                       'self_supervised.callback.distributed._on_cpu': ( 'callback.distributed.html#_on_cpu',
                                                                                                         'self_supervised/callback/distributed.py'),
                                                       'self_supervised.callback.distributed._running_statistics': ( 'callback.distributed.html#_running_statistics',

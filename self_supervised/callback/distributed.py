@@ -6,6 +6,7 @@
 __all__ = ['join_ranks', 'RankTrainer']
 
 # %% ../../nbs/51_callback.distributed.ipynb #imports
+import atexit
 from datetime import timedelta
 from importlib.util import find_spec
 
@@ -39,6 +40,12 @@ def join_ranks()->tuple: # Rank of this process, and how many there are; (0,1) i
     # nccl's own ten minutes are too few where one rank judges a large data set and the others wait
     PartialState(cpu=_on_cpu(), timeout=timedelta(hours=1))
     return dist.get_rank(),dist.get_world_size()
+
+def _leave_ranks():
+    "Close the connections to other processes; left open, a process may abort after its last line"
+    if dist.is_initialized(): dist.destroy_process_group()
+
+atexit.register(_leave_ranks)
 
 def _on_cpu():
     "Is this run one on CPUs?"
