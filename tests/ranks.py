@@ -117,15 +117,18 @@ class Die(Callback):
         if self.training and self.train_iter==14: raise KeyboardInterrupt()
 
 def resumed(out):
-    "A run that dies between two checkpoints, and goes on; and one that does not"
+    "A run that dies between two checkpoints, and goes on; and one that does not. Rank 0 alone has the open file of the log"
     def run(folder, *cbs):
         torch.manual_seed(5)
-        learn = learner(tiny(), small_augs(), opt_func=LARS, cbs=[Checkpoint(folder, every=4), *cbs])
+        folder.mkdir(exist_ok=True)
+        learn = learner(tiny(), small_augs(), opt_func=LARS, cbs=[Checkpoint(folder, every=4), CSVLogger(), *cbs], path=folder)
         seed_everything(1, learn.dls)
         with suppress(KeyboardInterrupt), learn.no_bar(), learn.no_logging(), redirect_stdout(StringIO()): fit(learn, 3, .05)
         return learn
     whole,_ = run(out/'whole'),run(out/'cut', Die())
-    return dict(whole=whole.model.state_dict(), resumed=run(out/'cut').model.state_dict())
+    resumed = run(out/'cut').model.state_dict()
+    log = [[row.rpartition(',')[0] for row in (out/f/'history.csv').read_text().splitlines()] for f in ('whole','cut')]   # without the clock
+    return dict(whole=whole.model.state_dict(), resumed=resumed, log=log)
 
 def write_shards(out):
     "Three tars of 32 pictures each"

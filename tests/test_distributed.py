@@ -102,7 +102,9 @@ def test_a_bad_batch_on_one_rank_is_skipped_by_all(two):
         assert all(v.isfinite().all() for v in r['model'].values())
 
 def test_a_run_that_dies_goes_on_to_the_same_end(two):
-    for r in two('resumed'): assert all(torch.equal(v, r['whole'][k]) for k,v in r['resumed'].items())
+    for r in two('resumed'):
+        assert all(torch.equal(v, r['whole'][k]) for k,v in r['resumed'].items())
+        assert r['log'][0]==r['log'][1] and len(r['log'][0])==4
 
 def test_shards_are_shared_out(two):
     a,b = two('tars')

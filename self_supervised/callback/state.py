@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Metric
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, rank_distrib
 from fastcore.foundation import L
 from torch import Tensor, nn
 
@@ -138,6 +138,7 @@ def _set_attrs(o, state, names):
 
 def _set_attr(o, k, v):
     if not (isinstance(v, dict) and v.get(KIND)=='object'): return setattr(o, k, unpack(v))
+    if k not in vars(o) and rank_distrib(): return   # it may be rank 0's alone, as the file of a log is
     if k not in vars(o):
         raise invalid(f'{type(o).__name__}.{k}', 'has a state in the checkpoint, and does not exist yet',
                       'Make it in `before_fit`')
