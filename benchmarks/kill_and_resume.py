@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/kill_and_resume.py --out benchmarks/kill_and_resume.json
 
 Every start is a new process that builds everything from nothing, forked from this one, which has imported the libraries (that takes longer
-than the runs) and computed nothing. A moment is drawn evenly from the time that a whole run takes: building, reading the checkpoint, the
+than the runs) and computed nothing. A moment is drawn evenly from half the time that a whole run takes: building, reading the checkpoint, the
 batches behind where there are workers, training, validating, saving. The run saves after every batch, so that some moments lie in a save:
 those leave half a file. A run is killed three times and then let alone; several ranks die together, or one first and the others after it,
 as `torchrun` ends them. Compared are weights, target, optimizer, losses, rows, schedules, the log and the random state, of every rank
@@ -183,7 +183,7 @@ def measure(root, kind, epochs, rng, until):
     for i in range(kind.runs):
         if time.time()>until: break
         folder = root/f'run{i}'
-        try: kills,in_save,res = one_run(folder, kind, epochs, .8*seconds, rng)
+        try: kills,in_save,res = one_run(folder, kind, epochs, .5*seconds, rng)
         except RuntimeError as e:
             said = [f.read_text()[-500:] for f in sorted(folder.rglob('stderr.txt'))]
             row['failed'].append(dict(run=i, error=str(e), said=said))

@@ -6,17 +6,24 @@
 __all__ = ['seed_everything']
 
 # %% ../nbs/00_core.ipynb #imports
+import math
+import operator
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from numbers import Integral, Number
+from functools import lru_cache, wraps
+from inspect import Parameter, signature
+from itertools import chain, cycle
+from numbers import Integral, Number, Real
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import TypeVar, Union, cast, get_args, get_origin
 from warnings import warn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from fastai.torch_core import set_seed
@@ -47,11 +54,18 @@ def check_whole(
     least:int, # Smallest value allowed
     **settings # name=value
 )->None:
-    "Raise for a setting that is not a whole number, `least` or more"
+    "Raise for a setting that is not a whole number, `least` or more; nothing has 2^31 of anything"
     for name,value in settings.items():
-        if isinstance(value, Integral) and not isinstance(value, bool) and value>=least: continue
+        if isinstance(value, Integral) and not isinstance(value, bool) and least<=value<2**31: continue
         problem = f'must be a whole number, {least} or more'
         raise invalid(f'{name}={value!r}', problem, f'Pass e.g. {name}={max(least, 5)}')
+
+def check_workers(
+    workers:int|None, # Processes that read; None for the default
+)->None:
+    "Raise for fewer than none, and for so many that the machine would stand still"
+    if workers is None or 0<=workers<=1024: return
+    raise invalid(f'{workers=}', 'must be 0 to 1024', 'Pass e.g. workers=4, or None for one per core')
 
 def check_one_of(
     allowed, # Values allowed
@@ -131,6 +145,133 @@ def from_csv_cell(
 )->str: # The text
     "Read a cell that `to_csv_cell` wrote"
     return cell.removeprefix("'")
+
+# %% ../nbs/00_core.ipynb #checked
+F = TypeVar('F', bound=Callable)
+
+class _Misfit(Exception): "A value is not of a type"
+
+def _to_int(v):
+    if isinstance(v, (bool,np.bool_)) or getattr(v, 'ndim', 0): raise _Misfit
+    try: v = operator.index(v)   # of numpy's whole numbers and of tensors, too
+    except TypeError: raise _Misfit from None
+    if abs(v)<2**63: return v
+    raise _Misfit
+
+def _to_float(v):
+    if isinstance(v, (Tensor,np.ndarray)) and not v.ndim: v = v.item()
+    if not isinstance(v, (Real,np.bool_)): raise _Misfit
+    try: f = float(v)
+    except OverflowError: raise _Misfit from None
+    if not math.isfinite(f): raise _Misfit
+    return v if type(v) in (int,float) else f
+
+def _to_bool(v):
+    if v is None or isinstance(v, (Integral,np.bool_)): return v
+    raise _Misfit
+
+def _to_tensor(v):
+    if isinstance(v, Tensor):
+        if v.layout!=torch.strided or v.is_complex(): raise _Misfit
+        return v
+    if isinstance(v, (str,bytes,dict,Number)) or not (hasattr(v, '__len__') or hasattr(v, '__array__')): raise _Misfit
+    try: return _of_numbers(v)
+    except (TypeError, ValueError, RuntimeError): raise _Misfit from None
+
+def _of_numbers(v):
+    "A tensor of an array, or of a list of numbers or tensors"
+    if isinstance(v, (list,tuple)) and v and all(isinstance(o, Tensor) for o in v): return _to_tensor(torch.stack(list(v)))
+    a = np.asarray(v)
+    if a.dtype.kind not in 'biuf' or isinstance(v, set): raise _Misfit
+    # torch takes neither the bytes of another machine, nor an array turned around, and warns of one that is read only
+    a = a.astype(a.dtype.newbyteorder('='), copy=not a.flags.writeable or min(a.strides, default=0)<0)
+    return torch.as_tensor(a)
+
+def _to_list(v):
+    if isinstance(v, (str,bytes,dict,set)) or not hasattr(v, '__len__') or not getattr(v, 'ndim', 1): raise _Misfit
+    return v
+
+def _to_path(v):
+    if isinstance(v, (str,os.PathLike)) and '\0' not in os.fsdecode(v): return Path(v)
+    raise _Misfit
+
+def _to_device(v):
+    if not isinstance(v, (str,torch.device)): raise _Misfit
+    try: return torch.empty(0, device=v).device   # is it there?
+    except (RuntimeError, AssertionError): raise _Misfit from None
+
+def _instance_of(cls):
+    "A function that returns what is of a class, and refuses the rest"
+    def fit(v):
+        if isinstance(v, cls): return v
+        raise _Misfit
+    return fit
+
+# Type in a signature → how a value is made to fit, what it must be, what to pass
+_kinds = {
+    int: (_to_int, 'a whole number', 'e.g. 5'),
+    float: (_to_float, 'a number', 'e.g. 0.5'),
+    bool: (_to_bool, 'True or False', 'one of the two'),
+    str: (_instance_of(str), 'text', 'a word, in quotes'),
+    Tensor: (_to_tensor, 'a tensor, or an array of numbers', 'e.g. torch.rand(4,3)'),
+    nn.Module: (_instance_of(nn.Module), 'a network', 'an nn.Module'),
+    dict: (_instance_of(dict), 'a dictionary', 'e.g. {}'),
+    tuple: (_to_list, 'a list or tuple', 'e.g. (0.5, 1)'),
+    list: (_to_list, 'a list or tuple', 'e.g. [1, 2]'),
+    Callable: (_instance_of(Callable), 'a function', 'one'),
+    Path: (_to_path, 'a path', "e.g. Path('runs')"),
+    torch.device: (_to_device, 'a device that is there', "'cpu', or 'cuda' where there is a GPU"),
+}
+
+def _kinds_of(annotation):
+    "Those of the above that an annotation names, or None where it names others, too, or nothing"
+    if get_origin(annotation) in (Union,UnionType): parts = get_args(annotation)
+    else: parts = (annotation,)
+    parts = [get_origin(o) or o for o in parts]
+    # a path, or the name of a device, may be text
+    if Path in parts or torch.device in parts: parts = [o for o in parts if o is not str]
+    known = [_kinds.get(o) for o in parts if o is not NoneType]
+    if not known or None in known: return None
+    return known,NoneType in parts
+
+def _fit(name, v, known, none):
+    "`v` as the first of the types that it fits, or the error that it fits none"
+    if v is None and none: return v
+    for to,*_ in known:
+        try: return to(v)
+        except _Misfit: pass
+    must = ' or '.join(dict.fromkeys([o[1] for o in known]+['None']*none))
+    raise invalid(f'{name}={brief_repr(v)}', f'must be {must}', f'Pass {known[0][2]}', TypeError)
+
+def brief_repr(
+    v, # Any object
+)->str: # In a few words: tensors, networks and what is long by their class
+    "Show a value in an error"
+    text = '' if isinstance(v, (Tensor,np.ndarray,nn.Module)) and getattr(v, 'ndim', 1) else repr(v)
+    if 0<len(text)<=60: return printable(text)
+    shape = getattr(v, 'shape', None)
+    return type(v).__name__ if shape is None else f'{type(v).__name__} of shape {tuple(shape)}'
+
+def checked(
+    f:F, # A function, or `__init__`, with types in its signature
+)->F: # The same, which checks what it is passed
+    "Let `f` refuse arguments that are of another type than its signature says; a default is always welcome"
+    params = signature(f).parameters.values()
+    names = [q.name for q in params if q.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    rest = [q.name for q in params if q.kind==Parameter.VAR_POSITIONAL]
+    kinds = {q.name: k for q in params if (k := _kinds_of(q.annotation)) and q.kind!=Parameter.VAR_KEYWORD}
+    defaults = {q.name: q.default for q in params}
+
+    def fit(name, v):
+        "What to pass for an argument"
+        if name not in kinds or v is defaults.get(name): return v
+        return _fit(name, v, *kinds[name])
+
+    @wraps(f)
+    def inner(*args, **kwargs):
+        args = [fit(n, v) for n,v in zip(chain(names, cycle(rest)), args)]+list(args[len(names):] if not rest else [])
+        return f(*args, **{k: fit(k, v) for k,v in kwargs.items()})
+    return cast(F, inner)
 
 # %% ../nbs/00_core.ipynb #plain
 def plain(

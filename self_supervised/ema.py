@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .core import invalid
+from .core import checked, invalid
 
 # %% ../nbs/20_ema.ipynb #02c005
 @torch.no_grad()
+@checked
 def ema_update(
     target:nn.Module|dict, # Network to move, in place; float32 weights. Or a dict of tensors, which may hold dicts
     online:nn.Module|dict, # Network to follow, of the same architecture; or a dict with the same keys
@@ -69,6 +70,7 @@ def _check_pair(targs, ps, m):
                   'Keep them in float32: `target.float()`', TypeError)
 
 # %% ../nbs/20_ema.ipynb #02c013
+@checked
 def cosine_momentum(
     m:float=.996, # At the start, in [0,1]
     end:float=1., # At the end, in [0,1]
@@ -81,6 +83,7 @@ def _cosine(pct, m, end, cycles):
     "The momentum after the part `pct` of the run"
     return end - (end-m)*(math.cos(math.pi*pct*cycles)+1)/2
 
+@checked
 def constant_momentum(
     m:float, # In [0,1]
 )->Callable: # Part of the run done → `m`

@@ -13,9 +13,10 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .core import invalid
+from .core import checked, invalid
 
 # %% ../nbs/21_lars.ipynb #bias_or_norm
+@checked
 def bias_or_norm(
     p:Tensor, # Parameter
 )->bool: # True for what the published recipe neither decays nor adapts
@@ -34,6 +35,7 @@ def trust_ratio(
 # %% ../nbs/21_lars.ipynb #03c008
 class TorchLARS(torch.optim.Optimizer):
     "LARS as a torch optimizer: SGD with momentum on gradients scaled by `trust_ratio` (arXiv:1708.03888)"
+    @checked
     def __init__(self,
         params, # Parameters, or groups of them as everywhere in torch
         lr:float, # Learning rate, applied after momentum
@@ -144,6 +146,7 @@ def norm_taker(
 # %% ../nbs/21_lars.ipynb #03c010
 class LARS(OptimWrapper):
     "LARS as published with BYOL, for fastai: an `opt_func`, and as good in a plain loop (arXiv:1708.03888)"
+    @checked
     def __init__(self,
         params, # Parameters, or a list of groups of them
         lr:float, # Learning rate, applied after momentum: of the order of 1, not of 1e-3

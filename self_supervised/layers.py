@@ -24,7 +24,7 @@ from fastai.vision.models import xresnet
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import check_one_of, check_whole, first_line, invalid, undisturbed
+from .core import check_one_of, check_p, check_whole, checked, first_line, invalid, undisturbed
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
 
 _all_ = ['create_timm_encoder']
@@ -53,6 +53,7 @@ _poolings = {
 
 class PoolFlat(nn.Module):
     "Pool a map (bs,c,...) to a vector (bs,nf); a vector stays as it is"
+    @checked
     def __init__(self,
         pool_type:str=PoolingType.Avg, # One of `PoolingType`
     ):
@@ -266,6 +267,7 @@ def _is_square(n): return n > 0 and math.isqrt(n)**2 == n
 # %% ../nbs/02_layers.ipynb #00c011c
 class FlatEncoder(nn.Module):
     "Make one vector of what `net` returns: a map, tokens, or a dict, tuple or dataclass with one of them"
+    @checked
     def __init__(self,
         net:nn.Module, # Any network; not copied
         # One of `PoolingType`; None flattens what comes, False keeps it as a map (bs,nf,...) (segmentation)
@@ -313,6 +315,7 @@ def _pool_layer(pool):
 # %% ../nbs/02_layers.ipynb #00c015
 class LayerEncoder(FlatEncoder):
     "Return the output of a hidden layer of `net`, as a vector; the layers behind it do not run"
+    @checked
     def __init__(self,
         net:nn.Module, # Any network; not copied, `net.state_dict()` holds the trained weights
         # Dotted name ('layer4.1'), or index among the children (-2: the last but one); its first call counts
@@ -362,6 +365,7 @@ def _child(net, layer):
 # The dimensions, besides batch and channels, that each looks at
 _layer_dims = {nn.Linear:0, nn.Conv1d:1, nn.Conv2d:2, nn.Conv3d:3}
 
+@checked
 def input_channels(
     encoder:nn.Module, # Any network
 )->int: # Channels of a picture, features of a vector
@@ -372,6 +376,7 @@ def input_channels(
         raise invalid(f'encoder={type(encoder).__name__}', problem, 'Pass n_in')
     return first.in_features if isinstance(first, nn.Linear) else first.in_channels
 
+@checked
 def input_dims(
     encoder:nn.Module, # Any network
 )->int|None: # 0 for vectors, 2 for pictures, 3 for clips; None where there is no such layer
@@ -386,6 +391,7 @@ def _first_layer(net):
     return None,None
 
 # %% ../nbs/02_layers.ipynb #00c023
+@checked
 def num_features(
     encoder:nn.Module, # Any network that returns (bs,nf), or a map (bs,nf,...)
     n_in:int|None=None, # Channels of its input; None: read from its first layer
@@ -593,12 +599,16 @@ def _pools_globally(m):
     return getattr(m, 'output_size', None) in (1, (1,1), (1,1,1))
 
 # %% ../nbs/02_layers.ipynb #00c034
+@checked
 def tiny_resnet(
     n_in:int=3, # Channels of the input
     widths:tuple=(32,64,128), # Channels of the blocks; each but the first halves the resolution
     pool_type:str|bool|None=PoolingType.Avg, # How the last map becomes a vector; None averages, False keeps the map
 )->nn.Module: # (bs,n_in,h,w) → (bs,nf)
     "A residual network for very small pictures"
+    if not len(widths): raise invalid(f'{widths=}', 'is empty', 'Pass the channels of one block or more')
+    for width in widths: check_whole(1, widths=width)
+    check_whole(1, n_in=n_in)
     blocks = [ResBlock(1, a, b, stride=1+(a != b)) for a,b in zip((widths[0],*widths), widths)]
     pool = _pool_layer(PoolingType.Avg if pool_type is None else pool_type)
     return nn.Sequential(ConvLayer(n_in, widths[0]), *blocks, pool)
@@ -633,6 +643,7 @@ def _near_names(arch):
     return '; '.join(f"{who}: {', '.join(names)}" for who,names in near.items() if names)
 
 # %% ../nbs/02_layers.ipynb #00c036
+@checked
 def create_encoder(
     arch:str|nn.Module, # Name of timm, fastai or torchvision, or any network, with or without a head
     pretrained:bool=True, # Start a named network from its published weights
@@ -707,6 +718,7 @@ def _take(net, n_in, pool_type, size, where):
 create_timm_encoder = create_encoder
 
 # %% ../nbs/02_layers.ipynb #00c036f
+@checked
 def create_fastai_encoder(
     arch, # What builds the network, such as `xresnet34`
     *args, # Not used
@@ -722,6 +734,7 @@ _over_time = dict(mean=torch.mean, max=torch.amax)
 
 class ClipEncoder(nn.Module):
     "Look at each frame of a clip with an encoder of pictures and pool over time"
+    @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf); its batchnorms see the bs·t frames as one batch
         pool:str='mean', # Over the frames: 'mean' or 'max'
@@ -792,6 +805,7 @@ def _one_each(n, **setting):
     problem = f'has {len(v)} entries for {n} hidden layers'
     raise invalid(f'{name}={v!r}', problem, 'Pass one for all, or a list of that many')
 
+@checked
 def create_mlp_encoder(
     n_in:int, # Features of a row
     n_out:int=256, # Width of the output
@@ -809,6 +823,7 @@ def create_mlp_encoder(
     return nn.Sequential(*layers, _linear(norm, [n_in,*hidden][-1], n_out), nn.ReLU())
 
 # %% ../nbs/02_layers.ipynb #00c060
+@checked
 def create_mlp_module(
     dim:int, # Width of the input (behind the pooling, if there is one)
     hidden_size:int|list, # Width of the hidden layers, or a list with the width of each
@@ -842,6 +857,7 @@ def create_mlp_module(
     return nn.Sequential(*layers)
 
 # %% ../nbs/02_layers.ipynb #00c065
+@checked
 def create_cls_module(
     nf:int, # Width of the features
     n_out:int, # Number of classes
@@ -850,6 +866,9 @@ def create_cls_module(
     use_bn:bool=False, # Batchnorm before each linear layer
 )->nn.Sequential: # (bs,nf) → (bs,n_out)
     "Make a classifier for the features of an encoder"
-    hidden = list(lin_ftrs or [])
+    hidden = [] if lin_ftrs is None else list(lin_ftrs)
+    check_whole(1, nf=nf, n_out=n_out)
+    for width in hidden: check_whole(1, lin_ftrs=width)
+    check_p(ps, 'dropout')
     layers = [LinBnDrop(a, b, bn=use_bn, p=ps, act=nn.ReLU(inplace=True)) for a,b in zip([nf,*hidden], hidden)]
     return nn.Sequential(*layers, LinBnDrop([nf,*hidden][-1], n_out, bn=use_bn, p=ps))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 
-from .core import invalid
+from .core import checked, invalid
 from .image_ops import to_picture
 from .evaluate.features import check_features
 
@@ -35,6 +35,7 @@ def _grid(nrows, ncols, x, side=1.2):
     size = side*aspect*ncols,side*nrows+.3
     return plt.subplots(nrows, ncols, squeeze=False, figsize=size, layout='constrained')[1]
 
+@checked
 def show_views(
     x:Tensor, # Pictures (n,c,h,w) in [0,1] (or clips, or vectors), or None when there are no originals
     views:list, # Views, each like `x`, in [0,1]
@@ -58,6 +59,7 @@ def show_views(
     return axes
 
 # %% ../nbs/55_plots.ipynb #shares
+@checked
 def draw_shares(
     aug, # Pipeline, or any callable of a batch
     x:Tensor, # Pictures (n,c,h,w) in [0,1]
@@ -83,6 +85,7 @@ def decode_view(
     return aug.decode(view) if hasattr(aug, 'decode') else view
 
 # %% ../nbs/55_plots.ipynb #22c012
+@checked
 def plot_draws(
     augs:list, # Pipelines, one per view
     x:Tensor, # Pictures (n,c,h,w) in [0,1]; some hundreds
@@ -163,6 +166,7 @@ def _colors(n):
     else: cmap = plt.get_cmap('nipy_spectral')
     return [cmap(i if cmap.N<=20 else i/(n-1)) for i in range(n)]
 
+@checked
 def plot_embedding(
     feats:Tensor, # (n,nf) features, n of 2 or more
     labels=None, # (n,) labels, for colours and legend; None for one colour
@@ -202,6 +206,7 @@ def _thumb(ax, at, x, color, side=18):
     ax.add_artist(AnnotationBbox(box, at, pad=.12, bboxprops=dict(edgecolor=color, lw=1.2)))
 
 # %% ../nbs/55_plots.ipynb #22c021
+@checked
 def plot_neighbors(
     feats:Tensor, # (n,nf) features
     images:Tensor, # (n,c,h,w) in [0,1], of the same pictures

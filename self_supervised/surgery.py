@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from .core import check_whole, invalid
+from .core import check_whole, checked, invalid
 
 # %% ../nbs/01_surgery.ipynb #04c006
+@checked
 def adapt_input(
     net:nn.Module, # Changed in place
     n_in:int, # Channels its first convolution shall take, 1 or more
@@ -54,6 +55,7 @@ def _for_channels(w, n_in):
     return w[:,channels]*(was/n_in)
 
 # %% ../nbs/01_surgery.ipynb #04c009
+@checked
 def shrink_stem(
     net:nn.Module, # A network that starts with a strided convolution and a max pooling; changed in place
 )->nn.Module: # `net`
@@ -89,6 +91,7 @@ def _alone(net, name):
 # %% ../nbs/01_surgery.ipynb #04c013
 class StandardizedWeight(nn.Module):
     "Weights with mean 0 and variance 1 for each output channel (arXiv:1903.10520, eq. 4)"
+    @checked
     def __init__(self,
         eps:float=1e-6, # Added to the variance
     ):
@@ -112,6 +115,7 @@ def group_count(
 # %% ../nbs/01_surgery.ipynb #gn_to
 _batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
+@checked
 def to_group_norm(
     model:nn.Module, # Changed in place; an encoder, or a whole `BYOLModel`
     # Groups of channels with common statistics: 1 is layer norm, very many are instance norm.
@@ -147,6 +151,7 @@ def _group_norm(bn, groups):
     return gn.train(bn.training).to(next(bn.parameters(), torch.zeros(())))
 
 # %% ../nbs/01_surgery.ipynb #04c019
+@checked
 def bake_weights(
     model:nn.Module, # Changed in place
 )->nn.Module: # `model`, which computes as before
@@ -164,6 +169,7 @@ def _own_class(m):
     return m
 
 # %% ../nbs/01_surgery.ipynb #04c022
+@checked
 def checkpoint_activations(
     encoder:nn.Module, # Changed in place; a network whose blocks stand in an `nn.Sequential` or `nn.ModuleList`
     on:bool=True, # False undoes it

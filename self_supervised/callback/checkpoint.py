@@ -17,7 +17,7 @@ from fastai.callback.core import CancelBatchException, CancelEpochException, Can
 from fastai.learner import Recorder
 from fastai.torch_core import get_model, rank_distrib
 
-from ..core import check_at_least, check_whole, device_of, invalid
+from ..core import check_at_least, check_whole, checked, device_of, invalid
 from ..owner import release
 from .core import AttachedCallback
 from .ranks import any_rank, most
@@ -103,8 +103,9 @@ class Checkpoint(AttachedCallback):
     "Save a whole run, and go on with it in a new process"
     order = 1000            # last
     _only_train_loop = True # not in `learn.summary`
+    @checked
     def __init__(self,
-        path, # Folder of this run's checkpoints, made when missing
+        path:str|Path, # Folder of this run's checkpoints, made when missing
         every:int|None=None, # Save every so many batches
         minutes:float|None=None, # Save every so many minutes; 0 is after each batch. Neither: after each epoch
         keep:int=2, # Checkpoints to keep, the newest; 1 or more

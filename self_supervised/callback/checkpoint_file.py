@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from torch import nn
 
-from ..core import batch_size_of, first_line, invalid, second_name, write_atomic
+from ..core import batch_size_of, checked, first_line, invalid, second_name, write_atomic
 from ..owner import claim
 from ..facts import data_facts, described, n_changed
 from .ranks import once
@@ -77,15 +77,17 @@ def _check_digest(f, size, digest):
     if h.hexdigest().encode()!=digest: raise BadZipFile('its content is not what was written')
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c013
+@checked
 def checkpoint_files(
-    path, # Folder of a run
+    path:str|Path, # Folder of a run
 )->list: # Paths, the newest last
     "List the checkpoints of a run"
     return sorted(f for f in Path(path).glob('fit*-step*.pt') if re.fullmatch(r'fit\d{3}-step\d{9}\.pt', f.name))
 
+@checked
 def read_checkpoint(
-    path, # A file that `Checkpoint` wrote
-    device='cpu', # Where to put what was on a GPU
+    path:str|Path, # A file that `Checkpoint` wrote
+    device:str|torch.device='cpu', # Where to put what was on a GPU
 )->dict: # 'position', 'facts', 'model', 'opt', 'grads', 'learner', 'metrics', 'callbacks', 'best', 'rng'
     "Read a checkpoint; nothing in it is run"
     given = f'path={str(path)!r}'
@@ -119,9 +121,10 @@ def _wrong_part(state):
     if isinstance(state.get('best', ''), (int,float,torch.Tensor,type(None))): return ''
     return "'best' is missing or wrong"
 
+@checked
 def newest_checkpoint(
-    path, # Folder of a run
-    device='cpu', # Where to put what was on a GPU
+    path:str|Path, # Folder of a run
+    device:str|torch.device='cpu', # Where to put what was on a GPU
 )->dict: # Empty when the folder holds none
     "Read the newest checkpoint that is whole, and warn about those that are not"
     error = None

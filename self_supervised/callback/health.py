@@ -17,7 +17,7 @@ from fastai.callback.core import CancelFitException
 from fastai.torch_core import norm_types, rank_distrib
 from torch import Tensor, nn
 
-from ..core import check_one_of, check_whole
+from ..core import check_one_of, check_whole, checked
 from ..layers import PoolFlat
 from ..evaluate.features import effective_rank, mean_cosine, spread
 from .core import MetricCallback
@@ -156,6 +156,7 @@ def health_columns(
 # %% ../../nbs/44_callback.health.ipynb #21c014
 class Health(MetricCallback):
     "Watch for collapse in the projections that training computes anyway"
+    @checked
     def __init__(self,
         # Of the table, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'
         columns:tuple=('spread','mean_cosine','rank','feature_rank'),
@@ -268,6 +269,7 @@ class Health(MetricCallback):
         return f"{what}. Likely cause: {cause}"
 
 # %% ../../nbs/44_callback.health.ipynb #22c025
+@checked
 def plot_health(
     runs, # `learn.health`, or a dict from names to several of them
     # Metrics to draw, each in axes of its own, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'

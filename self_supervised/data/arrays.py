@@ -14,7 +14,7 @@ from fastai.torch_core import default_device, show_images
 from fastcore.all import chunked
 from torch import Tensor
 
-from ..core import invalid, seed_loaders
+from ..core import checked, invalid, seed_loaders
 from ..image_ops import to_picture
 
 # %% ../../nbs/10_data.arrays.ipynb #no_labels
@@ -29,6 +29,7 @@ def no_labels(
 # %% ../../nbs/10_data.arrays.ipynb #40c014
 class TensorData:
     "Items of arrays: an index gives an item, several give a batch"
+    @checked
     def __init__(self,
         x:Tensor, # (n,...) float in [0,1], or uint8, converted when indexed
         y:Tensor|None=None, # (n,) or None
@@ -55,6 +56,7 @@ class TensorData:
 # %% ../../nbs/10_data.arrays.ipynb #dl_code
 class TensorDL(TfmdDL):
     "A `TfmdDL` that indexes its `TensorData` once per batch"
+    @checked
     def __init__(self,
         dataset, # `TensorData`, which gives a batch for several indices; or a list of items
         bs:int=64, # Batch size
@@ -103,13 +105,14 @@ def check_batch_fits(
                   f'Pass 1 to {n}')
 
 # %% ../../nbs/10_data.arrays.ipynb #dls_code
+@checked
 def tensor_dls(
-    x, # (n,c,h,w) pictures (or any (n,...)): float in [0,1], or uint8; tensor or array, on any device
-    y=None, # (n,) labels, or None
-    splits=None, # Positions of (train, valid), or a mask for each; None trains on all and validates on nothing
+    x:Tensor, # (n,c,h,w) pictures (or any (n,...)): float in [0,1], or uint8; tensor or array, on any device
+    y:Tensor|None=None, # (n,) labels, or None
+    splits:tuple|None=None, # Positions of (train, valid), or a mask for each; None trains on all and validates on nothing
     bs:int=64, # Batch size; training drops what is left over
     seed:int|None=None, # Seed of the order; None draws one
-    device=None, # Where batches go; None for where `x` is if that is not the CPU, else fastai's default
+    device:str|torch.device|None=None, # Where batches go; None for where `x` is if that is not the CPU, else fastai's default
 )->DataLoaders: # Batches (x,) or (x,y)
     "Make fastai `DataLoaders` from arrays in memory, indexed a batch at a time"
     x = torch.as_tensor(x)
@@ -130,12 +133,15 @@ def _parts(splits, n):
         raise invalid(f'splits of {len(splits)} parts', 'must be (train, valid)', 'Pass positions or a mask for each')
     return [positions(o, n, f'splits[{i}]') for i,o in enumerate(splits)]
 
+@checked
 def positions(
     idxs, # Positions, negative ones from the end, or a boolean mask
     n:int, # Items there are
     name:str, # Of the argument, for the error
 )->Tensor: # Positions in [0,n)
     "Read positions or a mask"
+    if not hasattr(idxs, '__iter__') or isinstance(idxs, (str,bytes,dict)) or not getattr(idxs, 'ndim', 1):
+        raise invalid(f'{name}={idxs!r}', 'is no list of positions', f'Pass whole numbers from 0 to {n-1}, or a mask')
     if not hasattr(idxs, '__array__'): idxs = list(idxs)
     if not isinstance(idxs, Tensor): idxs = torch.as_tensor(np.array(idxs))
     if idxs.numel()==0: return torch.zeros(0, dtype=torch.long)
@@ -150,6 +156,8 @@ def positions(
 
 def _check_pictures(x):
     "Raise for what is surely pictures, with channels last or floats up to 255"
+    if x.ndim and len(x) and not x.numel():
+        raise invalid(f'x.shape={tuple(x.shape)}', 'has items with nothing in them', 'Pass items of one number or more')
     if x.ndim!=4 or not len(x) or x.is_meta: return
     _,c,h,w = x.shape
     if w in (1,3,4) and c==h>4:

@@ -12,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..core import check_one_of, check_whole, checked
+
 # %% ../../nbs/09_data.demo.ipynb #40c005
+@checked
 def digits(
     size:int|None=None, # Side in pixels to enlarge to; None keeps 8
     mode:str='bicubic', # How to enlarge: 'bicubic', 'bilinear' or 'nearest'
 )->tuple: # x (1797,1,size,size) float32 in [0,1]; y (1797,) in 0..9; splits: indices of (train, test)
     "Load scikit-learn's handwritten digits; every third of each class is test"
     from sklearn.datasets import load_digits
+    if size is not None: check_whole(1, size=size)
+    check_one_of(['bicubic','bilinear','nearest'], mode=mode)
     data = load_digits()
     x = torch.tensor(data.images, dtype=torch.float32)[:,None]/16
     y = torch.tensor(data.target)
@@ -28,8 +33,9 @@ def digits(
     return x, y, ((~is_test).nonzero()[:,0], is_test.nonzero()[:,0])
 
 # %% ../../nbs/09_data.demo.ipynb #40c009
+@checked
 def write_mnist_tiny(
-    dest, # Folder to write to, made when missing
+    dest:str|Path, # Folder to write to, made when missing
 )->Path: # `dest`, with train/3, train/7, valid/3, valid/7 in it
     "Write the threes and sevens of `digits` as 28x28 grey PNG files in the layout of fastai's MNIST_TINY"
     x,y,splits = digits(28)

@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize
 from fastai.torch_core import rank_distrib
 
-from ..core import check_one_of, invalid, seed_loaders
+from ..core import check_one_of, check_workers, checked, invalid, seed_loaders
 from .arrays import check_batch_fits, no_labels, positions
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
@@ -89,6 +89,7 @@ def _check_classes(items, splits, label):
                   'Add pictures of it, hold out others (valid, seed), or remove it')
 
 # %% ../../nbs/14_data.images.ipynb #40c025
+@checked
 def image_dls(
     # Folder; list of paths; tar shard, or list or folder of them; DataFrame or csv file; Hugging Face or torchvision
     # data set; list of arrays; see `picture_items`
@@ -104,7 +105,7 @@ def image_dls(
     bs:int=64, # Batch size; training drops what is left over
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Seed of the held-out part, of the order, and of where pictures are cut
-    device=None, # Where batches go; None for fastai's default
+    device:str|torch.device|None=None, # Where batches go; None for fastai's default
     # Column of a table with the pictures; None where there is no choice. In a tar what follows the key, e.g. 'jpg';
     # None takes all
     column:str|None=None,
@@ -131,6 +132,7 @@ def image_dls(
     if items.left_out: _tell(left_out_text(items.left_out))
     skipped = Skipped(len(items), max_bad, log)
     remarks = Remarks(len(items), 1.)
+    check_workers(workers)
     if check: items,splits = _readable(items, source, valid, seed, skipped, read, workers)
     else: splits = _split(items, source, valid, seed)
     check_batch_fits(bs, len(splits[0]))

@@ -25,7 +25,7 @@ from fastai.vision.core import TensorImage, TensorImageBW
 from fasttransform import Transform
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from ..core import check_at_least, first_line, invalid, printable
+from ..core import check_at_least, checked, first_line, invalid, printable
 from .sources import Picture, picture_formats
 
 # %% ../../nbs/12_data.reading.ipynb #open
@@ -405,6 +405,7 @@ def is_array(
     return isinstance(f, (np.ndarray,torch.Tensor))
 
 # %% ../../nbs/12_data.reading.ipynb #open_picture
+@checked
 def open_picture(
     f, # Path, or an item of `picture_items`
     n_in:int=3, # Channels: 1 reads grey, 3 RGB; any number of arrays, or with `reader`

@@ -26,7 +26,7 @@ from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..core import from_csv_cell, invalid, printable, to_csv_cell
+from ..core import check_workers, checked, from_csv_cell, invalid, printable, to_csv_cell
 from .reading import BadPicture, OpenPicture, PictureReader, check_channels, is_array, tensor_type
 from .sources import picture_items
 
@@ -34,6 +34,7 @@ from .sources import picture_items
 class TooManyBad(ValueError):
     "More pictures are bad than was allowed"
 
+@checked
 def whole_rows(
     text:str, # Of a csv file of names and reasons
 )->Iterator: # Pairs of a row, and the bytes up to its end behind the row before
@@ -68,6 +69,7 @@ def _is_cut(fd):
 
 class Skipped(Mapping):
     "What could not be read, in a csv file that all processes append to: a mapping of names to reasons"
+    @checked
     def __init__(self,
         n:int, # Pictures there are
         max_bad:float=.1, # Part of them, in [0,1], that may be bad; 0 stops at the first, 1 never
@@ -293,6 +295,7 @@ class Checked(dict):
         self.left_out = left_out  # suffix → number of files that are not read as pictures
 
 # %% ../../nbs/13_data.skipped.ipynb #39c009
+@checked
 def check_pictures(
     source, # As of `picture_items`: a folder, list, table, data set or tar; or items
     size=None, # Side in pixels, or (h,w), as in training
@@ -308,9 +311,10 @@ def check_pictures(
     read = PictureReader(n_in, size, **how)
     items = picture_items(source, column, folder=folder, suffixes=suffixes, any_file=read.reader is not None)
     if not is_array(items[0]): check_channels(n_in, read.reader)
+    check_workers(workers)
     workers = min(16, defaults.cpus) if workers is None else workers
     dl = DataLoader(_Looked(items, read), batch_size=32, num_workers=workers, collate_fn=noop,
-                    worker_init_fn=quiet_worker)
+                    worker_init_fn=quiet_worker, generator=torch.Generator())  # it draws a seed for workers
     found = L(progress_bar(dl, leave=False) if progress else dl).concat()
     names = list(map(os.fspath, items))
     bad = {name:reason for name,(reason,_) in zip(names, found) if reason is not None}

@@ -19,7 +19,7 @@ from pathlib import Path
 from fastcore.all import L
 from PIL import Image
 
-from ..core import first_line, invalid, printable
+from ..core import checked, first_line, invalid, printable
 
 # %% ../../nbs/11_data.sources.ipynb #suffixes
 # Of what PIL opens: read by other programs (EPS starts Ghostscript), or no pictures
@@ -39,6 +39,8 @@ def _ending_in(suffixes):
     "A function that says whether a name has one of `suffixes`: those of pictures for None, any for '*'"
     if suffixes is None: suffixes = picture_suffixes()
     ends = [suffixes] if isinstance(suffixes, str) else suffixes
+    if not isinstance(ends, (list,tuple,set)) or not all(isinstance(o, str) for o in ends):
+        raise invalid(f'{suffixes=}', 'must be endings of names', "Pass e.g. ['.png','.npy']", TypeError)
     ends = tuple('' if o=='*' else f".{o.lower().lstrip('.')}" for o in ends)
     return lambda name: os.fspath(name).lower().endswith(ends)
 
@@ -73,8 +75,9 @@ def left_out_text(
     return ', '.join(texts)
 
 # %% ../../nbs/11_data.sources.ipynb #38c005
+@checked
 def picture_files(
-    path, # Folder, searched to the bottom; links are followed
+    path:str|Path, # Folder, searched to the bottom; links are followed
     suffixes=None, # Endings of the files to list, e.g. '.npy' or ['.jpg','.png']; '*' for all; None for pictures
 )->L: # Paths, sorted: a file system lists them by chance, and a seed would mean nothing
     "List the pictures under `path`, each file once whatever links lead to it; `left_out` counts the other files"
@@ -131,6 +134,7 @@ def _warn_of_folder(e):
 class Picture:
     "A picture that is not a file of its own, or that brings its label"
     __slots__ = 'name','where','label'
+    @checked
     def __init__(self,
         name:str, # For reports, and for `parent_label`: `Path(picture)` is a path of this name
         # Path, bytes of a file, array, PIL image, dictionary of 'bytes' and 'path', or a function that gives one
@@ -145,6 +149,7 @@ class Picture:
     def __repr__(self): return f'Picture({self.name!r})'
 
 # %% ../../nbs/11_data.sources.ipynb #items
+@checked
 def picture_items(
     # Folder; tar, or a list or folder of them; list of paths, PIL images, arrays or tensors; DataFrame;
     # Hugging Face or torchvision data set; csv file with a column of paths, text file with one path per line,
@@ -171,6 +176,7 @@ def picture_items(
     if columns is not None: return _listed(_in_table(source, columns, column, label, folder, is_wanted), {})
     return _listed(_in_list(source, column, label, folder, is_wanted), left_out or {})
 
+@checked
 def open_table(
     source, # As of `picture_items`
     folder=None, # Folder that relative paths start from

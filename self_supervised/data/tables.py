@@ -16,11 +16,12 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline, Transform
 from torch import Tensor
 
-from ..core import check_at_least, check_p, invalid, plain
+from ..core import check_at_least, check_p, check_whole, checked, invalid, plain
 from ..augmentations import one_a_view
 from .arrays import tensor_dls
 
 # %% ../../nbs/15_data.tables.ipynb #41c005
+@checked
 def table_rows(
     to, # A processed `TabularPandas`, or one of its subsets
 )->tuple: # Rows (n,c) float32: each category one-hot, then the numbers; labels (n,), long or float32, or None
@@ -33,6 +34,7 @@ def table_rows(
 
 # %% ../../nbs/15_data.tables.ipynb #tab_dls_code
 @delegates(tensor_dls, but=['splits'])
+@checked
 def table_dls(
     to, # A processed `TabularPandas`, or `TabularDataLoaders`
     bs:int=64, # Batch size; training drops what is left over
@@ -55,12 +57,14 @@ def table_dls(
 class PerFeature(Transform):
     "Draw for each feature of each row of a batch (bs,c); a subclass says what happens to the chosen ones"
     split_idx = 0
+    @checked
     def __init__(self,
         p:float, # Probability of each feature of each row to be chosen, in [0,1]
         # Columns of each feature, such as [3,1,1] after a category made one-hot; None is one each
         widths:list|None=None,
     ):
         check_p(p, type(self).__name__)
+        for w in widths or []: check_whole(1, widths=w)
         super().__init__()
         self.p = p  # probability of each feature to be chosen
         self.widths = widths  # columns of each feature
@@ -112,6 +116,7 @@ class SwapNoise(PerFeature):
 class GaussianNoise(Transform):
     "Add a normally distributed number to each column of each row of a batch"
     split_idx = 0
+    @checked
     def __init__(self,
         std:float, # Standard deviation, in units of standardised columns; 0 or more
     ):
@@ -130,6 +135,7 @@ class GaussianNoise(Transform):
         return x + self.std*torch.randn(x.shape).to(x, non_blocking=True)
 
 # %% ../../nbs/15_data.tables.ipynb #05c008
+@checked
 def get_vector_augs(
     noise:float=0., # Standard deviation of the noise added to each feature, the column's own being 1; 0 adds none
     dropout_p:float=0., # Probability of each feature to become 0, in [0,1]
@@ -146,6 +152,7 @@ def get_vector_augs(
     return Pipeline(tfms, split_idx=0)
 
 @delegates(get_vector_augs)
+@checked
 def get_vector_aug_pipelines(
     n:int=2, # Number of pipelines, one per view
     **kwargs

@@ -20,7 +20,8 @@ from fastai.torch_core import TensorImage, no_random
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import device_of, first_line, invalid, per_channel, undisturbed, warn_once
+from ..core import (
+    check_whole, checked, device_of, first_line, invalid, per_channel, undisturbed, warn_once)
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 
@@ -57,9 +58,10 @@ def _as_tensor(x):
     raise invalid(f'{type(x).__name__}', 'is no batch of pictures, which are tensors or arrays (n,c,h,w)',
                   'Pass such a batch, or a loader of them, e.g. image_dls(folder).train', TypeError)
 
+@checked
 def clean_batches(
     dl, # A fastai or torch loader of batches x, (x,) or (x,y)
-    device=None, # Where to put the pictures; None leaves them
+    device:str|torch.device|None=None, # Where to put the pictures; None leaves them
 ): # Yields (x,) or (x,y): x plain, float32 in [0,1]
     "Read pictures in the order of the data set, to the last one and without augmentation; no generator moves"
     with _in_order(dl) as batches:
@@ -143,9 +145,19 @@ def _batches_of(dl, bs):
         raise invalid(f'dl={type(dl).__name__}', 'holds several loaders', 'Pass dls.train or dls.valid')
     if isinstance(dl, (str,bytes,dict,np.generic)): _as_tensor(dl)  # raises
     if isinstance(dl, (Tensor,np.ndarray)): dl = (dl,)
-    return zip(*(torch.as_tensor(o).split(bs) for o in dl)) if isinstance(dl, tuple) else dl
+    if not hasattr(dl, '__iter__'): _as_tensor(dl)  # raises
+    if not isinstance(dl, tuple): return dl
+    check_whole(1, bs=bs)
+    return zip(*(_dense(o).split(bs) for o in dl))
+
+def _dense(x):
+    "An array or tensor as a tensor to split"
+    x = torch.as_tensor(x)
+    if x.ndim and x.layout==torch.strided: return x
+    raise invalid(f'x={type(x).__name__} of shape {tuple(x.shape)}', 'is no batch', 'Pass a dense tensor (n,...)')
 
 @torch.no_grad()
+@checked
 def embed(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     # A fastai or torch loader of batches x, (x,) or (x,y); a tensor or array x; or a tuple (x,y) of such.
@@ -154,7 +166,7 @@ def embed(
     # (mean,std), each a number or one per channel, or None for [0,1]; 'recorded': what the encoder was trained with,
     # or [0,1] where it has no record
     stats:tuple|str|None='recorded',
-    device=None, # Where to compute; None for where the encoder is
+    device:str|torch.device|None=None, # Where to compute; None for where the encoder is
     bs:int=256, # Batch size for tensors
 )->tuple: # Features (n,nf) float32 and labels (n,), both on the CPU; labels are None where there are none
     "Compute the features of clean pictures, in the order of the data set and to the last one"
@@ -188,8 +200,8 @@ def check_features(
     fix:str='Look for where the encoder diverged', # What to do about NaN or inf
 )->Tensor: # The same in float32, where it was
     "Return features, or raise for a wrong shape, too few rows, NaN or inf"
-    feats = torch.as_tensor(feats)
-    if feats.ndim!=2 or len(feats)<least:
+    feats = torch.as_tensor(feats).detach()
+    if feats.ndim!=2 or len(feats)<least or not feats.shape[1]:
         given = f'{name}.shape={tuple(feats.shape)}'
         raise invalid(given, f'must be (n,nf) with n of {least} or more', 'Pass features, e.g. `x.flatten(1)`')
     bad = (~finite_rows(feats)).sum().item()
@@ -197,6 +209,18 @@ def check_features(
     return feats.float()
 
 # %% ../../nbs/30_evaluate.features.ipynb #checks2
+def check_classes(
+    name:str, # Of the labels, for the error
+    y, # (n,) whole numbers, n of 1 or more
+)->Tensor: # The same as a tensor of whole numbers
+    "Return labels, or raise for what are none"
+    y = torch.as_tensor(y).detach()
+    if y.ndim!=1 or not len(y):
+        raise invalid(f'{name}.shape={tuple(y.shape)}', 'must be (n,) with n of 1 or more', 'Pass one label per picture')
+    if not y.is_floating_point(): return y
+    if y.isfinite().all() and (y==y.round()).all() and (y.abs()<2**53).all(): return y.long()
+    raise invalid(name, 'must be whole numbers, and some are not', 'Pass the number of each picture\'s class')
+
 def check_two_classes(
     name:str, # Of the labels, for the error
     y:Tensor, # (n,) labels, n of 1 or more
@@ -234,12 +258,12 @@ def _check_sets(train_x, train_y, test_x, test_y=None):
     "Return features as float32 tensors and labels as tensors, or raise for what cannot be evaluated"
     train_x = check_features('train_x', train_x)
     test_x = check_features('test_x', test_x)
-    train_y = torch.as_tensor(train_y)
+    train_y = check_classes('train_y', train_y)
     nf,test_nf = train_x.shape[1],test_x.shape[1]
     if nf!=test_nf: raise invalid('test_x', f'has {test_nf} features and train_x {nf}', 'Embed both with one encoder')
     check_lengths('train_x', train_x, 'train_y', train_y)
     if test_y is not None:
-        test_y = torch.as_tensor(test_y)
+        test_y = check_classes('test_y', test_y)
         check_lengths('test_x', test_x, 'test_y', test_y)
     check_two_classes('train_y', train_y)
     return train_x,train_y,test_x,test_y
@@ -257,6 +281,7 @@ def _nearest(sim, k):
         i[tied] = ordered.indices[:,:k+1]
     return s[:,:k],i[:,:k]
 
+@checked
 def knn_predict(
     train_x:Tensor, # (n,nf) features with known labels
     train_y:Tensor, # (n,) integer labels, two classes or more
@@ -269,6 +294,7 @@ def knn_predict(
     train_x,train_y,test_x,_ = _check_sets(train_x, train_y, test_x)
     check_neighbours(k, len(train_x))
     check_temperature(T)
+    if chunk is not None: check_whole(1, chunk=chunk)
     classes,y = train_y.unique(return_inverse=True)
     train_x = F.normalize(train_x)
     preds = []
@@ -278,6 +304,7 @@ def knn_predict(
         preds.append(w.new_zeros(len(x), len(classes)).scatter_add_(1, y[i], w).argmax(1))
     return classes[torch.cat(preds)]
 
+@checked
 def knn_accuracy(
     train_x:Tensor, # (n,nf) features
     train_y:Tensor, # (n,) integer labels
@@ -293,6 +320,7 @@ def knn_accuracy(
     return (preds==torch.as_tensor(test_y)).float().mean().item()
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c019
+@checked
 def linear_accuracy(
     train_x:Tensor, # (n,nf) features
     train_y:Tensor, # (n,) integer labels, two classes or more
@@ -326,6 +354,7 @@ class Accuracy(namedtuple('Accuracy', 'mean std all')):
     def __str__(self): return f'{self.mean:.3f} ± {self.std:.3f}'
     __repr__ = __str__
 
+@checked
 def label_draws(
     y:Tensor, # (n,) labels
     n:int=5, # Labels per class, 1 up to the size of the smallest class
@@ -333,7 +362,8 @@ def label_draws(
     seed:int=0, # The same seed draws the same
 )->list: # `draws` index tensors, each with `n` per class
     "Draw `n` items of each class, `draws` times over"
-    y = torch.as_tensor(y)
+    y = check_classes('y', y)
+    check_whole(1, n=n, draws=draws)
     g = torch.Generator().manual_seed(seed)
     members = [(y==c).nonzero()[:,0] for c in y.unique()]
     fewest = min(map(len, members))
@@ -346,6 +376,7 @@ def _few_knn(train_x, train_y, test_x, test_y):
     "Accuracy of 20 neighbours, or as many as there are"
     return knn_accuracy(train_x, train_y, test_x, test_y, k=min(20, len(train_x)))
 
+@checked
 def few_label_accuracy(
     train_x:Tensor, # (n,nf) features to draw from
     train_y:Tensor, # (n,) integer labels
@@ -370,6 +401,7 @@ class Pixels(nn.Module):
     def forward(self, x): return F.adaptive_avg_pool2d(x, [min(o,32) for o in x.shape[-2:]]).flatten(1)
 
 # %% ../../nbs/30_evaluate.features.ipynb #23c034
+@checked
 def untrained(
     encoder:nn.Module, # Made by `create_encoder`
     seed:int=0, # Of the weights
@@ -393,6 +425,7 @@ class Comparison(L):
         return '\n'.join([head, *(f'{o.name:{w}}  {o.linear}  {o.knn}' for o in self)])
     __str__ = __repr__
 
+@checked
 def compare_features(
     feats:dict, # From a name to (train_x,test_x), each (n,nf)
     train_y:Tensor, # (n,) integer labels of every train_x
@@ -412,11 +445,12 @@ def compare_features(
 # %% ../../nbs/30_evaluate.features.ipynb #20c028
 def _rows(z):
     "`z` as float32 rows, two or more"
-    if z.ndim!=2 or len(z)<2:
+    if z.ndim!=2 or len(z)<2 or not z.shape[1]:
         given = f'z.shape={tuple(z.shape)}'
         raise invalid(given, 'must be (n,d) with n of 2 or more', 'Pass the projections of several pictures')
     return z.detach().float()
 
+@checked
 def spread(
     z:Tensor, # (n,d) projections, n of 2 or more
 )->Tensor: # Scalar: 1 when spread over the sphere, 0 when all equal
@@ -424,14 +458,16 @@ def spread(
     z = F.normalize(_rows(z))
     return z.std(0).mean()*z.shape[1]**.5
 
+@checked
 def mean_cosine(
     z:Tensor, # (n,d) projections, n of 2 or more
 )->Tensor: # Scalar in [-1/(n-1),1]: 0 when spread out, 1 when all point one way
     "Mean cosine between different rows"
-    n = len(z)
     z = F.normalize(_rows(z))
+    n = len(z)
     return (z.sum(0).square().sum()-z.square().sum())/(n*(n-1))  # all pairs without the n×n table
 
+@checked
 def effective_rank(
     z:Tensor, # (n,d) features or projections, n of 2 or more
 )->Tensor: # Scalar: 1 (a line) to min(n-1,d) (all directions alike); 0 when rows are equal, NaN when one is not finite

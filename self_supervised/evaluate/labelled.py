@@ -14,7 +14,7 @@ from fastai.torch_core import num_distrib
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader, Subset
 
-from ..core import batch_size_of, invalid
+from ..core import batch_size_of, checked, invalid
 from ..data.arrays import tensor_dls
 from .features import check_lengths, check_two_classes, clean_batches, embed
 
@@ -156,6 +156,7 @@ def _as_bytes(x):
     b = (255*x).round().byte()
     return b if torch.equal(b.float()/255, x) else x
 
+@checked
 def in_memory(
     data, # A labelled loader, of fastai or torch; or (x,y), which stays
 )->tuple: # (x,y): clean pictures (n,c,h,w), uint8 where all are of 8 bits, else float32 in [0,1], and labels (n,)
@@ -173,6 +174,7 @@ def in_memory(
 # %% ../../nbs/31_evaluate.labelled.ipynb #disk
 class OnDisk:
     "Pictures of a loader, read each time they are wanted, and indexed as a tensor is"
+    @checked
     def __init__(self,
         dl, # A fastai or torch loader; its batch size, augmentation and order do not matter
         shape, # Of a picture, (c,h,w)

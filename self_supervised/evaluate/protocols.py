@@ -20,11 +20,11 @@ from fastcore.basics import listify
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
-from ..core import check_at_least, device_of, invalid
+from ..core import check_at_least, checked, device_of, invalid
 from ..layers import create_cls_module
 from ..augmentations import get_batch_augs
 from .features import (
-    Accuracy, Pixels, check_features, embed, knn_accuracy, linear_accuracy, untrained)
+    Accuracy, Pixels, check_classes, check_features, embed, knn_accuracy, linear_accuracy, untrained)
 from .labelled import coded_parts, n_pictures, read_from, shuffled_batches
 from ..record import recorded_stats
 from ..transfer.finetune import classifier
@@ -32,6 +32,7 @@ from ..transfer.finetune import classifier
 # %% ../../nbs/80_evaluate.protocols.ipynb #23c005
 Evaluated = namedtuple('Evaluated', 'accuracy chosen')
 
+@checked
 def draw_part(
     y:Tensor, # (n,) labels
     part:float=.1, # Part of each class to draw, in (0,1); one of each at least, and all but one at most
@@ -39,7 +40,7 @@ def draw_part(
 )->tuple: # Indices of (the rest, the part), in order
     "Draw a part of each class"
     if not 0<part<1: raise invalid(f'{part=}', 'must be in (0,1)', 'Pass the part of each class to draw, e.g. 0.1')
-    y = torch.as_tensor(y)
+    y = check_classes('y', y)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     drawn = torch.zeros(len(y), dtype=torch.bool)
     for c in y.unique():
@@ -71,6 +72,7 @@ def _over_seeds(one, seeds):
 # name: neighbours and temperature of arXiv:2104.14294 (DINO), and of lightly's benchmarks
 KNN = {'kNN 20': dict(k=20, T=.07), 'kNN 200': dict(k=200, T=.1)}
 
+@checked
 def knn_protocol(
     train_x:Tensor, # (n,nf) features
     train_y:Tensor, # (n,) integer labels
@@ -91,6 +93,7 @@ def _probe_once(seed, train_x, train_y, test_x, test_y, Cs, part):
     C = choose_by_held_out('probe: C', Cs, [linear_accuracy(*held_out, C) for C in Cs])
     return linear_accuracy(train_x, train_y, test_x, test_y, C),C
 
+@checked
 def linear_probe(
     train_x:Tensor, # (n,nf) features
     train_y:Tensor, # (n,) integer labels
@@ -140,6 +143,7 @@ class _BankLoss:
         f = _finite_features('augmented train', self.encoder, self.views(xb), self.stats, bs=len(xb)).to(xb.device)
         return sum(F.cross_entropy(h(f), yb) for h in self.heads)
 
+@checked
 def linear_bank(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     x, # Training pictures: tensor (n,c,h,w), float in [0,1] or uint8; or `OnDisk`
@@ -202,6 +206,7 @@ def _linear_once(seed, encoder, x, y, test_f, test_y, lrs, part, stats, bank):
     preds, = _outputs(bank(x, y, (lr,), seed=seed), test_f)
     return _at_last(preds, test_y, lr, lrs)
 
+@checked
 def linear_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
@@ -234,6 +239,7 @@ class _ViewsLoss:
 
     def __call__(self, xb, yb): return F.cross_entropy(self.model(self.views(xb)), yb)
 
+@checked
 def fine_tuned(
     encoder:nn.Module, # To fine-tune a copy of
     x, # Labelled pictures: tensor (n,c,h,w), float in [0,1] or uint8; or `OnDisk`
@@ -270,6 +276,7 @@ def _finetune_once(seed, fraction, x, y, test_x, test_y, lrs, part, tune):
     lr = choose_by_held_out(f'{fraction:.0%}: lr', lrs, accs)
     return _at_last(_model_outputs(models[lr], test_x), test_y, lr, lrs)
 
+@checked
 def finetune_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
     # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
@@ -297,6 +304,7 @@ def finetune_eval(
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #23c034
+@checked
 def evaluate_features(
     train_x:Tensor, # (n,nf) clean features
     train_y:Tensor, # (n,) integer labels
@@ -371,6 +379,7 @@ def _table_rows(nets, seeds):
     return rows | {'encoder': nets}
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #evaluate_encoder
+@checked
 def evaluate_encoder(
     encoder, # Trained; or a list of such, trained with other seeds
     train, # Labelled pictures: (x,y), or a loader, read anew for every pass; `in_memory` of one that fits is faster

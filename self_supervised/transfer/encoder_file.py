@@ -23,14 +23,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import parametrize
 
 from .. import __version__
-from ..core import first_line, invalid, undisturbed, write_atomic
+from ..core import checked, first_line, invalid, undisturbed, write_atomic
 from ..layers import create_encoder
 from ..record import check_record, record_of, unwrapped
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c006
+@checked
 def save_encoder(
     encoder:nn.Module, # The trained network, e.g. `learn.model.encoder`
-    path, # File to write, by convention named .safetensors
+    path:str|Path, # File to write, by convention named .safetensors
     # What else to record, plain values: `stats` (mean,std) or None, `size` in pixels, …;
     # what the encoder has recorded itself (`encoder.meta`) stays
     **meta,
@@ -163,8 +164,9 @@ def _check_written(data, weights, path):
     raise invalid(f'path={str(path)!r}', 'would not hold all weights, and is not written', 'Save encoder.state_dict()')
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #read
+@checked
 def encoder_info(
-    path, # File written by `save_encoder`
+    path:str|Path, # File written by `save_encoder`
 )->dict: # `spec`, `version`, and what else was recorded
     "Read what an encoder file says about itself"
     return _read(path)[1]
@@ -226,10 +228,11 @@ def _shape(weights, k):
     return f'of shape {tuple(weights[k].shape)}' if k in weights else 'missing'
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #load
+@checked
 def load_encoder(
-    path, # File written by `save_encoder`, or any safetensors file of weights when `encoder` is given
+    path:str|Path, # File written by `save_encoder`, or any safetensors file of weights when `encoder` is given
     encoder:nn.Module|None=None, # Network to fill, needed where the file does not say how to make one
-    device=None, # Where to put it; None leaves a new one on the CPU and `encoder` where it is
+    device:str|torch.device|None=None, # Where to put it; None leaves a new one on the CPU and `encoder` where it is
 )->nn.Module: # In eval mode; its `meta` is what the file recorded
     "Build the encoder that a file describes, and fill it with the file's weights"
     weights,meta = _read(path)

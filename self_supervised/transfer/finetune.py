@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 
-from ..core import invalid, per_channel, without_hooks
+from ..core import checked, invalid, per_channel, without_hooks
 from ..layers import create_cls_module, input_channels, num_features
 from ..vision.checks import first_batch, prepare
 from ..record import recorded_stats, remember, stats_lists, unwrapped
@@ -28,6 +28,7 @@ from .encoder_file import check_encoder
 # %% ../../nbs/71_transfer.finetune.ipynb #31c022
 class NormalizeInput(nn.Module):
     "Normalise pictures inside the network"
+    @checked
     def __init__(self,
         stats:tuple|None, # (mean,std), each a number or one per channel; None leaves pictures in [0,1]
         n_in:int, # Channels
@@ -44,6 +45,7 @@ class NormalizeInput(nn.Module):
     def extra_repr(self): return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 # %% ../../nbs/71_transfer.finetune.ipynb #classifier
+@checked
 def classifier(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf); copied
     n_out:int, # Number of classes
@@ -71,6 +73,7 @@ def copy_encoder(
     return without_hooks(deepcopy(encoder)).requires_grad_(True)
 
 # %% ../../nbs/71_transfer.finetune.ipynb #split
+@checked
 def split_layers(
     model:nn.Module, # Of `classifier` or `segmenter`
 )->L: # Three lists of parameters
@@ -130,6 +133,7 @@ def frozen_learner(
 
 # %% ../../nbs/71_transfer.finetune.ipynb #class_learner
 @delegates(Learner.__init__)
+@checked
 def class_learner(
     dls, # Labelled pictures in [0,1], not normalised
     encoder:nn.Module, # Pretrained, e.g. by `load_encoder`; copied

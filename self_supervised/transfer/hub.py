@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..core import device_of, invalid, per_channel, undisturbed, write_atomic
+from ..core import checked, device_of, invalid, per_channel, undisturbed, write_atomic
 from ..layers import input_channels
 from ..record import record_of, recorded_stats, unwrapped
 from .encoder_file import check_encoder, height_width, network_name
 
 # %% ../../nbs/73_transfer.hub.ipynb #31c018
+@checked
 def save_hub_folder(
     encoder:nn.Module, # Made by `create_encoder` from a timm name, or by timm
-    folder, # Where to write config.json, model.safetensors and README.md; made when missing
+    folder:str|Path, # Where to write config.json, model.safetensors and README.md; made when missing
     # (mean,std) pretraining normalised with, None for [0,1]; 'recorded': as the encoder recorded it
     stats:tuple|str|None='recorded',
     size:int|None=None, # Side of the pictures, pixels; None: as recorded, else timm's for the architecture

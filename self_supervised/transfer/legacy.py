@@ -15,7 +15,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import invalid
+from ..core import checked, invalid
 from ..record import forget
 from .encoder_file import fill_weights
 
@@ -54,10 +54,11 @@ def _reason(e):
     return f'reading it would run {code[1]}' if code else 'it is broken or of another kind'
 
 # %% ../../nbs/76_transfer.legacy.ipynb #load_old
+@checked
 def load_old(
     # File of the older library: of `learn.save`, with or without the optimizer's state,
     # or of a state dict of the model or its encoder
-    path,
+    path:str|Path,
     # `BYOLModel` or encoder to fill; made with the arguments it was made with then,
     # and `create_byol_model(…, bias_out=True)`
     model:nn.Module,

@@ -8,21 +8,23 @@ __all__ = ['export_onnx']
 # %% ../../nbs/74_transfer.onnx.ipynb #imports
 from copy import deepcopy
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from .. import __version__
-from ..core import first_line, invalid, without_hooks, write_atomic
+from ..core import checked, first_line, invalid, without_hooks, write_atomic
 from ..layers import input_channels
 from ..surgery import bake_weights
 from ..record import record_of, unwrapped
 from .encoder_file import height_width, meta_text, network_name
 
 # %% ../../nbs/74_transfer.onnx.ipynb #31c037
+@checked
 def export_onnx(
     model:nn.Module, # An encoder, or the `learn.model` of a classifier or segmenter; left as it is
-    path, # File to write, by convention named .onnx
+    path:str|Path, # File to write, by convention named .onnx
     size:int|tuple, # Side or (h,w) of the pictures, pixels
     n_in:int|None=None, # Channels; None asks the model
     tol:float=1e-3, # Largest difference to accept, relative to the largest output of the model, above 0

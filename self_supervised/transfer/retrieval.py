@@ -9,9 +9,11 @@ __all__ = ['retrieval_index']
 import numpy as np
 from torch import Tensor
 
+from ..core import checked
 from ..evaluate.features import check_features
 
 # %% ../../nbs/75_transfer.retrieval.ipynb #31c042
+@checked
 def retrieval_index(
     feats:Tensor, # (n,nf) features, of `embed`
 ): # scikit-learn's `NearestNeighbors`; `index.kneighbors(queries, 5)` returns cosine distances and rows of `feats`

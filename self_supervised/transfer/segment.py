@@ -14,7 +14,7 @@ from fastai.vision.models.unet import DynamicUnet
 from fastcore.meta import delegates
 from torch import nn
 
-from ..core import device_of, invalid, undisturbed
+from ..core import checked, device_of, invalid, undisturbed
 from ..layers import FlatEncoder, input_channels
 from ..vision.checks import first_batch
 from ..record import recorded_stats
@@ -22,6 +22,7 @@ from .encoder_file import height_width, network_name
 from .finetune import NormalizeInput, class_count, copy_encoder, frozen_learner, split_layers
 
 # %% ../../nbs/72_transfer.segment.ipynb #31c030
+@checked
 def unet_body(
     encoder:nn.Module, # A chain of layers that ends in a pooling, such as a ResNet; not copied
     # Side or (h,w) of the pictures it is tried on, pixels; its last map must be larger than one pixel
@@ -71,6 +72,7 @@ def _run(layers, x):
 def _is_map(x): return x.ndim==4 and x.shape[-2:]!=(1,1)
 
 # %% ../../nbs/72_transfer.segment.ipynb #segmenter
+@checked
 def segmenter(
     encoder:nn.Module, # Pretrained; copied
     n_out:int, # Number of classes of a pixel
@@ -87,6 +89,7 @@ def segmenter(
 
 # %% ../../nbs/72_transfer.segment.ipynb #segment_learner
 @delegates(Learner.__init__)
+@checked
 def segment_learner(
     dls, # Pictures in [0,1], not normalised, and masks (bs,h,w)
     encoder:nn.Module, # Pretrained, e.g. by `load_encoder`; copied
