@@ -23,9 +23,9 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from kornia.enhance import adjust_brightness
 from torch import Tensor, nn
 
-from .core import check_p, check_stats, check_whole, invalid, plain, warn_once
+from .core import check_p, check_stats, check_whole, checked, invalid, plain, warn_once
 from .image_ops import (
-    adjust_contrast, adjust_hue, adjust_saturation, blur_kernel, resize_boxes, sides, view_ratio)
+    adjust_contrast, adjust_hue, adjust_saturation, blur_kernel, check_images, resize_boxes, sides, view_ratio)
 # Not used here: code that imports these from this module, as it could before, goes on working
 from .image_ops import bicubic_taps, weigh_rows # noqa: F401
 
@@ -35,6 +35,7 @@ _all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'r
 class PerImage(Transform):
     "Apply `op` to each image, or each clip as a whole, of a batch with probability `p`"
     split_idx = 0
+    @checked
     def __init__(self,
         op, # Takes and returns a batch (n,c,h,w) in [0,1]; draws its own parameters for each image
         p:float=1., # Probability of each image to be chosen, in [0,1]
@@ -78,7 +79,7 @@ class PerImage(Transform):
         if self.p==1: return self.op(x)
         idx = self.choose(len(x)).to(x.device, non_blocking=True)
         if not len(idx): return x
-        changed = self.op(x.index_select(0, idx))
+        changed = self.op(x.index_select(0, idx)).to(x.dtype)   # kornia turns half precision in float32
         return x.index_copy_(0, idx, changed) if self.inplace else x.index_copy(0, idx, changed)
 
     def choose(self,
@@ -108,6 +109,7 @@ class ColorJitter:
         saturation=(adjust_saturation, 1., True),
         hue=(adjust_hue, 0., True))
 
+    @checked
     def __init__(self,
         brightness:float|tuple=.4, # Added: U(-b,b), or U(lo,hi) for a pair; 0 leaves it out
         contrast:float|tuple=.4, # Multiplied: U(1-c,1+c) about each channel's mean
@@ -117,10 +119,11 @@ class ColorJitter:
     ):
         amounts = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
         # (lo,hi) of the amount of each step
-        self.ranges = {k:_range(v, self.steps[k][1]) for k,v in amounts.items() if v!=0}
+        self.ranges = {k:_range(k, v, self.steps[k][1]) for k,v in amounts.items() if not isinstance(v, Number) or v}
         self.same_on_batch = same_on_batch  # one draw for all images
 
     def __call__(self, x):
+        check_images(x)
         names = [k for k in self.ranges if x.shape[1]==3 or not self.steps[k][2]]
         if len(names)<len(self.ranges): _left_out(x, 'a change of saturation and hue')
         if not names or not len(x): return x.clone()
@@ -153,7 +156,11 @@ class ColorJitter:
         "Take one step with all images of `x`"
         return self.steps[name][0](x, amount.to(x.device, non_blocking=True))
 
-def _range(v, neutral): return tuple(v) if is_listy(v) else (neutral-v, neutral+v)
+def _range(name, v, neutral):
+    "(lo,hi) of an amount, or of a pair"
+    pair = (neutral-v, neutral+v) if isinstance(v, Number) else tuple(v)
+    if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return pair
+    raise invalid(f'{name}={v!r}', 'is no range', f'Pass a number, 0 or more, or (lo,hi), e.g. {name}=0.2')
 
 def _rows(x, idx): return x.index_select(0, idx.to(x.device, non_blocking=True))
 
@@ -162,17 +169,21 @@ class NormalizeViews(Transform):
     "Subtract `mean` and divide by `std`, channel by channel; `decode` inverts it"
     order = 99  # after all other operations
     split_idx = 0  # training only
+    @checked
     def __init__(self,
         mean, # One number per channel, or one for all
         std, # One number per channel, or one for all
     ):
         super().__init__()
+        check_stats((mean, std))
         self.mean = _numbers(mean)  # (1,) or (c,)
         self.std = _numbers(std)  # (1,) or (c,)
 
     @property
     def name(self): return f'NormalizeViews(mean={_digits(self.mean)}, std={_digits(self.std)})'
-    def encodes(self, x): return (x-self._like(self.mean,x)) / self._like(self.std,x)
+    def encodes(self, x):
+        plain(x)   # raises
+        return (x-self._like(self.mean,x)) / self._like(self.std,x)
     def decodes(self, x): return x*self._like(self.std,x) + self._like(self.mean,x)
 
     def _like(self, o, x):
@@ -190,6 +201,7 @@ def _digits(t): return [round(o, 3) for o in t.tolist()]
 # %% ../nbs/04_augmentations.ipynb #01c020
 class BicubicCrop:
     "Cut a random part of each image of a batch (bs,c,h,w) and resize it to `size` bicubically"
+    @checked
     def __init__(self,
         size:int|tuple, # Side of the square view, or its (h,w), pixels
         scale:tuple=(.08,1.), # Part of the area to keep
@@ -201,11 +213,14 @@ class BicubicCrop:
         self.size = sides(size)  # (h,w) of the view
         if ratio is None: ratio = view_ratio(self.size)
         # kornia draws; its own resizing takes the images one by one
-        self.draw = ResizedCropGenerator(self.size, scale, ratio)
+        _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', scale=scale)
+        _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', ratio=ratio)
+        self.draw = ResizedCropGenerator(self.size, tuple(scale), tuple(ratio))
         self.same_on_batch = same_on_batch  # one crop for all images
         self.clip = clip  # to [0,1]
 
     def __call__(self, x):
+        check_images(x)
         boxes = self.draw(x.shape, self.same_on_batch)['src']
         cut = resize_boxes(x, boxes.to(x.device, non_blocking=True), self.size)
         return cut.clamp_(0,1) if self.clip else cut
@@ -219,6 +234,7 @@ def clips_to_unit(
     return all(o.clip for o in crops if isinstance(o, BicubicCrop)) if any(crops) else True
 
 # %% ../nbs/04_augmentations.ipynb #01c021
+@checked
 def get_batch_augs(
     size:int|tuple, # Side of the square view, or its (h,w), pixels
     rotate:bool=False, # Rotate? Not part of the published views
@@ -342,21 +358,25 @@ def _no_more(name, fix):
     "Make the error for a name of the older library"
     return invalid(name, 'belongs to the older library and is no more', fix, TypeError)
 
+@checked
 def get_torchvision_batch_augs(*args, **kwargs):
     "Name what replaces the older library's pipeline, which drew once for all pictures of a batch"
     fix = 'Call get_batch_augs(size, same_on_batch=True), or leave same_on_batch out to draw for each picture'
     raise _no_more('get_torchvision_batch_augs', fix)
 
+@checked
 def get_fastai_batch_augs(*args, **kwargs):
     "Name what replaces the older library's pipeline of fastai's operations"
     fix = 'Call get_batch_augs(size, resize_scale=(min_scale,1), jitter_s=max_lighting)'
     raise _no_more('get_fastai_batch_augs', fix)
 
+@checked
 def RandomGaussianBlur(*args, **kwargs):
     "Name what replaces the older library's blur"
     op = 'PerImage(kornia.augmentation.RandomGaussianBlur((9,9), (0.1,2.), p=1.), p)'
     raise _no_more('RandomGaussianBlur', f'Pass blur_p and blur_s to get_batch_augs, or {op} as xtra_tfms')
 
+@checked
 def assert_aug_pipelines(
     aug_pipelines, # Two or more callables, one per view
 )->None:
@@ -380,6 +400,7 @@ def one_a_view(
 
 # %% ../nbs/04_augmentations.ipynb #aug_multi
 @delegates(get_batch_augs)
+@checked
 def get_multi_aug_pipelines(
     n:int, # Number of pipelines, one per view
     size:int|tuple, # Side of the square view, or its (h,w), pixels
@@ -392,6 +413,7 @@ def get_multi_aug_pipelines(
 class RandomFrames(Transform):
     "Keep `n` frames of each clip (bs,c,t,h,w), from a random one on"
     split_idx = 0
+    @checked
     def __init__(self,
         n:int, # Frames to keep, 1 or more
         stride:int=1, # Keep every stride-th: 1 is the clip's own speed
@@ -407,6 +429,7 @@ class RandomFrames(Transform):
     def name(self): return f'RandomFrames(n={self.n}, stride={self.stride})'
 
     def encodes(self, x):
+        x = plain(x)
         if x.dim()!=5:
             problem = f'is for clips (bs,c,t,h,w), and the batch has shape {tuple(x.shape)}'
             raise invalid(f'frames={self.n}', problem, 'Leave frames out')

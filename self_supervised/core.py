@@ -243,6 +243,13 @@ def _fit(name, v, known, none):
     must = ' or '.join(dict.fromkeys([o[1] for o in known]+['None']*none))
     raise invalid(f'{name}={brief_repr(v)}', f'must be {must}', f'Pass {known[0][2]}', TypeError)
 
+def tensor_of(
+    name:str, # Of the argument, for the error
+    v, # A tensor, an array or a list of numbers
+)->Tensor: # The same as a tensor
+    "Make a tensor of what can be one, as `checked` does"
+    return _fit(name, v, [_kinds[Tensor]], False)
+
 def brief_repr(
     v, # Any object
 )->str: # In a few words: tensors, networks and what is long by their class
@@ -278,7 +285,8 @@ def plain(
     x:Tensor, # Of any tensor class
 )->Tensor: # The same data as a plain tensor
     "Strip fastai's tensor types"
-    return x.as_subclass(Tensor)
+    if isinstance(x, Tensor): return x.as_subclass(Tensor)
+    raise invalid(f'x={brief_repr(x)}', 'is no tensor', 'Pass a batch of them, e.g. torch.rand(4,3,64,64)', TypeError)
 
 # %% ../nbs/00_core.ipynb #undisturbed
 @contextmanager
@@ -316,6 +324,7 @@ def batch_size_of(
     return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
 
 # %% ../nbs/00_core.ipynb #40c012
+@checked
 def seed_everything(
     seed:int, # Any integer; the same one gives the same run
     dls=None, # `DataLoaders` built already: their order is seeded too

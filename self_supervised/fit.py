@@ -22,7 +22,7 @@ from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
 
-from .core import batch_size_of, invalid
+from .core import batch_size_of, checked, invalid
 from .ema import cosine_momentum
 from .lars import LARS
 from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
@@ -127,11 +127,14 @@ def _recipe(learn, epochs, recipe, bs):
     return byol_recipe(epochs, bs, recipe, n_items or None)
 
 # %% ../nbs/23_fit.ipynb #byol_splitter
+@checked
 def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
     model = getattr(model, 'module', model)
+    if not hasattr(model, 'projector'):
+        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass what create_byol_model returns')
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set

@@ -6,41 +6,50 @@
 __all__ = ['adjust_contrast', 'adjust_saturation', 'adjust_hue', 'resize_boxes', 'blur_kernel', 'to_picture']
 
 # %% ../nbs/03_image_ops.ipynb #imports
+from numbers import Integral
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.xtras import is_listy
 from torch import Tensor
 
-from .core import invalid
+from .core import checked, invalid
 
 # %% ../nbs/03_image_ops.ipynb #01c012
+@checked
 def adjust_contrast(
     x:Tensor, # Images (bs,c,h,w) in [0,1]
     factor:Tensor, # Contrast of each image (bs,): 0 is flat, 1 leaves it
 )->Tensor: # Images, clipped to [0,1]
     "Stretch each channel about its own mean, as BYOL's authors do (arXiv:2006.07733, appendix B)"
+    check_images(x, factor)
     factor = factor.view(-1,1,1,1)
     # `lerp` takes twice as long on a CPU (13 images of 64 px: 122 µs and 56)
     return (factor*x + (1-factor)*x.mean((-2,-1), keepdim=True)).clamp(0,1)
 
 # %% ../nbs/03_image_ops.ipynb #img_saturation
+@checked
 def adjust_saturation(
     x:Tensor, # Images (bs,3,h,w) in [0,1]
     factor:Tensor, # Saturation of each image (bs,), 0 or more: 0 is grey, 1 leaves it
 )->Tensor: # Images in [0,1]
     "Scale S in HSV, at most to 1, as `kornia.enhance.adjust_saturation` does"
+    check_images(x, factor)
     v = x.amax(1, keepdim=True)
     u = x.amin(1, keepdim=True)
     most = v/(v-u).clamp(min=1e-8)  # where the smallest channel becomes 0
     return v.lerp(x, torch.minimum(factor.clamp(min=0).view(-1,1,1,1), most))
 
 # %% ../nbs/03_image_ops.ipynb #img_hue
+@checked
 def adjust_hue(
     x:Tensor, # Images (bs,3,h,w) in [0,1]
     turns:Tensor, # To turn each image's colours by (bs,), in turns of the colour circle; 0 leaves them
 )->Tensor: # Images in [0,1]
     "Turn H in HSV, as `kornia.enhance.adjust_hue` does for an angle of `2π*turns`"
+    check_images(x, turns)
+    if x.shape[1]!=3: raise invalid(f'x.shape={tuple(x.shape)}', 'is not red, green and blue', 'Pass (n,3,h,w)')
     r,g,b = x.unbind(1)
     u = x.amin(1)
     c = x.amax(1)-u
@@ -90,6 +99,7 @@ def weigh_rows(
     return sums.view(bs, n, taps.shape[1], w)
 
 # %% ../nbs/03_image_ops.ipynb #img_resize
+@checked
 def resize_boxes(
     x:Tensor, # Images (bs,c,h,w)
     # Corners of each image's box (bs,4,2): (x,y) of its first and last pixels,
@@ -111,9 +121,21 @@ def sides(
     size:int|tuple, # Side of a square, or (h,w), pixels
 )->tuple: # (h,w)
     "Height and width that `size` means"
-    hw = tuple(size) if is_listy(size) else (size,size)
-    if len(hw)==2 and all(isinstance(o, int) and o>0 for o in hw): return hw
-    raise invalid(f'{size=}', 'is no side of a picture', 'Pass pixels, 1 or more, or (h,w)')
+    hw = tuple(size) if is_listy(size) or isinstance(size, np.ndarray) and size.ndim else (size,size)
+    fits = [isinstance(o, Integral) and not isinstance(o, bool) and 0<o<2**16 for o in hw]
+    if len(hw)==2 and all(fits): return int(hw[0]),int(hw[1])
+    raise invalid(f'{size=}', 'is no side of a picture', 'Pass pixels, 1 to 65535, or (h,w)')
+
+def check_images(
+    x:Tensor, # Images (n,c,h,w)
+    amount:Tensor|None=None, # One number per image (n,); None where there is none
+)->None:
+    "Raise unless `x` is a batch of images in floating point, with an amount for each"
+    if not isinstance(x, Tensor) or x.ndim!=4 or not x.is_floating_point() or 0 in x.shape[1:]:
+        given = f'x={type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
+        raise invalid(given, 'is no batch of images', 'Pass (n,c,h,w) in floating point', TypeError)
+    if amount is None or amount.numel()==len(x) and amount.dtype!=torch.bool: return
+    raise invalid(f'amount of {amount.numel()} entries', f'is not for {len(x)} images', 'Pass one number per image')
 
 # %% ../nbs/03_image_ops.ipynb #img_ratio
 def view_ratio(
@@ -124,6 +146,7 @@ def view_ratio(
     return 3/4*(w/h),4/3*(w/h)
 
 # %% ../nbs/03_image_ops.ipynb #img_blur
+@checked
 def blur_kernel(
     size:int|tuple, # Side of the view, or its (h,w), pixels
 )->int: # Odd number of taps, at least 3
@@ -131,6 +154,7 @@ def blur_kernel(
     return max(3, min(sides(size))//10//2*2 + 1)
 
 # %% ../nbs/03_image_ops.ipynb #22c005
+@checked
 def to_picture(
     x:Tensor, # (c,h,w) in [0,1], a clip (c,t,h,w), or a vector (nf,)
 )->np.ndarray: # (h,w) grey or (h,w,3) colour in [0,1], frames side by side; a vector stays as it is

@@ -439,6 +439,7 @@ def _probe_shapes(net, dims, size):
     size = size or _stated_size(net)
     # A linear layer may look at patches: a size says so
     dims = dims or (2 if size else 0)
+    for side in size if isinstance(size, (tuple,list)) else [size or 1]: check_whole(1, size=side)
     if isinstance(size, (tuple,list)): return [tuple(size)]
     sizes = [size] if size else [64,224]
     return [(16,s,s) if dims == 3 else (s,)*dims for s in sizes]
@@ -774,7 +775,10 @@ def _norm(norm, nf, affine=True):
     if norm == 'group': return [nn.GroupNorm(group_count(nf), nf, affine=affine)]
     if norm == 'layer': return [nn.LayerNorm(nf, elementwise_affine=affine)]
     if norm is None: return []
-    layer = norm(nf)
+    try: layer = norm(nf)
+    except Exception as e:
+        problem = f'makes no layer of width {nf} ({first_line(e)})'
+        raise invalid(f'{norm=}', problem, "Pass a function of the width, e.g. nn.BatchNorm1d") from e
     if not affine: layer.weight = layer.bias = None
     return [layer]
 

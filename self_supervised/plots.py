@@ -37,13 +37,15 @@ def _grid(nrows, ncols, x, side=1.2):
 
 @checked
 def show_views(
-    x:Tensor, # Pictures (n,c,h,w) in [0,1] (or clips, or vectors), or None when there are no originals
+    x:Tensor|None, # Pictures (n,c,h,w) in [0,1] (or clips, or vectors), or None when there are no originals
     views:list, # Views, each like `x`, in [0,1]
     axes=None, # n rows of axes, a column for the original and one per view; None makes them
     titles:list|None=None, # A title per column; None for 'original', 'view 1', 'view 2', …
 )->np.ndarray: # The axes, (n,columns)
     "Draw each picture beside its views"
     cols = list(views) if x is None else [x,*views]
+    if not cols or not all(hasattr(o, 'ndim') and o.ndim and len(o)==len(cols[0]) for o in cols):
+        raise invalid('views', 'must be batches of as many pictures as x', 'Pass one tensor (n,c,h,w) per view')
     if titles is None: titles = ['original']*(x is not None) + [f'view {i+1}' for i in range(len(views))]
     n = len(cols[0])
     is_clip = cols[0].ndim==5
@@ -92,6 +94,8 @@ def plot_draws(
     axes=None, # Two: shares, and brightness; None makes them
 )->np.ndarray: # The axes
     "Draw how many pictures each step of the pipelines changes, and how bright pictures and views are"
+    if not len(augs) or not all(map(callable, augs)):
+        raise invalid('augs', 'must be pipelines, one per view', 'Pass those of get_byol_aug_pipelines(size)')
     if axes is None: axes = plt.subplots(1, 2, figsize=(10,3.2), layout='constrained')[1]
     _bar_shares(axes[0], [draw_shares(a, x) for a in augs])
     _histograms(axes[1], [x, *(decode_view(a, a(x.clone())) for a in augs)])
@@ -169,7 +173,7 @@ def _colors(n):
 @checked
 def plot_embedding(
     feats:Tensor, # (n,nf) features, n of 2 or more
-    labels=None, # (n,) labels, for colours and legend; None for one colour
+    labels:list|None=None, # (n,) labels, for colours and legend; None for one colour
     images:Tensor|None=None, # (n,c,h,w) in [0,1]: thumbnails are drawn where there is room; None for none
     ax=None, # Where to draw; None makes a figure
     vocab=None, # Names of the labels, in their order; None shows the labels
@@ -212,7 +216,7 @@ def plot_neighbors(
     images:Tensor, # (n,c,h,w) in [0,1], of the same pictures
     idxs, # Which pictures to ask about
     k:int=8, # Neighbours to draw, 1 to n-1
-    labels=None, # (n,) labels: a neighbour of another label is framed in red; None for no frames
+    labels:list|None=None, # (n,) labels: a neighbour of another label is framed in red; None for no frames
     axes=None, # A row for each of `idxs`, of 1+k axes; None makes them
 )->np.ndarray: # The axes, (len(idxs),1+k)
     "Draw pictures beside their nearest neighbours, the cosine above each"

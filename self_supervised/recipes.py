@@ -15,7 +15,7 @@ import torch
 from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
-from .core import check_one_of, checked, invalid
+from .core import check_at_least, check_one_of, checked, invalid
 from .lars import LARS
 
 # %% ../nbs/22_recipes.ipynb #03c026
@@ -25,6 +25,7 @@ def warmup_cosine(
     warmup_pct:float=0., # Part of the run that warms up, in [0,1)
 )->Callable: # Part of the run done, in [0,1] → learning rate
     "Raise the learning rate linearly from 0 to `lr`, then lower it to 0 along a cosine (arXiv:2006.07733, section 3.3)"
+    check_at_least(0, lr=lr)
     if 0<=warmup_pct<1: return partial(_warmup_cosine, lr=lr, warmup=warmup_pct)
     raise invalid(f'{warmup_pct=}', 'must be in [0,1), since a warm-up is shorter than the run',
                   'Pass e.g. 0.1 for 10 epochs of 100')

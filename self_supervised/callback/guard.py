@@ -18,7 +18,7 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ..core import invalid, plain
+from ..core import checked, invalid, plain
 from ..lars import norm_taker
 from .ranks import any_rank
 
@@ -89,6 +89,7 @@ class Guard(Callback):
     "Skip a batch or a step that is not finite, before it does harm, and report it"
     order = CastToTensor.order-2   # before BYOL makes views, and long before MixedPrecision
 
+    @checked
     def __init__(self,
         n:int=10, # Bad batches, or bad steps, in a row after which to stop with an error; 1 stops at the first
     ):

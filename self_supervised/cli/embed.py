@@ -25,7 +25,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core import check_at_least, invalid, write_atomic
+from ..core import check_at_least, checked, invalid, write_atomic
 from ..data.sources import picture_items
 from ..data.reading import BadPicture, check_channels, open_picture
 from ..evaluate.features import check_features, embed, finite_rows
@@ -79,6 +79,7 @@ class _ReadableBatches:
                     good.append(o)
             if good: yield torch.stack(good)
 
+@checked
 def embed_pictures(
     encoder, # File that `save_encoder` wrote
     source, # Folder, list, table, data set or tar of pictures, see `picture_items`
@@ -123,6 +124,7 @@ def _check_out(out):
         raise invalid(f'out={str(out)!r}', 'needs pyarrow', 'Run `pip install pyarrow`, or name a .npz file')
     return check_place(out)
 
+@checked
 def write_features(
     names, # (n,) one per row
     feats:Tensor, # (n,nf)
@@ -143,6 +145,7 @@ def write_features(
 
 # %% ../../nbs/95_cli.embed.ipynb #52c011
 @call_parse(pos=['encoder','path'])
+@checked
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote
     path:str, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars

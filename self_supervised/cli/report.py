@@ -18,10 +18,11 @@ import matplotlib.pyplot as plt
 from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 
-from ..core import invalid, write_atomic
+from ..core import checked, invalid, write_atomic
 from ..callback.health import limits
 
 # %% ../../nbs/92_cli.report.ipynb #g92read
+@checked
 def read_history(
     path, # File of fastai's `CSVLogger`
 )->dict: # Column → one number per epoch, None where there was none
@@ -46,6 +47,7 @@ def _by_kind(history):
         kinds.setdefault(re.sub('^(train|valid)_', '', name), []).append(name)
     return kinds
 
+@checked
 def plot_history(
     history:dict, # Column → one number per epoch, as `read_history` returns it
     axes=None, # One for each kind of column; None makes them
@@ -87,6 +89,7 @@ def _columns(results):
     "Return what was measured, each name once: a row need not have all of them"
     return list(dict.fromkeys(name for cells in results['rows'].values() for name in cells))
 
+@checked
 def as_text(
     results:dict, # `title`, and `rows`: name → what was measured → value
 )->str: # A table
@@ -270,6 +273,7 @@ def _contents(folder):
         tables={title: rows for title,rows in _tables(record).items() if rows},
         encoder=repr(str(encoder)) if encoder.is_file() else None)
 
+@checked
 def write_report(
     folder, # Folder of a run, as `byol_pretrain` writes it
 )->Path: # The page, `folder`/report.html

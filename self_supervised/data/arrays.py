@@ -156,7 +156,8 @@ def positions(
 
 def _check_pictures(x):
     "Raise for what is surely pictures, with channels last or floats up to 255"
-    if x.ndim and len(x) and not x.numel():
+    if not x.ndim: raise invalid(f'x={x.item()}', 'is one number', 'Pass items (n,...)')
+    if len(x) and not x.numel():
         raise invalid(f'x.shape={tuple(x.shape)}', 'has items with nothing in them', 'Pass items of one number or more')
     if x.ndim!=4 or not len(x) or x.is_meta: return
     _,c,h,w = x.shape

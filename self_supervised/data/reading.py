@@ -243,7 +243,7 @@ def parse_size(
     sides = size.lower().replace('x', ',').split(',') if isinstance(size, str) else size
     sides = list(sides) if isinstance(sides, (list,tuple)) else [sides]
     try: sides = [int(o) for o in sides if int(o)==float(o)]
-    except (TypeError, ValueError): sides = []
+    except (TypeError, ValueError, OverflowError): sides = []
     if len(sides) not in (1,2): raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
     check_at_least(1, size=sides[0] if len(sides)==1 else sides)
     return sides[0] if len(sides)==1 else tuple(sides)

@@ -24,6 +24,7 @@ from fastai.torch_core import defaults, rank_distrib
 from fastcore.all import L, is_indexer
 from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
+from torch import Generator
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..core import check_workers, checked, from_csv_cell, invalid, printable, to_csv_cell
@@ -314,7 +315,7 @@ def check_pictures(
     check_workers(workers)
     workers = min(16, defaults.cpus) if workers is None else workers
     dl = DataLoader(_Looked(items, read), batch_size=32, num_workers=workers, collate_fn=noop,
-                    worker_init_fn=quiet_worker, generator=torch.Generator())  # it draws a seed for workers
+                    worker_init_fn=quiet_worker, generator=Generator())  # it draws a seed for workers
     found = L(progress_bar(dl, leave=False) if progress else dl).concat()
     names = list(map(os.fspath, items))
     bad = {name:reason for name,(reason,_) in zip(names, found) if reason is not None}

@@ -194,7 +194,7 @@ def _check_source(source):
         names = ', '.join(map(str, source))
         first = next(iter(source), 'train')
         raise invalid(kind, f'is a dictionary of {names}', f'Pass one of them, e.g. source[{first!r}]')
-    if not (hasattr(source, '__len__') and hasattr(source, '__getitem__')):
+    if not (hasattr(source, '__len__') and hasattr(source, '__getitem__') and getattr(source, 'ndim', 1)):
         raise invalid(kind, 'cannot be indexed, so its pictures have no order to shuffle and no end',
                       'Load it whole, or write it to tar shards and pass these')
     if not len(source): raise invalid(kind, 'is empty', 'Pass pictures')

@@ -64,6 +64,7 @@ class PerFeature(Transform):
         widths:list|None=None,
     ):
         check_p(p, type(self).__name__)
+        if widths is not None: widths = [int(w) if isinstance(w, Tensor) and not w.ndim else w for w in widths]
         for w in widths or []: check_whole(1, widths=w)
         super().__init__()
         self.p = p  # probability of each feature to be chosen

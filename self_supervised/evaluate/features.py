@@ -110,7 +110,9 @@ def _misfit(encoder, x, reason):
     shape,n_in = tuple(x.shape),input_channels(encoder)
     if x.ndim==dims+1:
         return invalid(f'x.shape={shape}', f'is one picture, and a batch is needed ({reason})', 'Pass x[None]')
-    if x.ndim<2 or x.shape[1]==n_in: return None
+    if x.ndim!=dims+2:
+        return invalid(f'x.shape={shape}', f'must have {dims+2} dimensions ({reason})', 'Pass a batch (n,c,h,w)')
+    if x.shape[1]==n_in: return None
     fix = f'Pass pictures (n,{n_in},h,w), or build the encoder with n_in={shape[1]}'
     if shape[-1]==n_in: fix = 'Pass x.movedim(-1, 1): channels come before height and width'
     return invalid(f'encoder={type(encoder).__name__}', f'takes {n_in} channels, and x.shape is {shape}', fix)

@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 
-from ..core import checked, invalid, per_channel, without_hooks
+from ..core import check_whole, checked, invalid, per_channel, without_hooks
 from ..layers import create_cls_module, input_channels, num_features
 from ..vision.checks import first_batch, prepare
 from ..record import recorded_stats, remember, stats_lists, unwrapped
@@ -34,6 +34,7 @@ class NormalizeInput(nn.Module):
         n_in:int, # Channels
     ):
         super().__init__()
+        check_whole(1, n_in=n_in)
         mean,std = per_channel(stats, n_in)
         self.register_buffer('mean', mean.expand(n_in)[:,None,None].clone())  # (n_in,1,1)
         self.register_buffer('std', std.expand(n_in)[:,None,None].clone())  # (n_in,1,1)

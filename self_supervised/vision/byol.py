@@ -22,7 +22,7 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import Tensor, nn
 
-from ..core import check_at_least, check_one_of, invalid, plain, without_hooks
+from ..core import check_at_least, check_one_of, checked, invalid, plain, tensor_of, without_hooks
 from ..layers import PoolFlat, check_features, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import record_of, remember, views_stats
@@ -42,6 +42,7 @@ from .checks import ( # noqa: F401
     check_alone, check_companions, check_inputs, check_loader, check_model, check_online, check_range)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c006
+@checked
 def byol_loss(
     preds:tuple|Tensor, # Online predictions, one (bs,d) per view
     *targs:Tensor, # Target projections to match, one (bs,d) per prediction; outside the graph
@@ -49,6 +50,7 @@ def byol_loss(
 )->Tensor: # Scalar in [0, 4*len(preds)], 0 when every pair is parallel
     "Squared distance of the unit vectors, mean over the batch and sum over the views (arXiv:2006.07733, eq. 2)"
     if isinstance(preds, Tensor): preds = (preds,)
+    preds = [tensor_of('preds', q) for q in preds]
     check_one_of(('mean','sum','none'), reduction=reduction)
     if len(preds)!=len(targs):
         raise invalid(f'{len(targs)=}', f'does not match {len(preds)} predictions',
@@ -90,6 +92,7 @@ class Predictions(tuple):
 # %% ../../nbs/61_vision.byol.ipynb #10c011
 class BYOLLoss:
     "`byol_loss` in the form fastai's `Learner` expects a loss"
+    @checked
     def __init__(self,
         # Over the batch: 'mean', 'sum' or 'none'; fastai sets it for a while to get single losses
         reduction:str='mean',
@@ -104,6 +107,7 @@ class BYOLLoss:
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that trails the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
+    @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): what is kept after training
         projector:nn.Module, # (bs,nf) → (bs,d)
@@ -169,6 +173,7 @@ def _at_least_float32(v, net):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c014
 @delegates(create_mlp_module)
+@checked
 def create_byol_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=4096, # Width of the heads' hidden layer
@@ -192,6 +197,7 @@ def create_byol_model(
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
     return BYOLModel(encoder, projector, predictor, use_momentum)
 
+@checked
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=2048, # Width of the projector's hidden layers
@@ -210,6 +216,7 @@ def create_simsiam_model(
     return BYOLModel(encoder, projector, predictor, use_momentum=False)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c016
+@checked
 def embeddings(
     model:BYOLModel, # Left as it is
     dl, # A loader, labelled or not, or a batch (bs,c,h,w)
@@ -237,6 +244,7 @@ class _Both(nn.Module):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c021
 @delegates(get_batch_augs)
+@checked
 def get_byol_aug_pipelines(
     size:int|tuple, # Side of the square views, or their (h,w), pixels
     blur_p:float|tuple=(1.,.1), # Probability to blur: a number for both views, or one for each
@@ -339,6 +347,7 @@ class BYOLSetup(AttachedCallback):
 class BYOL(BYOLSetup):
     "Train a `BYOLModel` to predict its target network's projection of the other view (arXiv:2006.07733)"
     order = CastToTensor.order-1
+    @checked
     def __init__(self,
         aug_pipelines, # Two or more callables of a batch (bs,c,h,w) in [0,1], one per view
         # Momentum of the target: a number rises to 1 along the published cosine; or a function of the part of the run
@@ -444,6 +453,7 @@ def _draw_views(augs, x, views, **kwargs):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c033
 @delegates(Learner.__init__)
+@checked
 def byol_learner(
     dls, # fastai or torch loaders, labelled or not, with a validation part or without
     model:BYOLModel, # To be trained
