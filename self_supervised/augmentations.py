@@ -76,6 +76,7 @@ class PerImage(Transform):
     )->Tensor: # Of the shape that `op` gives it
         "Draw which images are changed, and hand those to `op`"
         if self.colour and x.shape[1]!=3: return _left_out(x, _name(self.op))
+        if not len(x) and not isinstance(self.op, BicubicCrop): return x
         if self.p==1: return self.op(x)
         idx = self.choose(len(x)).to(x.device, non_blocking=True)
         if not len(idx): return x
@@ -182,7 +183,7 @@ class NormalizeViews(Transform):
     @property
     def name(self): return f'NormalizeViews(mean={_digits(self.mean)}, std={_digits(self.std)})'
     def encodes(self, x):
-        plain(x)   # raises
+        if plain(x).dim()<2: raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch', 'Pass pictures (bs,c,h,w)')
         return (x-self._like(self.mean,x)) / self._like(self.std,x)
     def decodes(self, x): return x*self._like(self.std,x) + self._like(self.mean,x)
 
@@ -392,7 +393,8 @@ def one_a_view(
     kwargs:dict, # For `make`; probabilities and `noise` may be tuples of `n`
 )->list: # `n` pipelines
     "Make `n` pipelines, each with its own entry of what is given as a tuple"
-    each = {k:v for k,v in kwargs.items() if is_listy(v) and (k.endswith('_p') or k=='noise')}
+    check_whole(1, n=n)
+    each = {k:v for k,v in kwargs.items() if isinstance(v, (list,tuple)) and (k.endswith('_p') or k=='noise')}
     for k,v in each.items():
         if len(v)==n: continue
         raise invalid(f'{k}={v!r}', f'has {len(v)} entries for {n} views', f'Pass one number for all or a tuple of {n}')
@@ -438,5 +440,6 @@ class RandomFrames(Transform):
         if n<span:
             problem = f'with stride {self.stride} spans {span} frames, and the clips have {n}'
             raise invalid(f'frames={self.n}', problem, 'Pass fewer, a smaller stride, or longer clips')
+        if not len(x): return x[:, :, :span:self.stride]
         starts = torch.randint(n-span+1, (1 if self.same_on_batch else len(x),)).expand(len(x))
         return torch.stack([o[:, i:i+span:self.stride] for o,i in zip(plain(x), starts.tolist())])

@@ -54,9 +54,9 @@ def check_whole(
     least:int, # Smallest value allowed
     **settings # name=value
 )->None:
-    "Raise for a setting that is not a whole number, `least` or more; nothing has 2^31 of anything"
+    "Raise for a setting that is not a whole number, `least` or more; nothing has 2^32 of anything"
     for name,value in settings.items():
-        if isinstance(value, Integral) and not isinstance(value, bool) and least<=value<2**31: continue
+        if isinstance(value, Integral) and not isinstance(value, bool) and least<=value<2**32: continue
         problem = f'must be a whole number, {least} or more'
         raise invalid(f'{name}={value!r}', problem, f'Pass e.g. {name}={max(least, 5)}')
 
@@ -92,7 +92,7 @@ def check_stats(
     try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
     except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
     # Not only above 0: 1/1e-39 is infinite in float32
-    usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
+    usable = min(mean.numel(), std.numel())>0 and (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
     if usable and mean.isfinite().all(): return
     fix = 'Pass (mean,std) with one entry per channel and std above 0, or None'
     raise invalid(f'{stats=}', 'must be a pair of finite numbers', fix)
@@ -230,7 +230,8 @@ def _kinds_of(annotation):
     parts = [get_origin(o) or o for o in parts]
     # a path, or the name of a device, may be text
     if Path in parts or torch.device in parts: parts = [o for o in parts if o is not str]
-    known = [_kinds.get(o) for o in parts if o is not NoneType]
+    known = [_kinds.get(nn.Module if isinstance(o, type) and issubclass(o, nn.Module) else o) for o in parts
+             if o is not NoneType]
     if not known or None in known: return None
     return known,NoneType in parts
 

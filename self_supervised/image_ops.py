@@ -39,7 +39,7 @@ def adjust_saturation(
     v = x.amax(1, keepdim=True)
     u = x.amin(1, keepdim=True)
     most = v/(v-u).clamp(min=1e-8)  # where the smallest channel becomes 0
-    return v.lerp(x, torch.minimum(factor.clamp(min=0).view(-1,1,1,1), most))
+    return v.lerp(x, torch.minimum(factor.clamp(min=0).view(-1,1,1,1).to(most.dtype), most))
 
 # %% ../nbs/03_image_ops.ipynb #img_hue
 @checked

@@ -423,6 +423,7 @@ def _stated_width(net):
 
 def _probe(net, n_in=None, size=None):
     "Return one empty input and what `net` makes of it; nothing in it changes"
+    if n_in is not None: check_whole(1, n_in=n_in)
     p = next(net.parameters(), torch.zeros(()))
     for shape in _probe_shapes(net, input_dims(net), size):
         x = torch.zeros(1, n_in or input_channels(net), *shape, dtype=p.dtype, device=p.device)
@@ -776,9 +777,11 @@ def _norm(norm, nf, affine=True):
     if norm == 'layer': return [nn.LayerNorm(nf, elementwise_affine=affine)]
     if norm is None: return []
     try: layer = norm(nf)
-    except Exception as e:
-        problem = f'makes no layer of width {nf} ({first_line(e)})'
-        raise invalid(f'{norm=}', problem, "Pass a function of the width, e.g. nn.BatchNorm1d") from e
+    except Exception as e: layer,cause = None,e
+    else: cause = None
+    if not isinstance(layer, nn.Module):
+        problem = f"makes no layer of width {nf}{f' ({first_line(cause)})' if cause else ''}"
+        raise invalid(f'{norm=}', problem, 'Pass a function of the width, e.g. nn.BatchNorm1d') from cause
     if not affine: layer.weight = layer.bias = None
     return [layer]
 

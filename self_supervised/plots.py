@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .core import checked, invalid
 from .image_ops import to_picture
+from .data.arrays import positions
 from .evaluate.features import check_features
 
 # %% ../nbs/55_plots.ipynb #22c005
@@ -224,7 +225,7 @@ def plot_neighbors(
     n = len(feats)
     if not 1<=k<n:
         raise invalid(f'{k=}', f'is not possible: each of {n} pictures has {n-1} others', f'Pass 1 to {n-1}')
-    idxs = torch.as_tensor(idxs)
+    idxs = positions(idxs, n, 'idxs')
     sims,near = _nearest(feats, idxs, k)
     if axes is None: axes = _grid(len(idxs), k+1, images[0], side=1)
     axes = np.asarray(axes).reshape(len(idxs), k+1)

@@ -126,12 +126,14 @@ def _check_out(out):
 
 @checked
 def write_features(
-    names, # (n,) one per row
+    names:list, # (n,) one per row
     feats:Tensor, # (n,nf)
-    out, # File: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
+    # File: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
+    out:str|Path,
 )->Path: # The file
     "Write features beside the names of what they belong to"
     out = _check_out(out)
+    feats = feats.detach().float().cpu()
     f = BytesIO()
     if out.suffix=='.npz':
         # Text and numbers: reading it runs no code
@@ -145,7 +147,6 @@ def write_features(
 
 # %% ../../nbs/95_cli.embed.ipynb #52c011
 @call_parse(pos=['encoder','path'])
-@checked
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote
     path:str, # Folder of pictures, searched to the bottom; or a tar, or a folder of tars

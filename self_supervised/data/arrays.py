@@ -150,7 +150,7 @@ def positions(
         if idxs.shape==(n,): return idxs.nonzero()[:,0]
         raise invalid(given, f'does not fit {n} items', 'Pass a mask with one entry per item')
     fix = f'Pass whole numbers from 0 to {n-1}, or a boolean mask of {n} entries'
-    if idxs.ndim!=1 or idxs.is_floating_point(): raise invalid(given, 'is no list of positions', fix)
+    if idxs.ndim!=1 or idxs.is_floating_point() or idxs.is_complex(): raise invalid(given, 'is no list of positions', fix)
     if -n<=idxs.min() and idxs.max()<n: return idxs.long()%n
     raise invalid(given, f'goes from {idxs.min()} to {idxs.max()}', fix)
 

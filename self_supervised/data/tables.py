@@ -99,7 +99,8 @@ class FeatureDropout(PerFeature):
 
 def _plain_rows(x):
     "Return `x` as a plain tensor, or raise if it is no batch of rows"
-    if x.dim()==2: return plain(x)
+    x = plain(x)
+    if x.dim()==2: return x
     fix = 'Pass rows of a table (bs,c), and pictures or clips to get_batch_augs(size)'
     raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of rows', fix)
 

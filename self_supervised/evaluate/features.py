@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import (
-    check_whole, checked, device_of, first_line, invalid, per_channel, undisturbed, warn_once)
+    check_whole, checked, device_of, first_line, invalid, per_channel, tensor_of, undisturbed, warn_once)
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 
@@ -147,16 +147,18 @@ def _batches_of(dl, bs):
         raise invalid(f'dl={type(dl).__name__}', 'holds several loaders', 'Pass dls.train or dls.valid')
     if isinstance(dl, (str,bytes,dict,np.generic)): _as_tensor(dl)  # raises
     if isinstance(dl, (Tensor,np.ndarray)): dl = (dl,)
-    if not hasattr(dl, '__iter__'): _as_tensor(dl)  # raises
+    if not hasattr(dl, '__iter__'):
+        problem = 'is neither a loader nor pictures'
+        raise invalid(f'dl={type(dl).__name__}', problem, 'Pass a tensor (n,c,h,w), or a loader', TypeError)
     if not isinstance(dl, tuple): return dl
     check_whole(1, bs=bs)
     return zip(*(_dense(o).split(bs) for o in dl))
 
 def _dense(x):
     "An array or tensor as a tensor to split"
-    x = torch.as_tensor(x)
-    if x.ndim and x.layout==torch.strided: return x
-    raise invalid(f'x={type(x).__name__} of shape {tuple(x.shape)}', 'is no batch', 'Pass a dense tensor (n,...)')
+    x = tensor_of('x', x)
+    if x.ndim: return x
+    raise invalid(f'x={x.item()}', 'is no batch', 'Pass a tensor (n,...)')
 
 @torch.no_grad()
 @checked
@@ -391,7 +393,7 @@ def few_label_accuracy(
 )->Accuracy: # mean, std, all
     "Accuracy from `n` labels per class: mean and spread over draws of the labels"
     methods = dict(linear=linear_accuracy, knn=_few_knn)
-    if not callable(method) and method not in methods:
+    if not callable(method) and (not isinstance(method, str) or method not in methods):
         raise invalid(f'{method=}', 'is not known', "Pass 'linear', 'knn' or a function")
     train_x,train_y,test_x,test_y = _check_sets(train_x, train_y, test_x, test_y)
     f = method if callable(method) else methods[method]

@@ -464,4 +464,6 @@ def byol_learner(
     **kwargs
 )->Learner:
     "Make a `Learner` with a `BYOL` callback for data with or without labels"
+    if next(model.parameters(), None) is None:
+        raise invalid(f'model={type(model).__name__}', 'has nothing to train', 'Pass what create_byol_model returns')
     return Learner(dls, model, loss_func=loss_func or BYOLLoss(), cbs=[BYOL(aug_pipelines, m), *L(cbs)], **kwargs)
