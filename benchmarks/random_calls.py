@@ -106,7 +106,7 @@ def odd_array(v, r):
     return r.choice([lambda: spoilt, lambda: t.numpy(), lambda: t.tolist(), lambda: tuple(t), lambda: list(t.numpy()), lambda: t.double(), lambda: t.half(),
         lambda: t.bfloat16(), lambda: (t*100).byte(), lambda: t.long(), lambda: t.int(), lambda: t>t.float().mean(), lambda: t.to(torch.complex64),
         lambda: t[:0], lambda: t[:1], lambda: t[0], lambda: t[None], lambda: t[...,None], lambda: t[...,:0], lambda: t.flatten(), lambda: t.mT if t.ndim>1 else t,
-        lambda: t.numpy().astype(object), lambda: t.numpy().astype(str), lambda: t.float().requires_grad_(), lambda: t*0, lambda: t*1e30, lambda: -t,
+        lambda: t.numpy().astype(object), lambda: t.numpy().astype(str), lambda: t.float().requires_grad_(), lambda: t*0, lambda: t*1e30, lambda: t*-1,
         lambda: t.numpy()[::-1], lambda: t.numpy().astype('>f4')])()
 
 class Anything:
@@ -123,6 +123,11 @@ def anything(r):
         lambda: slice(None), lambda: Fraction(1,2), lambda: np.datetime64('2020-01-01'), lambda: np.array(['a','b']), lambda: np.nan])()
 
 def replaced(v, r):
+    "Something else for a good value"
+    try: return other(v, r)
+    except (TypeError, ValueError, RuntimeError): return anything(r)   # a change that this value does not take
+
+def other(v, r):
     if isinstance(v, (Tensor,np.ndarray)) and r.random()<.75: return odd_array(v, r)
     if isinstance(v, (int,float)) and not isinstance(v, bool) and r.random()<.6: return odd_number(v, r)
     if isinstance(v, (tuple,list)) and v and r.random()<.5:
@@ -637,8 +642,8 @@ def table_of(rows):
     for row in res.values(): row['smallest'] = [dict(call=o[2], said=o[3], why=o[4]) for o in sorted(row['smallest'].values())]
     return dict(sorted(res.items()))
 
-def run(n, seed=0, first=0, only=None, until=None):
-    "Rows of `n` calls from number `first` on"
+def run(n, seed=0, first=0, only=None, every=5000, note=lambda rows: None):
+    "Rows of `n` calls from number `first` on; `note` is called with those so far after each `every`"
     rows = []
     os.fork,true = fork,os.fork
     with tempfile.TemporaryDirectory() as d:
@@ -648,32 +653,38 @@ def run(n, seed=0, first=0, only=None, until=None):
         try:
             for i in range(first, first+n):
                 rows.append((i, *attempt(i, seed, only)))
-                if until and time.time()>until: break
+                if len(rows)%every==0: note(rows)
         finally:
             os.chdir(was)
             os.fork = true
     return rows
 
-def main():
-    a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    a.add_argument('--n', type=int, default=100_000)
-    a.add_argument('--first', type=int, default=0)
-    a.add_argument('--seed', type=int, default=0)
-    a.add_argument('--only', nargs='*', help='functions')
-    a.add_argument('--call', type=int, help='show this call, with the error in full')
-    a.add_argument('--out', help='JSON file to write')
-    a = a.parse_args()
-    if a.call is not None: a.first,a.n = a.call,1
-    start,res = time.time(),dict(machine=machine(), command='python benchmarks/random_calls.py '+' '.join(sys.argv[1:]))
-    rows = run(a.n, a.seed, a.first, a.only)
-    counts = Counter(r[3] for r in rows)
+def summary(rows, **facts):
+    "What goes into the JSON"
     by_name = table_of(rows)
-    res |= dict(calls=len(rows), **counts, functions=len(by_name), seed=a.seed, seconds=round(time.time()-start), by_function=by_name)
-    for name,row in by_name.items():
+    return facts|dict(calls=len(rows), **Counter(r[3] for r in rows), functions=len(by_name), by_function=by_name)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--n', type=int, default=100_000)
+    p.add_argument('--first', type=int, default=0)
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--only', nargs='*', help='functions')
+    p.add_argument('--call', type=int, help='make this call alone')
+    p.add_argument('--out', help='JSON file to write, also while it runs')
+    a = p.parse_args()
+    if a.call is not None: a.first,a.n = a.call,1
+    start,facts = time.time(),dict(machine=machine(), command='python benchmarks/random_calls.py '+' '.join(sys.argv[1:]), seed=a.seed)
+    out = None if a.out is None else Path(a.out).resolve()
+    def note(rows):
+        res = summary(rows, **facts, seconds=round(time.time()-start))
+        if out: out.write_text(json.dumps(res, indent=1, ensure_ascii=False)+'\n')
+        return res
+    res = note(run(a.n, a.seed, a.first, a.only, note=note))
+    for name,row in res['by_function'].items():
         print(f"{name:28}{row['calls']:7}{row['right']:7}{row['refused']:7}{row['fault']:7}")
         for o in row['smallest'][:8]: print(f"      {o['call']}: {o['said'][:230]}\n          {o['why'][:260]}")
-    print(dict(counts), round(time.time()-start), 's')
-    if a.out: Path(a.out).write_text(json.dumps(res, indent=1)+'\n')
-    if counts['fault']: sys.exit('there are faults')
+    print({k: res.get(k, 0) for k in ('calls','right','refused','fault')}, res['seconds'], 's')
+    if res.get('fault'): sys.exit('there are faults')
 
 if __name__ == '__main__': main()

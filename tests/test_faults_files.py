@@ -22,6 +22,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL
 
+from self_supervised import fit as fit_room   # brings `Learner.fit_byol`
+from self_supervised.augmentations import get_multi_aug_pipelines
 from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint, read_checkpoint
 from self_supervised.cli import pretrain as pretrain_room
 from self_supervised.cli.pretrain import pretrain
@@ -366,14 +368,19 @@ def test_older_encoder_files_and_those_of_others_still_load(encoder, tmp_path):
 
 # The same run, or its change is named
 
-def small(cbs=(), x=None, y=None, **views):
+def net_of(width=4, extra=False):
+    layers = [nn.Conv2d(1,width,3,2), nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width, width)) if extra else nn.Sequential(*layers)
+
+def small(cbs=(), x=None, y=None, bs=16, splits=None, net=None, heads=None, seed=0, size=8, n_views=2, loss=None, lr=None, **views):
     "A learner of two batches an epoch"
-    seed_everything(0)
+    seed_everything(seed)
     digits_x,digits_y,_ = digits()
-    dls = tensor_dls(digits_x[:32] if x is None else x, digits_y[:32] if y is None else y, bs=16, seed=0)
-    net = nn.Sequential(nn.Conv2d(1,4,3,2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    dls = tensor_dls(digits_x[:32] if x is None else x, digits_y[:32] if y is None else y, splits, bs=bs, seed=seed)
     kw = dict(jitter=False, bw=False, blur=False, solarize=False, stats=None) | views
-    return byol_learner(dls, create_byol_model(net, hidden_size=8, projection_size=4), get_byol_aug_pipelines(8, **kw), cbs=[*cbs])
+    model = create_byol_model(net or net_of(), **dict(hidden_size=8, projection_size=4) | (heads or {}))
+    augs = get_byol_aug_pipelines(size, **kw) if n_views==2 else get_multi_aug_pipelines(n_views, size, **kw)
+    return byol_learner(dls, model, augs, loss_func=loss, cbs=[*cbs])
 
 def go(learn, folder, epochs=2, **kwargs):
     with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()): learn.fit(epochs, cbs=Checkpoint(folder, **kwargs))
@@ -396,6 +403,62 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path, kwargs, words
     with pytest.raises(ValueError) as e: go(small(**kwargs), tmp_path)
     message = one_line(e)
     assert '\n' not in message and all(w in message for w in words), message
+
+def fitted(learn, folder, method='fit', epochs=2, **kwargs):
+    "A fit by one of the methods of a learner"
+    with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()): getattr(learn, method)(epochs, cbs=Checkpoint(folder), **kwargs)
+
+class Steady(Callback):
+    "One of a user's own, which changes nothing"
+
+def reordered(x): return x[[1,0,*range(2,32)]]
+def squared(preds, *targs, **_): return sum((p-t).square().mean() for p,t in zip(preds, targs))
+
+# What is changed → arguments of `small`, and of the fit; and a word of what is said
+changes = {
+    'pictures':             (dict(x=X[32:64]), {}, 'other data'),
+    'fewer pictures':       (dict(x=X[:16], y=Y[:16]), {}, 'pictures 32'),
+    'order of pictures':    (dict(x=reordered(X[:32])), {}, 'contents of 2 of 32'),
+    'labels':               (dict(y=9-Y[:32]), {}, 'labels'),
+    'split':                (dict(splits=(range(16,32), range(16))), {}, 'pictures 32'),
+    'batch size':           (dict(bs=8), {}, 'batch'),
+    'size of views':        (dict(size=6), {}, 'operation'),
+    'a view more':          (dict(n_views=3), {}, 'view'),
+    'probability of a flip':(dict(flip_p=.1), {}, 'p=0.1'),
+    'crops':                (dict(resize_scale=(.9,1.)), {}, 'scale'),
+    'normalisation':        (dict(stats=([.5],[.5])), {}, 'operation'),
+    'network':              (dict(net=net_of(6)), {}, 'model'),
+    'a layer more':         (dict(net=net_of(extra=True)), {}, 'parameters'),
+    'heads':                (dict(heads=dict(hidden_size=12)), {}, 'model'),
+    'a deeper head':        (dict(heads=dict(nlayers=3)), {}, 'parameters'),
+    'seed':                 (dict(seed=1), {}, 'seed'),
+    'loss':                 (dict(loss=squared), {}, 'loss'),
+    'precision':            (dict(cbs=[MixedPrecision('bf16')]), {}, 'bf16'),
+    'a callback more':      (dict(cbs=[GradientClip(1.)]), {}, 'GradientClip'),
+    'accumulation':         (dict(cbs=[GradientAccumulation(32)]), {}, 'GradientAccumulation'),
+    'epochs':               ({}, dict(epochs=3), 'epochs'),
+    'optimizer':            ({}, dict(recipe='sgd'), 'optimizer'),
+    'learning rate':        ({}, dict(lr=.5), 'learning rate'),
+    'weight decay':         ({}, dict(wd=.5), 'weight decay'),
+    'momentum':             ({}, dict(m=.5), 'schedule'),
+    'warm-up':              ({}, dict(warmup_epochs=1), 'schedule'),
+    'recipe':               ({}, dict(recipe='lars', lr=None), 'optimizer')}
+
+@pytest.mark.parametrize('name', changes)
+def test_a_run_is_not_resumed_as_another_without_a_word(tmp_path, name):
+    "Refused, with what differs; what may change, such as the order or a few pictures, is warned of"
+    made,asked,word = changes[name]
+    kw = dict(method='fit_byol', recipe='adamw', lr=1e-3)
+    fitted(small(), tmp_path, **kw)
+    try: messages = said(fitted, small(**made), tmp_path, **kw | asked)
+    except ValueError as e: messages = [str(e).split('\n\t')[-1]]
+    assert any(word in m and len(m.splitlines())==1 for m in messages), messages
+
+def test_what_does_not_matter_does_not_keep_a_run_from_going_on(tmp_path):
+    "A callback that changes nothing, another way to save"
+    fitted(small(), tmp_path, 'fit_byol', recipe='adamw', lr=1e-3)
+    messages = said(fitted, small(cbs=[Steady()]), tmp_path, 'fit_byol', recipe='adamw', lr=1e-3)
+    assert not [m for m in messages if 'holds' in m]
 
 @pytest.mark.parametrize('cb', [MixedPrecision, partial(GradientClip, 1.), partial(GradientAccumulation, 32)])
 def test_a_callback_that_is_missing_or_set_otherwise_is_named(tmp_path, cb):
