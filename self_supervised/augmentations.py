@@ -217,7 +217,7 @@ class BicubicCrop:
         _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', scale=scale)
         _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', ratio=ratio)
         self.draw = ResizedCropGenerator(self.size, tuple(scale), tuple(ratio))
-        self.same_on_batch = same_on_batch  # one crop for all images
+        self.same_on_batch = bool(same_on_batch)  # one crop for all images
         self.clip = clip  # to [0,1]
 
     def __call__(self, x):

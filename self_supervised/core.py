@@ -36,7 +36,9 @@ def invalid(
     kind:type=ValueError, # Class of the error
 )->Exception: # To be raised
     "Build an error in one line: what was passed, what is wrong with it, what to do"
-    return kind(f"{' '.join(given.split())} {problem}. {fix}.")
+    given = ' '.join(given.split())
+    if len(given)>300: given = given[:300]+'…'
+    return kind(' '.join(f'{given} {problem}. {fix}.'.splitlines()))
 
 # %% ../nbs/00_core.ipynb #checks
 def check_at_least(
@@ -90,10 +92,10 @@ def check_stats(
     "Raise unless `stats` is None or a pair of finite numbers with nothing to divide by 0"
     if stats is None: return
     try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
+    except (TypeError, ValueError, RuntimeError, OverflowError): mean,std = torch.zeros(()),torch.zeros(())
     # Not only above 0: 1/1e-39 is infinite in float32
-    usable = min(mean.numel(), std.numel())>0 and (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
-    if usable and mean.isfinite().all(): return
+    usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
+    if usable and mean.isfinite().all() and mean.numel() and std.numel(): return
     fix = 'Pass (mean,std) with one entry per channel and std above 0, or None'
     raise invalid(f'{stats=}', 'must be a pair of finite numbers', fix)
 
@@ -180,7 +182,8 @@ def _to_tensor(v):
 
 def _of_numbers(v):
     "A tensor of an array, or of a list of numbers or tensors"
-    if isinstance(v, (list,tuple)) and v and all(isinstance(o, Tensor) for o in v): return _to_tensor(torch.stack(list(v)))
+    of_tensors = isinstance(v, (list,tuple)) and v and all(isinstance(o, Tensor) for o in v)
+    if of_tensors: return _to_tensor(torch.stack(list(v)))
     a = np.asarray(v)
     if a.dtype.kind not in 'biuf' or isinstance(v, set): raise _Misfit
     # torch takes neither the bytes of another machine, nor an array turned around, and warns of one that is read only

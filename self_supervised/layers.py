@@ -55,7 +55,7 @@ class PoolFlat(nn.Module):
     "Pool a map (bs,c,...) to a vector (bs,nf); a vector stays as it is"
     @checked
     def __init__(self,
-        pool_type:str=PoolingType.Avg, # One of `PoolingType`
+        pool_type:str|bool=PoolingType.Avg, # One of `PoolingType`
     ):
         super().__init__()
         check_one_of(list(_poolings), pool_type=pool_type)

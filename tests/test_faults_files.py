@@ -431,7 +431,6 @@ changes = {
     'a layer more':         (dict(net=net_of(extra=True)), {}, 'parameters'),
     'heads':                (dict(heads=dict(hidden_size=12)), {}, 'model'),
     'a deeper head':        (dict(heads=dict(nlayers=3)), {}, 'parameters'),
-    'seed':                 (dict(seed=1), {}, 'seed'),
     'loss':                 (dict(loss=squared), {}, 'loss'),
     'precision':            (dict(cbs=[MixedPrecision('bf16')]), {}, 'bf16'),
     'a callback more':      (dict(cbs=[GradientClip(1.)]), {}, 'GradientClip'),

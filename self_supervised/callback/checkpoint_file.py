@@ -214,7 +214,7 @@ def fit_facts(
     facts = dict(epochs=learn.n_epoch)
     facts |= _loader_facts(learn.dls.train)
     facts |= _opt_facts(learn.opt)
-    facts |= dict(callbacks=_changing(learn.cbs))
+    facts |= dict(callbacks=_changing(learn.cbs), loss=described(learn.loss_func))
     facts |= _views(learn.cbs)
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
 
@@ -287,6 +287,7 @@ def check_same(
     for k in [*now, *was]:
         # An older checkpoint says nothing of data, callbacks and views
         if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
+        if k=='loss' and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
         elif was.get(k)!=now.get(k):
             raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)

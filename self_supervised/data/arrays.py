@@ -14,7 +14,7 @@ from fastai.torch_core import default_device, show_images
 from fastcore.all import chunked
 from torch import Tensor
 
-from ..core import checked, invalid, seed_loaders
+from ..core import brief_repr, checked, invalid, seed_loaders
 from ..image_ops import to_picture
 
 # %% ../../nbs/10_data.arrays.ipynb #no_labels
@@ -109,10 +109,12 @@ def check_batch_fits(
 def tensor_dls(
     x:Tensor, # (n,c,h,w) pictures (or any (n,...)): float in [0,1], or uint8; tensor or array, on any device
     y:Tensor|None=None, # (n,) labels, or None
-    splits:tuple|None=None, # Positions of (train, valid), or a mask for each; None trains on all and validates on nothing
+    # Positions of (train, valid), or a mask for each; None trains on all and validates on nothing
+    splits:tuple|None=None,
     bs:int=64, # Batch size; training drops what is left over
     seed:int|None=None, # Seed of the order; None draws one
-    device:str|torch.device|None=None, # Where batches go; None for where `x` is if that is not the CPU, else fastai's default
+    # Where batches go; None for where `x` is if that is not the CPU, else fastai's default
+    device:str|torch.device|None=None,
 )->DataLoaders: # Batches (x,) or (x,y)
     "Make fastai `DataLoaders` from arrays in memory, indexed a batch at a time"
     x = torch.as_tensor(x)
@@ -141,7 +143,8 @@ def positions(
 )->Tensor: # Positions in [0,n)
     "Read positions or a mask"
     if not hasattr(idxs, '__iter__') or isinstance(idxs, (str,bytes,dict)) or not getattr(idxs, 'ndim', 1):
-        raise invalid(f'{name}={idxs!r}', 'is no list of positions', f'Pass whole numbers from 0 to {n-1}, or a mask')
+        fix = f'Pass whole numbers from 0 to {n-1}, or a mask'
+        raise invalid(f'{name}={brief_repr(idxs)}', 'is no list of positions', fix)
     if not hasattr(idxs, '__array__'): idxs = list(idxs)
     if not isinstance(idxs, Tensor): idxs = torch.as_tensor(np.array(idxs))
     if idxs.numel()==0: return torch.zeros(0, dtype=torch.long)
@@ -150,7 +153,8 @@ def positions(
         if idxs.shape==(n,): return idxs.nonzero()[:,0]
         raise invalid(given, f'does not fit {n} items', 'Pass a mask with one entry per item')
     fix = f'Pass whole numbers from 0 to {n-1}, or a boolean mask of {n} entries'
-    if idxs.ndim!=1 or idxs.is_floating_point() or idxs.is_complex(): raise invalid(given, 'is no list of positions', fix)
+    if idxs.ndim!=1 or idxs.is_floating_point() or idxs.is_complex():
+        raise invalid(given, 'is no list of positions', fix)
     if -n<=idxs.min() and idxs.max()<n: return idxs.long()%n
     raise invalid(given, f'goes from {idxs.min()} to {idxs.max()}', fix)
 
@@ -158,7 +162,8 @@ def _check_pictures(x):
     "Raise for what is surely pictures, with channels last or floats up to 255"
     if not x.ndim: raise invalid(f'x={x.item()}', 'is one number', 'Pass items (n,...)')
     if len(x) and not x.numel():
-        raise invalid(f'x.shape={tuple(x.shape)}', 'has items with nothing in them', 'Pass items of one number or more')
+        fix = 'Pass items of one number or more'
+        raise invalid(f'x.shape={tuple(x.shape)}', 'has items with nothing in them', fix)
     if x.ndim!=4 or not len(x) or x.is_meta: return
     _,c,h,w = x.shape
     if w in (1,3,4) and c==h>4:
@@ -173,6 +178,7 @@ def _check_pictures(x):
 def _labels_of(x, y):
     "`y` as a tensor where `x` is, one label per item"
     y = torch.as_tensor(y)
+    if not y.ndim: raise invalid(f'y={y.item()}', 'is one number', 'Pass one label per item, or y=None')
     if len(y)==len(x): return y.to(x.device)
     raise invalid(f'{len(y)=}', f'does not fit {len(x)=}', 'Pass one label per item, or y=None')
 

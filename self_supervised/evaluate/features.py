@@ -220,7 +220,8 @@ def check_classes(
     "Return labels, or raise for what are none"
     y = torch.as_tensor(y).detach()
     if y.ndim!=1 or not len(y):
-        raise invalid(f'{name}.shape={tuple(y.shape)}', 'must be (n,) with n of 1 or more', 'Pass one label per picture')
+        given = f'{name}.shape={tuple(y.shape)}'
+        raise invalid(given, 'must be (n,) with n of 1 or more', 'Pass one label per picture')
     if not y.is_floating_point(): return y
     if y.isfinite().all() and (y==y.round()).all() and (y.abs()<2**53).all(): return y.long()
     raise invalid(name, 'must be whole numbers, and some are not', 'Pass the number of each picture\'s class')
