@@ -19,33 +19,50 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastcore.script import CliError
 
-from ..core import invalid
+from ..core import invalid, printable
 
 # %% ../../nbs/90_cli.terminal.ipynb #g90lastline
 def one_line(
     message, # Text, or anything that `str` turns into it
 )->str: # Without line breaks and repeated spaces
-    "Join the lines of a message"
-    return ' '.join(str(message).split())
+    "Join the lines of a message; what a terminal could obey is written as an escape"
+    return printable(' '.join(str(message).split()))
 
 def last_line(
     e:Exception, # Any error; fastai puts the name of its callback into the lines before
 )->str: # What is wrong
     "Return the last line of an error, or the name of its class when it has no text"
     text = str(e).strip() or type(e).__name__
-    return text.splitlines()[-1].strip()
+    return printable(text.splitlines()[-1].strip())
 
 # %% ../../nbs/90_cli.terminal.ipynb #50c017
+# Warnings of other libraries that you can do nothing about
+_of_others = 'Palette images with Transparency|The number of unique classes|Glyph .* missing from'
+
 @contextmanager
 def one_line_warnings(
     name:str, # Name of the command, printed before each warning
 )->Iterator[None]:
-    "Inside: print a warning as one line, without the place in the code that it comes from"
+    "Inside: print each warning once, as one line, without the place in the code that it comes from"
     def in_one_line(message, *args, **kwargs): return f'{name}: {one_line(message)}\n'
     was = warnings.formatwarning
     warnings.formatwarning = in_one_line
-    try: yield
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message=_of_others)
+            for category in (FutureWarning,DeprecationWarning): warnings.simplefilter('ignore', category)
+            warnings.showwarning = _shown_once(warnings.showwarning)
+            yield
     finally: warnings.formatwarning = was
+
+def _shown_once(show):
+    "`show` for the first warning of each text"
+    shown = set()
+    def show_first(message, *args, **kwargs):
+        if str(message) in shown: return
+        shown.add(str(message))
+        show(message, *args, **kwargs)
+    return show_first
 
 # %% ../../nbs/90_cli.terminal.ipynb #52c011
 # What you can put right yourself: a setting, a file, a package that is not installed, too little memory or disk
