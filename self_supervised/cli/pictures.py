@@ -105,7 +105,7 @@ def split_pictures(
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
-    if left_out: _tell_left_out(left_out)
+    if left_out: tell_left_out(left_out)
     train = [i for i,out in enumerate(held) if not out]
     if not train: raise invalid(f"holdout={s.get('holdout')!r}", 'leaves no picture to train on', 'Hold out fewer')
     return Split(items, [o if o in judged else None for o in labels], train, [i for i,out in enumerate(held) if out])
@@ -152,12 +152,16 @@ def _held_by_column(s, items, labels, name):
     out = set(held)
     return items[kept],[labels[i] for i in kept],[i in out for i in kept]
 
-def _tell_left_out(left_out):
-    "Print which pictures are trained on and not judged"
+def tell_left_out(
+    left_out, # Label, or None, of each picture
+    why:str=f'are trained on and left out of judging: a label needs {FEWEST}', # What becomes of them, and why
+)->None:
+    "Print which pictures are not judged"
     if rank_distrib(): return
     named = sorted({o for o in left_out if o is not None})
-    kinds = f" of {len(named)} labels ({', '.join(map(repr, named[:5]))}{', …' if len(named)>5 else ''})" if named else ''
-    print(one_line(f'{len(left_out)} pictures{kinds} are trained on and left out of judging: a label needs {FEWEST}'))
+    some = ', '.join(map(repr, named[:5])) + (', …' if len(named)>5 else '')
+    kinds = f" of {len(named)} label{'s'*(len(named)>1)} ({some})" if named else ''
+    print(one_line(f'{len(left_out)} pictures{kinds} {why}'))
 
 # %% ../../nbs/92_cli.pictures.ipynb #size
 LARGER = 1.5   # than its views is a picture loaded at most
@@ -195,9 +199,14 @@ def _label_func(s, split):
     "What takes a picture to its label"
     if s.get('labels') is None: return parent_label
     if not _csv_and_column(s.labels): return attrgetter('label')
-    return partial(_looked_up, {os.fspath(o): label for o,label in zip(split.items, split.labels)})
+    return partial(looked_up, {os.fspath(o): label for o,label in zip(split.items, split.labels)})
 
-def _looked_up(labels, item): return labels[os.fspath(item)]
+def looked_up(
+    labels:dict, # Name → label
+    item, # Picture
+)->str: # Its label
+    "Take a picture to its label"
+    return labels[os.fspath(item)]
 
 def _judged_dls(s, split, dls):
     "Loaders to measure with; without a held-out part, of some that were trained on, unlabelled"

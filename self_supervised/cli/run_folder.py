@@ -114,7 +114,7 @@ def recorded_settings(
 )->dict: # All settings of the run, `views` among them
     "Read the settings of a run to resume; raise if it is finished, or if others were asked for"
     file = Path(out)/'settings.json'
-    settings = _read_settings(file)
+    settings = read_settings(file)
     if (file.parent/'results.json').exists(): _check_unfinished(file.parent)
     known = settings | settings['views']
     for name,value in (asked | views).items():
@@ -127,7 +127,9 @@ def _as_read(value):
     "A value as a file has it, which knows no tuples"
     return json.loads(json.dumps(value, default=str))
 
-def _read_settings(file):
+def read_settings(
+    file:Path, # settings.json in the folder of a run
+)->dict: # All settings, `views` among them
     "Read the settings in a record of a run"
     if not file.is_file():
         raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
