@@ -139,6 +139,13 @@ def plain(
     "Strip fastai's tensor types"
     return x.as_subclass(Tensor)
 
+def shape_in_words(
+    weights:dict, # State dict
+    name:str, # Of one weight
+)->str: # Such as 'of shape (64, 3, 7, 7)', or 'missing'
+    "Describe the shape of a weight in a message"
+    return f'of shape {tuple(weights[name].shape)}' if name in weights else 'missing'
+
 # %% ../nbs/00_core.ipynb #undisturbed
 @contextmanager
 def undisturbed(

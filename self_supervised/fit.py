@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, params, rank_distrib
+from fastai.torch_core import get_model, num_distrib, params, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.xtras import is_listy
@@ -88,7 +88,7 @@ def _check_settings(learn, epochs, recipe, lr, wd):
         if any(o<0 for o in values if o is not None):
             raise invalid(f'{name}={v}', 'must be 0 or more', "Leave it out to take the recipe's")
 
-def _has_target(learn): return getattr(getattr(learn.model, 'module', learn.model), 'target', None) is not None
+def _has_target(learn): return getattr(get_model(learn.model), 'target', None) is not None
 
 def _byol_callback(learn, cbs):
     "The learner's `BYOL`, or the one for this fit"
@@ -131,7 +131,7 @@ def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
-    model = getattr(model, 'module', model)
+    model = get_model(model)
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set
