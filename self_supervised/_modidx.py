@@ -989,6 +989,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_supervised.core.first_line': ('core.html#first_line', 'self_supervised/core.py'),
                                       'self_supervised.core.from_csv_cell': ('core.html#from_csv_cell', 'self_supervised/core.py'),
                                       'self_supervised.core.invalid': ('core.html#invalid', 'self_supervised/core.py'),
+                                      'self_supervised.core.literal': ('core.html#literal', 'self_supervised/core.py'),
                                       'self_supervised.core.per_channel': ('core.html#per_channel', 'self_supervised/core.py'),
                                       'self_supervised.core.plain': ('core.html#plain', 'self_supervised/core.py'),
                                       'self_supervised.core.printable': ('core.html#printable', 'self_supervised/core.py'),

@@ -117,6 +117,13 @@ def printable(
     "Make text of others safe to print"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
 
+def literal(
+    name, # Label, name of a folder, or other text that is not ours
+)->str: # For a title or a legend of matplotlib
+    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
+
 # What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
 _formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
 

@@ -105,11 +105,13 @@ def part_to_test(
     "Choose the pictures to test on: as asked for, those that the run held out, or a fifth; print which"
     names,settings = (read_held_out(run),read_settings(run/'settings.json')) if _has_record(run) else (None,{})
     labels = labels or settings.get('labels')
-    s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=valid or .2) | options)
+    holdout = .2 if valid is None else valid
+    if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
+    s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
     if valid is None and names is not None:
         split = _recorded_split(s, names, run, settings.get('path'))
         if split: return split
-    return s.holdout if labels is None else split_pictures(s, run_pictures(s))
+    return holdout if labels is None else split_pictures(s, run_pictures(s))
 
 def _has_record(run): return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
