@@ -819,6 +819,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.folder_dls': ( 'cli.pictures.html#folder_dls',
                                                                                            'self_supervised/cli/pictures.py'),
+                                              'self_supervised.cli.pictures.is_held_out': ( 'cli.pictures.html#is_held_out',
+                                                                                            'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.judged_dls': ( 'cli.pictures.html#judged_dls',
                                                                                            'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.judged_labels': ( 'cli.pictures.html#judged_labels',

@@ -34,7 +34,7 @@ from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_enco
 from .comparison import compare_parts
 from .options import command, how_to_read, listed_pictures, reading_options, where_to_look
 from .pictures import (
-    Split, labels_of, looked_up, names_below, read_held_out, run_pictures, split_pictures, tell_left_out)
+    Split, is_held_out, labels_of, looked_up, read_held_out, run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
@@ -118,9 +118,8 @@ def _has_record(run): return (run/'held_out.csv').is_file() and (run/'settings.j
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None where none of its pictures is there"
     items = run_pictures(s)
-    known = set(names)
-    held = [name in known for name in names_below(s.path, items)]
-    print(_which_part(sum(held), len(known), s.path, run, trained_on))
+    held = is_held_out(s.path, items, names, trained_on)
+    print(_which_part(sum(held), len(names), s.path, run, trained_on))
     if not any(held): return None
     labels = labels_of(s, items)
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]

@@ -245,3 +245,15 @@ def read_held_out(
     if not file.is_file(): return None
     with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
         return [from_csv_cell(row[0]) for row in csv.reader(f) if row]
+def is_held_out(
+    source, # Of the pictures at hand
+    items, # Those pictures
+    names, # Of held-out pictures, as `read_held_out` reads them
+    trained_on, # Source of the pictures that were trained on
+)->list[bool]: # One for each
+    "Find pictures again: by their names below the source, or as the same file, in a folder below it for example"
+    known = set(names)
+    begin = trained_on if isinstance(trained_on, (str,os.PathLike)) else ''
+    files = {os.path.realpath(os.path.join(begin, name)) for name in names}
+    there = zip(names_below(source, items), items)
+    return [name in known or os.path.realpath(os.fspath(o)) in files for name,o in there]
