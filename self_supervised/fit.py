@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from warnings import warn
 from weakref import WeakKeyDictionary
 
-from fastai.callback.core import Callback, CancelFitException, CancelTrainException, TrainEvalCallback
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.torch_core import no_random, num_distrib, params, rank_distrib
-from fastcore.basics import patch
+from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
@@ -198,6 +199,19 @@ def _momentum_text(m):
     return 'scheduled' if callable(m) else f'{m:.5g} → 1'
 
 # %% ../nbs/23_fit.ipynb #fit_steps
+class FirstBatches(GetAttr):
+    "A loader that ends after `n` batches"
+    _default = 'dl'
+    def __init__(self,
+        dl, # Loader
+        n:int, # Batches
+    ):
+        self.dl = dl
+        self.n = n
+
+    def __len__(self): return self.n
+    def __iter__(self): return islice(iter(self.dl), self.n)
+
 class StepLimit(Callback):
     "End training after a number of batches, and let schedules reach their end there"
     order = TrainEvalCallback.order+1   # that one counts the batches
@@ -205,14 +219,18 @@ class StepLimit(Callback):
         n:int, # Batches
     ): self.n = n
 
-    def _note(self): self.learn.pct_train = self.train_iter/self.n
     def before_epoch(self):
         if self.train_iter>=self.n: raise CancelFitException
-    def before_train(self): self._note()
-    def before_batch(self):
-        if self.training and self.train_iter>=self.n: raise CancelTrainException
+
+    def before_train(self):
+        left = self.n-self.train_iter
+        if left<len(self.dl): self.learn.dl = FirstBatches(self.dl, left)
+        self._note()
+
     def after_batch(self):
         if self.training: self._note()
+
+    def _note(self): self.learn.pct_train = self.train_iter/self.n
 
 def _epochs_of(learn, steps, cbs):
     "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"

@@ -26,7 +26,7 @@ from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.callback.guard import Guard
 from self_supervised.callback.health import Health
 from self_supervised.callback.probe import Probe
-from self_supervised.core import seed_everything
+from self_supervised.core import seed_everything, warn_once
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.ema import cosine_momentum, ema_update
 from self_supervised.evaluate.features import embed
@@ -120,10 +120,9 @@ def test_a_loss_of_your_own_gives_losses_of_single_items():
 def test_a_loss_for_labels_is_refused_or_named(loss):
     "`byol_learner` refuses it; a `Learner`, of which fastai demands a loss, trains with byol_loss and says so"
     with pytest.raises(TypeError, match='compares predictions with labels'): byol_learner(dls(), model(), AUGS, loss_func=loss)
+    warn_once.cache_clear()
     with pytest.warns(UserWarning, match='compares predictions with labels.*byol_loss is used'):
         learn = Learner(dls(), model(), loss_func=loss, cbs=BYOL(AUGS))
-        from self_supervised.core import warn_once
-        warn_once.cache_clear()
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert 0<learn.recorder.losses[0]<8 and repr(learn.loss_func)=='byol_loss'
 
@@ -192,14 +191,14 @@ def test_everything_works_on_ready_views(form, tmp_path):
         assert learn.byol.show(2).shape==(2,2)
         learn.fit_byol(2, 'adamw')
         assert np.isfinite(learn.recorder.values).all() and learn.health.rows
-        assert len(learn.validate())==len(learn.recorder.metric_names)-3 or learn.validate()
+        assert np.isfinite(learn.validate()).all()
         learn.lr_find(num_it=3, show_plot=False, suggest_funcs=())
-        preds,targs = learn.get_preds()[:2]
+        preds,targs = learn.get_preds(dl=learn.dls.valid)[:2]
         assert preds[0].shape==(N,8)
         assert learn.byol.show(3).shape==(3,2)
     plt.close('all')
     feats,labels = embed(learn.model.encoder, learn.dls.valid)
-    assert feats.shape==(N,8) or len(feats)==N
+    assert len(feats)==N
     assert (labels is not None)==(form in LABELLED) and (labels is None or torch.equal(labels, Y))
     learn.remove_cb(BYOL)
     assert '_split' not in vars(learn)
@@ -372,9 +371,9 @@ def test_steps_are_those_of_the_optimizer():
     assert count.taken==3==len(learn.byol.momenta) and len(learn.recorder.losses)==6
 
 def test_whole_epochs_in_steps_are_the_same_run():
-    "Eight steps of two epochs of four: the same weights to the bit"
-    a,b = learner(),learner()
-    a.fit_byol(2); b.fit_byol(steps=2*N//BS)
+    "Eight steps are two epochs of four"
+    a = learner(); a.fit_byol(2)
+    b = learner(); b.fit_byol(steps=2*N//BS)
     assert torch.allclose(weights(a), weights(b), atol=1e-7) and a.byol.momenta==pytest.approx(b.byol.momenta)
 
 def test_a_run_of_steps_resumes_exactly(tmp_path):
@@ -628,7 +627,6 @@ def test_real_tensorboard_reads_what_was_logged(tmp_path):
 
 def test_left_out_predictions_are_named(tensorboard, tmp_path):
     "The default logs them; it is said once that there are none"
-    from self_supervised.core import warn_once
     warn_once.cache_clear()
     learn = learner(path=tmp_path)
     with pytest.warns(UserWarning, match='logs no predictions'): learn.fit_byol(1, cbs=tensorboard(log_dir=tmp_path))

@@ -6,11 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/53_callback.loggers.ipynb #imports
+import sys
 from functools import partial
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastcore.basics import GetAttr
+from fastcore.basics import GetAttr, init_args
 
 from ..core import warn_once
 
@@ -36,6 +37,14 @@ def _set_up_writer(cb):
     type(cb)._setup_writer(cb)
     cb.writer = NumbersOnly(cb.writer)
 
+def _init_args(o):
+    "Arguments that `o` was made with, as far as it keeps them"
+    return init_args(o) if hasattr(o, '__dict__') else {}
+
+def _mend(module):
+    "Let fastai's W&B callback describe a run that has numbers in it (fastcore's `init_args` refuses them)"
+    if module is not None and getattr(module, 'init_args', None) is init_args: module.init_args = _init_args
+
 def set_up_loggers(
     learn:Learner, # About to be fitted; its callbacks for loggers are changed
 )->None:
@@ -47,6 +56,7 @@ def set_up_loggers(
             warn_once(f'{name} logs no predictions, since those of BYOL are projections without labels. '
                       f'Pass {name}(log_preds=False) to hide this warning.')
         cb.log_preds = False
+        _mend(sys.modules.get('fastai.callback.wandb'))
         if not hasattr(cb, '_setup_writer'): continue
         cb._setup_writer = partial(_set_up_writer, cb)
         if cb.trace_model and not hasattr(learn.dls.train, 'one_batch'): cb.trace_model = False   # fastai's loaders have it

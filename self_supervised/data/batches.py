@@ -68,7 +68,8 @@ def picture_and_label(
     if not isinstance(b, Mapping) and not isinstance(b[0], (Mapping,tuple,list)):
         if len(b)<2 or not is_second_view(b[0], b[1]): return tuple(b[:2])
     views,labels = batch_parts(b)
-    return views[0],*labels[:1]
+    numbers = [o for o in labels if isinstance(o, Tensor)]   # rather than names, which may come before
+    return views[0],*(numbers or labels)[:1]
 
 # %% ../../nbs/16_data.batches.ipynb #peek
 def peek(
