@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
 from .core import check_one_of, invalid
+from .adamw import FusedAdamW
 from .lars import LARS
 
 # %% ../nbs/22_recipes.ipynb #03c026
@@ -93,8 +93,8 @@ def adapt_none(
     return True
 
 _sgd = partial(LARS, exclude_adapt=adapt_none)
-# torch's is faster than fastai's loop, and decays every parameter
-_adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
+# Faster than fastai's loop, and decays every parameter
+_adamw = partial(OptimWrapper, opt=FusedAdamW)
 opt_funcs = dict(lars=LARS, sgd=_sgd, adamw=_adamw, simsiam=_sgd)
 
 # %% ../nbs/22_recipes.ipynb #recipes_rows
