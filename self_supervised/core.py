@@ -171,6 +171,25 @@ def without_hooks(
         for hooks in (m._forward_hooks, m._backward_hooks): hooks.clear()
     return net
 
+# %% ../nbs/00_core.ipynb #layout_code
+# Types of devices on which torch's fused optimizers are known to be right
+fused_devices = {'cpu','cuda'}
+
+def same_layout(
+    a:Tensor, # Any tensor with strides
+    b:Tensor, # Of the same shape
+)->bool: # A dimension of length 1 may have any stride
+    "Do the numbers of `a` and `b` lie in memory in the same order?"
+    if a.stride()==b.stride(): return True
+    return all(n==1 or s==t for n,s,t in zip(a.shape, a.stride(), b.stride()))
+
+def laid_out_like(
+    t:Tensor, # Any tensor
+    p:Tensor, # Of the same shape
+)->Tensor: # `t` itself where it is in the order of `p`
+    "Copy `t` into the memory order of `p`, if it has another"
+    return t if same_layout(t, p) else torch.empty_like(p, dtype=t.dtype, device=t.device).copy_(t)
+
 # %% ../nbs/00_core.ipynb #loaders
 def device_of(
     net:nn.Module, # Any network
