@@ -1620,6 +1620,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'self_supervised/image_ops.py'),
                                            'self_supervised.image_ops.hue_turn': ( 'image_ops.html#hue_turn',
                                                                                    'self_supervised/image_ops.py'),
+                                           'self_supervised.image_ops.mirror_cuts': ( 'image_ops.html#mirror_cuts',
+                                                                                      'self_supervised/image_ops.py'),
                                            'self_supervised.image_ops.on_accelerator': ( 'image_ops.html#on_accelerator',
                                                                                          'self_supervised/image_ops.py'),
                                            'self_supervised.image_ops.per_image': ( 'image_ops.html#per_image',

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from .core import check_p, check_stats, check_whole, invalid, plain, warn_once
 from .image_ops import (
-    adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, cut_constants, cut_places, on_accelerator,
-    resize_boxes, resize_cuts, sides, view_ratio)
+    adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, cut_constants, cut_places, mirror_cuts,
+    on_accelerator, resize_boxes, resize_cuts, sides, view_ratio)
 from .operations import (
     Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread_steps, take_steps, uniform)
 from .operations import RandomGaussianBlur as GaussianBlur
@@ -99,7 +99,7 @@ class PerImage(Transform):
 
     def draw_all(self,
         shape:tuple, # Of the batch
-    )->list: # Of tensors; empty where the operation is left out
+    )->list: # Of tensors; empty where there is nothing to do
         "Draw which images are changed and the numbers of `op`, for all images of the batch, on the host"
         shape = self.joined_shape(shape)
         if self.left_out(shape): return []
@@ -111,10 +111,10 @@ class PerImage(Transform):
         *numbers, # As `draw_all` has made them, where the batch is
     )->Tensor:
         "Hand all images to `op`"
-        shape = self.joined_shape(x.shape)
-        if not numbers and self.left_out(shape): return x
-        x_op = x.flatten(*self.joined(x.shape))
-        return self.op.compute_all(x_op, *numbers, *self.op.constants(shape, x.device)).unflatten(*self.parted(x.shape))
+        if not numbers: return x
+        y = x.flatten(*self.joined(x.shape))
+        y = self.op.compute_all(y, *numbers, *self.op.constants(y.shape, x.device))
+        return y.unflatten(*self.parted(x.shape))
 
     def joined_shape(self,
         shape:tuple, # Of the batch
@@ -222,8 +222,7 @@ class ColorJitter(Operation):
         amounts,order = numbers
         return [spread_steps(amounts, order, idx, shape[0], self.most_turn)] if amounts else []
 
-    def compute_all(self, x, *numbers):
-        return take_steps(x, self.names(x.shape[1]), *numbers, self.most_turn) if numbers else x
+    def compute_all(self, x, numbers): return take_steps(x, self.names(x.shape[1]), numbers, self.most_turn)
 
 def _range(v, neutral): return tuple(v) if is_listy(v) else (neutral-v, neutral+v)
 
@@ -339,10 +338,16 @@ def draw_views(
     shape:tuple, # Of the batch
 )->list: # For each of `fs` a list of tensors on the host
     "Draw the numbers of all operations for all pictures, in the order in which they would be drawn one by one"
-    numbers = []
+    numbers,before,w = [],None,0
     for f in fs:
-        numbers.append(f.draw_all(shape))
-        if isinstance(f, PerImage): shape = f.op.shape_after(shape)
+        drawn = f.draw_all(shape)
+        op = getattr(f, 'op', None)
+        # A crop reads columns in either direction, so it also makes the mirror image that is to follow
+        if isinstance(before, BicubicCrop) and isinstance(op, RandomHorizontalFlip):
+            numbers[-1][0],drawn = mirror_cuts(numbers[-1][0], *drawn, w),[]
+        numbers.append(drawn)
+        before,w = op,shape[-1]
+        if op: shape = op.shape_after(shape)
     return numbers
 
 def compute_views(
@@ -362,7 +367,8 @@ def send(
     # The ones with long entries first, so that all lie at multiples of the length of their entries
     each = sorted((o for os in numbers for o in os), key=lambda o: -o.element_size())
     if not each: return numbers
-    raw = torch.cat([o.flatten().view(torch.uint8) for o in each])
+    # A copy, as the strides of a tensor with one entry may be any
+    raw = torch.cat([o.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for o in each])
     if device.type=='cuda': raw = raw.pin_memory()
     parts = raw.to(device, non_blocking=True).split([o.numel()*o.element_size() for o in each])
     there = {id(o): part.view(o.dtype).view(o.shape) for o,part in zip(each, parts)}

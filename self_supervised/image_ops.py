@@ -176,17 +176,18 @@ def tap_table(
     hw:tuple, # (h,w) of the pictures
     size:tuple, # (h,w) to resize to
     device:torch.device, # Where it is needed
-)->Tensor: # int32 (2,h+w,k,4): taps, and the bits of their weights, of 1 to h rows and then of 1 to w columns
+)->Tensor: # int32 (2,h+2*w,k,4): taps, and the bits of their weights, of 1 to h rows, of 1 to w columns, and mirrored
     "Taps of all cuts there can be, from 0 on"
     # Not a tensor of inference, which could not be used elsewhere
     with torch.inference_mode(False), torch.no_grad():
-        parts = [_all_taps(n, n_out, max(size)) for n,n_out in zip(hw, size)]
+        rows,cols = (_all_taps(n, n_out) for n,n_out in zip(hw, size))
+        parts = [F.pad(o, (0,0,0,max(size)-o.shape[2])) for o in (rows, cols, cols.flip(2))]
         return torch.cat(parts, 1).to(device)
 
-def _all_taps(n, n_out, k):
-    "Taps of 1 to `n` pixels (2,n,k,4); behind the first `n_out` there are zeros"
+def _all_taps(n, n_out):
+    "Taps and weights of 1 to `n` pixels (2,n,n_out,4)"
     taps,weights = bicubic_taps(torch.zeros(n), torch.arange(1., n+1), n_out)
-    return F.pad(torch.stack((taps.int(), weights.view(torch.int32))), (0,0,0,k-n_out))
+    return torch.stack((taps.int(), weights.view(torch.int32)))
 
 @lru_cache(4)
 def row_ends(
@@ -209,6 +210,14 @@ def cut_places(
     all_rows = torch.arange(0, bs*c*h, h, dtype=torch.int32, device=boxes.device)
     all_cols = torch.arange(0, bs*w, w, dtype=torch.int32, device=boxes.device)
     return lengths,torch.cat((first[:,1].repeat_interleave(c)+all_rows, first[:,0]+all_cols))
+
+def mirror_cuts(
+    lengths:Tensor, # As `cut_places` makes them
+    mirrored:Tensor, # Which images to mirror left and right (bs,)
+    w:int, # Width of the pictures
+)->Tensor: # To resize with
+    "Read the columns of some images from right to left"
+    return torch.cat((lengths[:-len(mirrored)], lengths[-len(mirrored):] + w*mirrored.int()))
 
 def resize_cuts(
     x:Tensor, # Images (bs,c,h,w)
