@@ -21,6 +21,7 @@ import torch
 from fastai.imports import noop
 from fastai.torch_core import default_device, defaults
 from fastcore.meta import delegates
+from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -31,6 +32,7 @@ from ..data.reading import BadPicture, PictureReader, check_channels, is_array, 
 from ..data.skipped import quiet_worker
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
+from .neighbors import write_neighbors
 from .options import as_in_training, command, how_to_read, listed_pictures, reading_options
 
 # %% ../../nbs/95_cli.embed.ipynb #settings
@@ -187,6 +189,7 @@ def byol_embed(
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
     bs:int=64, # Pictures at a time
     workers:int=None, # Processes that read; as many as there are cores, at most 16
+    neighbors:store_true=False, # Write a page of near duplicates and outliers beside `out`, too, e.g. features.html
     **kwargs
 ):
     "Write the features of pictures, with their names, to a file"
@@ -197,3 +200,5 @@ def byol_embed(
     run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')
+    if not neighbors: return
+    print(run(write_neighbors, Path(out).with_suffix('.html'), names, feats, picture_items(path), encoder))

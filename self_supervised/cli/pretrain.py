@@ -28,8 +28,9 @@ from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
 from fastcore.meta import delegates
 from fastcore.script import store_true
+from torch import nn
 
-from ..core import check_at_least, check_p, check_whole, invalid, seed_everything
+from ..core import check_at_least, check_p, check_whole, invalid, printable, seed_everything
 from ..layers import create_encoder
 from ..data.demo import digits
 from ..data.reading import parse_size
@@ -38,6 +39,7 @@ from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..transfer.encoder_file import height_width
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
+from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
 from .options import as_in_training, command, reader_name, reading_options, to_record
 from .pictures import folder_dls, judged_dls, run_pictures, write_held_out
@@ -81,13 +83,14 @@ def complete_settings(
     unlabelled:bool, # Ignore folder names?
     bf16:bool, # Train in bfloat16?
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
+    init:str|None=None, # File of weights to start from
     **settings # Of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete what was asked for by the defaults for this kind of data"
     asked = {name: value for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
-    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views)
-    s = AttrDict(given | (DIGITS if path is None else PICTURES) | asked)
+    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init)
+    s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
     s.size = parse_size(s.size)
     s.views = _default_views(s) | (views or {})
     return s
@@ -121,6 +124,8 @@ def check_settings(
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
     if s.m is not None and not callable(s.m): check_p(s.m, 'the momentum m')
+    if s.init and s.pretrained:
+        raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c008
@@ -161,6 +166,17 @@ def run_learner(
     if not progress and not rank_distrib(): cbs.append(Lines())
     cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5)]
     return Learner(dls, model, path=out, cbs=cbs)
+
+# %% ../../nbs/94_cli.pretrain.ipynb #start
+def starting_encoder(
+    s, # Settings of the run
+)->nn.Module: # To be trained
+    "Make the network with the weights that it starts from"
+    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size)
+    if not s.init: return encoder
+    load_weights(s.init, encoder)
+    if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
+    return encoder
 
 # %% ../../nbs/94_cli.pretrain.ipynb #g94threadscode
 @contextmanager
@@ -217,6 +233,7 @@ def pretrain(
     seed:int|None=None, # Random seed of loaders, views and weights; None is 42
     workers:int|None=None, # Processes that read pictures; None for one per core, at most 16
     pretrained:bool=False, # Start from published weights?
+    init=None, # File of weights to start from, as of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
     bf16:bool=False, # Train in bfloat16? Weights, target and optimizer stay in float32
     views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
@@ -230,7 +247,7 @@ def pretrain(
     check_names(settings)
     settings |= dict(reader=reader_name(settings.get('reader')))
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
-                 bf16=bf16, **settings)
+                 bf16=bf16, init=None if init is None else str(init), **settings)
     if resume:
         asked = recorded_settings(out, views or {}, **asked)
         as_in_training(reading_options(reader=settings['reader']), to_record(asked), f'out={str(out)!r}')
@@ -247,7 +264,7 @@ def _run(s, items, bs, out, resume, progress):
     "Train, measure, and write what came out to the folder of the run"
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
-    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size)
+    encoder = starting_encoder(s)
     first = not rank_distrib()
     feats = _untrained_features(s, encoder, dls) if first else {}
     learn = run_learner(s, dls, encoder, out, progress)
@@ -280,6 +297,7 @@ def byol_pretrain(
     out:str='runs/byol', # Folder to write to
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and everything that has a left and a right
     pretrained:store_true=False, # Start from published weights
+    init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
     unlabelled:store_true=False, # Do not use folder names as labels
     # Labels to judge by, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has
     # more columns), the column of a table, or the file beside each picture of a tar, e.g. cls
@@ -298,8 +316,8 @@ def byol_pretrain(
         views=dict(flip_p=0.) if no_flip else None,
         arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
-        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, resume=resume,
-        labels=labels, holdout=holdout, **reading_options(**kwargs))
+        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, init=init,
+        resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 
 def _print_summary(folder):
