@@ -117,7 +117,7 @@ def embed_pictures(
     try: feats,_ = embed(net, batches, stats=stats)
     except ValueError:
         if batches.names: raise
-        raise _none_readable(items, batches.bad) from None
+        raise _none_readable(source, items, batches.bad) from None
     _check_few_bad(batches.bad, len(items), options.get('max_bad', 1))
     return _finite(batches.names, feats, batches.bad)
 
@@ -128,10 +128,10 @@ def reading_options_of(
     "Say how the pictures of an encoder are found and read"
     return as_in_training(reading_options(**asked), encoder_info(encoder).get('reading'), f'encoder={str(encoder)!r}')
 
-def _none_readable(items, bad):
+def _none_readable(source, items, bad):
     "The error where no picture can be read"
     name,reason = next(iter(bad.items()))
-    if len(items)==1: return invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Pass another')
+    if str(source) in (name, str([name])): return invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Pass another')
     problem = f'has {len(items)} pictures, and none can be read, e.g. {printable(name)}: {reason}'
     return invalid('source', problem, 'Run `byol_check`, which lists them all')
 
@@ -196,9 +196,11 @@ def byol_embed(
     run = partial(one_line_errors, 'byol_embed')
     run(_check_out, out)
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
-    names,feats,bad = run(embed_pictures, encoder, path, **how, **reading_options(**kwargs))
+    reading = reading_options(**kwargs)
+    names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
     run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')
     if not neighbors: return
-    print(run(write_neighbors, Path(out).with_suffix('.html'), names, feats, picture_items(path), encoder))
+    items = run(listed_pictures, path, reading)
+    print(run(write_neighbors, Path(out).with_suffix('.html'), names, feats, items, encoder))

@@ -30,7 +30,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from torch import nn
 
-from ..core import check_at_least, check_p, check_whole, invalid, printable, seed_everything
+from ..core import check_at_least, check_whole, invalid, printable, seed_everything
 from ..layers import create_encoder
 from ..data.demo import digits
 from ..data.reading import parse_size
@@ -123,7 +123,7 @@ def check_settings(
     for side in s.size if isinstance(s.size, tuple) else [s.size]: check_whole(8, size=side)
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
-    if s.m is not None and not callable(s.m): check_p(s.m, 'the momentum m')
+    if isinstance(s.m, float) and not 0<=s.m<=1: raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
