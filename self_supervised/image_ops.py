@@ -248,8 +248,9 @@ def resize_boxes(
     size:tuple, # (h,w) to resize to
 )->Tensor: # (bs,c,*size)
     "Cut a box out of each image and resize it bicubically, without a loop over the images"
-    places = [o.to(x.device, non_blocking=True) for o in cut_places(boxes, x.shape)]
-    return resize_cuts(x, *places, *cut_constants(x.shape, size, x.device), size)
+    lengths,starts = (o.to(x.device, non_blocking=True) for o in cut_places(boxes, x.shape))
+    table,ends = cut_constants(x.shape, size, x.device)
+    return resize_cuts(x, lengths, starts, table, ends, size)
 
 def cut_constants(
     shape:tuple, # Of the images: (bs,c,h,w)
