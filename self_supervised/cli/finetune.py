@@ -397,7 +397,7 @@ def write_finetune_report(
         part = matrix[r,c].item()/max(1, matrix[r].sum().item())
         return ','.join(str(round(255-part*(255-o))) for o in ((90,170,110) if r==c else (220,80,60)))
     history = out/'history.csv'
-    curves = png_of(plot_history(read_history(history))) if results['epochs'] and history.is_file() else None
+    curves = png_of(plot_history(read_history(history))) if history.is_file() else None
     worst = [o | dict(name=printable(o['name']), src=thumbnail(items.get(o['name'], o['name']))) for o in results['top_losses']]
     return write_atomic(out/'report.html', _page.render(
         name=out.resolve().name, command=run_record({})['command'], shown=shown, hidden=len(matrix)-len(shown), shade=shade,
