@@ -687,9 +687,9 @@ def test_views_are_drawn_in_every_event(augs):
     "Before, in, between and after batches; training does not notice"
     class Look(Callback):
         order = 100
-        def __call__(self, event): shows(self.learn)
+        def __call__(self, event): shows(self.learn, 1)
     def run(*cbs):
-        learn = learner(dls(BS) if augs else ready('(x0,x1)'), augs)
+        learn = learner(dls(BS, x=X[:3*BS]) if augs else ready('(x0,x1)', 0), augs)
         learn.fit(1, lr=1e-3, cbs=cbs)
         return weights(learn)
     assert torch.equal(run(Look()), run())
