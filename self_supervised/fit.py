@@ -29,7 +29,7 @@ from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numb
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
-from .recipes import Recipe, brief, byol_recipe, opt_funcs, warmup_cosine
+from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
 
 # %% ../nbs/23_fit.ipynb #03c040
 def check_recipe(
