@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from warnings import warn
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,7 @@ from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numb
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
-from .recipes import Recipe, brief, byol_recipe, opt_funcs, warmup_cosine
+from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
 
 # %% ../nbs/23_fit.ipynb #03c040
 def check_recipe(
@@ -77,7 +78,9 @@ def _batchnorm_warning(learn):
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):
     "Raise for what cannot be meant, before anything has changed"
-    check_whole(1, epochs=epochs)
+    if not isinstance(epochs, Integral) or isinstance(epochs, bool):
+        raise invalid(f'{epochs=}', 'must be a whole number above 0', 'Pass e.g. epochs=100')
+    check_run(epochs)
     if not isinstance(recipe, Recipe) and recipe not in (*opt_funcs, None):
         raise invalid(f'{recipe=}', 'is not known', f"Pass one of {', '.join(map(repr, opt_funcs))}, or a Recipe")
     opt = recipe.opt if isinstance(recipe, Recipe) else recipe
@@ -235,10 +238,11 @@ class StepLimit(Callback):
 def _epochs_of(learn, steps, cbs):
     "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"
     check_whole(1, steps=steps)
-    n = int(steps)*_batches_per_step(learn, cbs)
-    try: n_batches = len(learn.dls.train)
+    n = steps*_batches_per_step(learn, cbs)
+    dl = learn.dls.train
+    try: n_batches = len(dl)
     except TypeError as e:
-        raise invalid(f'dls.train={type(learn.dls.train).__name__}', 'states no length', 'Give it __len__', TypeError) from e
+        raise invalid(f'dls.train={type(dl).__name__}', 'states no length', 'Give it __len__', TypeError) from e
     return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
 
 # %% ../nbs/23_fit.ipynb #03c044
@@ -263,11 +267,11 @@ def fit_byol(self:Learner,
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
     if (epochs is None)==(steps is None):
         raise invalid(f'{epochs=}, {steps=}', 'is not the length of a run', 'Pass epochs=100, or else steps=10_000')
+    epochs,steps,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, steps, lr, wd, m, warmup_epochs))
     if steps is not None:
         epochs,limit = _epochs_of(self, steps, cbs)
         cbs = [limit, *L(cbs)]
     _check_settings(self, epochs, recipe, lr, wd)
-    epochs,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, lr, wd, m, warmup_epochs))
     byol = _byol_callback(self, cbs)
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)
     r = _choose(self, epochs, recipe, cbs, overrules)

@@ -469,8 +469,7 @@ def finetune(
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Of the parts, the labels drawn, the order and the views
     progress:bool=True, # Show bars?
-    # Any of `FINETUNE` that differ from the default; how pictures are read (ground, column, …), where not as in
-    # training
+    # Any of `FINETUNE` that differ from the default; how pictures are read (ground, column, …)
     **settings
 )->tuple: # What results.json holds, and the folder
     "Train a classifier on few labels, test it, and write it to a run folder"

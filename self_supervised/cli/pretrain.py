@@ -123,7 +123,8 @@ def check_settings(
     for side in s.size if isinstance(s.size, tuple) else [s.size]: check_whole(8, size=side)
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
-    if isinstance(s.m, float) and not 0<=s.m<=1: raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
+    if isinstance(s.m, float) and not 0<=s.m<=1:
+        raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
@@ -281,7 +282,7 @@ def _run(s, items, bs, out, resume, progress):
 @command('path')
 @delegates(reading_options)
 def byol_pretrain(
-    path:list=None, # Folder of pictures; tars, or a folder of them; csv or text file with paths; none: scikit-learn's digits
+    path:list=None, # Folder of pictures; tars, or a folder of them; csv or text file with paths; none: the digits
     arch:str=None, # Network: a name of timm, fastai or torchvision (digits: tiny_resnet, pictures: resnet18)
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (digits: 8, pictures: 128)
     n_in:int=None, # Channels: 1 reads grey, 3 RGB, any number with --reader (digits: 1, pictures: 3)
