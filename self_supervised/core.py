@@ -73,13 +73,20 @@ def check_p(
     if not isinstance(p, Number) or not 0<=p<=1:
         raise invalid(f'{p=}', 'is not a probability', f'Pass a number in [0,1] for {what}')
 
+def number_row(
+    o, # A number, or one per channel: list, tuple, array or tensor, on any device
+)->Tensor: # (n,) float32, on the CPU, without a gradient
+    "Make a plain row of numbers"
+    # torch takes no reversed array, and warns of one that is read-only
+    return torch.as_tensor(o.tolist() if hasattr(o, 'tolist') else o, dtype=torch.float32, device='cpu').flatten()
+
 def check_stats(
     stats, # (mean,std), each a number or one per channel; None leaves pictures in [0,1]
 )->None:
     "Raise unless `stats` is None or a pair of finite numbers with nothing to divide by 0"
     if stats is None: return
-    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
+    try: mean,std = map(number_row, stats)
+    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(1),torch.zeros(1)
     # Not only above 0: 1/1e-39 is infinite in float32
     usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
     if usable and mean.isfinite().all(): return
@@ -91,8 +98,9 @@ def per_channel(
     n_in:int, # Channels of the pictures
 )->tuple[Tensor,Tensor]: # Mean and standard deviation, each (1,) or (n_in,) float32
     "Return `(mean, std)` as tensors that fit `n_in` channels; `(0, 1)` when `stats` is None"
+    if isinstance(stats, Iterator): stats = tuple(stats)
     check_stats(stats)
-    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in ((0.,1.) if stats is None else stats))
+    mean,std = map(number_row, (0.,1.) if stats is None else stats)
     for o in (mean, std):
         if len(o) not in (1,n_in):
             problem = f'has {len(o)} entries for pictures of {n_in} channels'
@@ -120,6 +128,13 @@ def printable(
     "Make text of others safe to print"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
 
+def literal(
+    name, # Label, name of a folder, or other text that is not ours
+)->str: # For a title or a legend of matplotlib
+    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
+
 # What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
 _formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
 
@@ -142,6 +157,13 @@ def plain(
     "Strip fastai's tensor types"
     return x.as_subclass(Tensor)
 
+def shape_in_words(
+    weights:dict, # State dict
+    name:str, # Of one weight
+)->str: # Such as 'of shape (64, 3, 7, 7)', or 'missing'
+    "Describe the shape of a weight in a message"
+    return f'of shape {tuple(weights[name].shape)}' if name in weights else 'missing'
+
 # %% ../nbs/00_core.ipynb #undisturbed
 @contextmanager
 def undisturbed(
@@ -163,6 +185,25 @@ def without_hooks(
     for m in net.modules():
         for hooks in (m._forward_hooks, m._backward_hooks): hooks.clear()
     return net
+
+# %% ../nbs/00_core.ipynb #layout_code
+# Types of devices on which torch's fused optimizers are known to be right
+fused_devices = {'cpu','cuda'}
+
+def same_layout(
+    a:Tensor, # Any tensor with strides
+    b:Tensor, # Of the same shape
+)->bool: # A dimension of length 1 may have any stride
+    "Do the numbers of `a` and `b` lie in memory in the same order?"
+    if a.stride()==b.stride(): return True
+    return all(n==1 or s==t for n,s,t in zip(a.shape, a.stride(), b.stride()))
+
+def laid_out_like(
+    t:Tensor, # Any tensor
+    p:Tensor, # Of the same shape
+)->Tensor: # `t` itself where it is in the order of `p`
+    "Copy `t` into the memory order of `p`, if it has another"
+    return t if same_layout(t, p) else torch.empty_like(p, dtype=t.dtype, device=t.device).copy_(t)
 
 # %% ../nbs/00_core.ipynb #loaders
 def device_of(

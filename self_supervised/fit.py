@@ -19,7 +19,7 @@ from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import no_random, num_distrib, params, rank_distrib
+from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.xtras import is_listy
@@ -89,7 +89,7 @@ def _check_settings(learn, epochs, recipe, lr, wd):
                       "Pass 'lars', 'sgd' or 'adamw', or build the model with create_simsiam_model")
     check_numbers(lr=lr, wd=wd)
 
-def _has_target(learn): return getattr(getattr(learn.model, 'module', learn.model), 'target', None) is not None
+def _has_target(learn): return getattr(get_model(learn.model), 'target', None) is not None
 
 def _byol_callback(learn, cbs):
     "The learner's `BYOL`, or the one for this fit"
@@ -144,7 +144,7 @@ def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
-    model = getattr(model, 'module', model)
+    model = get_model(model)
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set

@@ -14,7 +14,7 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .core import invalid, plain_numbers
+from .core import fused_devices, invalid, plain_numbers, same_layout
 
 # %% ../nbs/21_lars.ipynb #bias_or_norm
 def bias_or_norm(
@@ -81,7 +81,8 @@ class TorchLARS(torch.optim.Optimizer):
         if not ps: return
         vs = [self._momentum(p) for p in ps]
         # torch's fused kernel walks through memory without a look at strides (2.15: silently wrong where they differ)
-        fused = all(p.stride()==g.stride()==v.stride() and p.device.type in ('cpu','cuda') for p,g,v in zip(ps, gs, vs))
+        fused = all(same_layout(p, g) and same_layout(p, v) and p.device.type in fused_devices
+                    for p,g,v in zip(ps, gs, vs))
         sgd(ps, gs, vs, weight_decay=0., momentum=momentum, lr=lr, dampening=0., nesterov=False, maximize=False,
             fused=fused or None)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Number
 
-import torch
 from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
 from .core import check_numbers, check_one_of, invalid, plain_numbers
+from .adamw import FusedAdamW
 from .lars import LARS
 
 # %% ../nbs/22_recipes.ipynb #03c026
@@ -99,12 +99,12 @@ _sgd = partial(LARS, exclude_adapt=adapt_none)
 
 # Faster than fastai's loop, and decays every parameter
 class TorchAdamW(OptimWrapper):
-    "torch's AdamW for fastai; loggers take its hyper-parameters for numbers, so those that are None are not among them"
+    "AdamW for fastai; loggers take its hyper-parameters for numbers, so those that are None are not among them"
     def __init__(self,
         params, # Parameters, or a list of groups of them
         lr:float=1e-3, # Learning rate
-        **kwargs # Of `torch.optim.AdamW`
-    ): super().__init__(params, torch.optim.AdamW, lr=lr, **kwargs)
+        **kwargs # Of `FusedAdamW`
+    ): super().__init__(params, FusedAdamW, lr=lr, **kwargs)
 
     @property
     def hypers(self): return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]

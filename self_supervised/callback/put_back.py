@@ -14,7 +14,7 @@ import torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import LRFinder
 from fastai.learner import Learner
-from fastai.torch_core import get_random_states, set_random_states, set_seed
+from fastai.torch_core import get_model, get_random_states, set_random_states, set_seed
 from fastcore.foundation import L
 from torch import Tensor, nn
 
@@ -170,7 +170,7 @@ class ModelPrecision:
     )->None:
         "Set it"
         self.end(learn)
-        self.model = getattr(learn.model, 'module', learn.model)
+        self.model = get_model(learn.model)
         self.model.precision = precision_of(learn)
 
     def end(self,

@@ -17,7 +17,7 @@ from random import SystemRandom
 import torch
 import torch.nn.functional as F
 from fastai.learner import CastToTensor, Learner
-from fastai.torch_core import TensorImage, no_random, num_distrib
+from fastai.torch_core import TensorImage, get_model, no_random, num_distrib
 from fastcore.basics import noop
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -25,7 +25,7 @@ from fasttransform import Pipeline
 from torch import Tensor, nn
 
 from ..core import check_at_least, check_one_of, invalid, plain, plain_numbers, warn_once, without_hooks
-from ..layers import PoolFlat, check_features, create_mlp_module, num_features
+from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import record_of, remember, views_stats
 from ..data.arrays import no_labels
@@ -222,7 +222,7 @@ def create_byol_model(
     "Put the published heads on `encoder`: Linear → BN → ReLU → Linear without bias (arXiv:2006.07733, section 3.3)"
     if not isinstance(encoder, nn.Module):
         raise invalid(f'{encoder=}', 'is no nn.Module', f'Pass create_encoder({encoder!r}) or a network', TypeError)
-    check_features(encoder, n_in, size, maps=bool(kwargs.get('pool')))
+    check_vectors(encoder, n_in, size, maps=bool(kwargs.get('pool')))
     nf = num_features(encoder, n_in=n_in, size=size)
     if predictor_size is None: predictor_size = hidden_size
     projector = create_mlp_module(nf, hidden_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
@@ -240,7 +240,7 @@ def create_simsiam_model(
     size:int|None=None, # Side of the pictures, pixels; None asks the encoder
 )->BYOLModel: # Without a target
     "Put SimSiam's heads on `encoder`: a norm on the projector's output, none on the predictor's (arXiv:2011.10566)"
-    check_features(encoder, n_in, size)
+    check_vectors(encoder, n_in, size)
     nf = num_features(encoder, n_in=n_in, size=size)
     projector = create_mlp_module(nf, hidden_size, projection_size, norm=norm, nlayers=nlayers, norm_out=True)
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, norm=norm, bias_out=True)
@@ -332,7 +332,7 @@ class BYOLSetup(AttachedCallback):
     @property
     def byol_model(self)->'BYOLModel': # Out of the wrapper of distributed training
         "The model itself"
-        return getattr(self.model, 'module', self.model)
+        return get_model(self.model)
 
     def attached(self, learn):
         "Bring a loss, a guard and a watch for collapse"

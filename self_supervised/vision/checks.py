@@ -14,7 +14,7 @@ from fastai.callback.core import FetchPredsCallback
 from fastai.callback.mixup import MixHandler
 from fastai.learner import AvgMetric, Learner
 from fastai.metrics import AccumMetric
-from fastai.torch_core import num_distrib
+from fastai.torch_core import get_model, num_distrib
 from fastcore.xtras import is_listy
 from torch import Tensor, nn
 
@@ -161,7 +161,7 @@ def check_before_fit(
 )->None:
     "Raise for what cannot be trained, and warn of a recipe that does not fit"
     check_alone(learn)
-    check_model(getattr(learn.model, 'module', learn.model))
+    check_model(get_model(learn.model))
     check_companions(learn)
     check_loader(learn.dls)
     check_recipe(learn)
