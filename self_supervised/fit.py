@@ -7,6 +7,7 @@ __all__ = ['byol_splitter']
 
 # %% ../nbs/23_fit.ipynb #imports
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
 
+from .budget import Deadline, check_minutes, measure_pace, steps_within
 from .core import batch_size_of, invalid
 from .ema import cosine_momentum
 from .lars import LARS
@@ -188,10 +190,38 @@ def _momentum_text(m):
     if m is None: return 'none'
     return 'scheduled' if callable(m) else f'{m:.5g} → 1'
 
+# %% ../nbs/23_fit.ipynb #fit_length
+def _check_length(epochs, minutes, start_epoch):
+    "Raise unless the length of the run is given once"
+    if (epochs is None)==(minutes is None):
+        raise invalid(f'{epochs=}, {minutes=}', 'must be one or the other', 'Pass e.g. fit_byol(100) or minutes=20')
+    if minutes is None: return
+    check_minutes(minutes)
+    if start_epoch: raise invalid(f'{start_epoch=}', 'does not go with minutes', 'Pass epochs, or leave it out')
+
+def _deadline(learn, minutes, recipe, opt_func, begun):
+    "Time some steps with the optimizer to come, and plan the rest of the minutes"
+    check_minutes(minutes, learn)
+    if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
+    opt = recipe.opt if isinstance(recipe, Recipe) else recipe
+    step = measure_pace(learn, opt_func or opt_funcs[opt], min(6., 6*minutes)).step
+    left = max(60*minutes-(time.perf_counter()-begun), step)
+    deadline = Deadline(left, steps_within(learn, left, step))
+    if not rank_distrib(): print(f'{minutes:g} min: about {deadline.steps:,} steps of {brief(step)} s')
+    return deadline
+
+def chosen_recipe(
+    learn:Learner, # With model, data and `BYOL`
+    epochs:int, # Length of the run
+    recipe:str, # 'lars', 'sgd', 'adamw' or 'simsiam'
+)->Recipe:
+    "Return the recipe that `fit_byol` takes when nothing overrules it"
+    return _choose(learn, epochs, recipe, None, dict(m=_byol_callback(learn, None).given))
+
 # %% ../nbs/23_fit.ipynb #03c044
 @patch
 def fit_byol(self:Learner,
-    epochs:int, # Length of the run, above 0
+    epochs:int|None=None, # Length of the run, above 0; None where `minutes` say it
     # 'lars', 'sgd', 'adamw', 'simsiam', or your own, whose rate and momentum are taken as they are;
     # None: 'lars', or 'simsiam' for a model without a target
     recipe:str|Recipe|None=None,
@@ -205,10 +235,18 @@ def fit_byol(self:Learner,
     cbs=None, # Callbacks for this fit
     start_epoch:int=0, # Skip to this epoch of the schedule, to go on with a run that was cut
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
+    # Length of the run instead of `epochs`, above 0: a few steps are timed, and the run ends when the time is over
+    minutes:float|None=None,
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
-    _check_settings(self, epochs, recipe, lr, wd)
+    begun = time.perf_counter()
+    _check_length(epochs, minutes, start_epoch)
+    _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)
+    if minutes is not None:
+        deadline = _deadline(self, minutes, recipe, opt_func, begun)
+        epochs = math.ceil(deadline.steps/len(self.dls.train))
+        cbs = [deadline, *L(cbs)]
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)
     r = _choose(self, epochs, recipe, cbs, overrules)
     constant_predictor = r.opt=='simsiam' and hasattr(self.model, 'predictor')
@@ -218,4 +256,6 @@ def fit_byol(self:Learner,
     sched = _lr_schedule(self.opt, r, lr, constant_predictor)
     check_recipe(self)
     if not rank_distrib(): print(_summary(r, self.opt_func, constant_predictor))
-    self.fit(epochs, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)
+    # A deadline ends the fit, and steps that turn out faster than planned leave time for more
+    n = 3*epochs if any(isinstance(cb, Deadline) for cb in L(cbs)) else epochs
+    self.fit(n, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)
