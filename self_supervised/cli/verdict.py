@@ -128,7 +128,7 @@ def _of_views(f):
 
 def _of_data(f):
     if f['n_train']>=ENOUGH_PICTURES: return None
-    return f"{f['n_train']} pictures are few. Add more of the same kind: they need no labels"
+    return f"{f['n_train']:,} pictures are few. Add more of the same kind: they need no labels"
 
 def _of_weights(f):
     if f.get('pretrained') or f.get('n_in')!=3: return None
@@ -139,7 +139,7 @@ def advice(
     n:int=3, # How many
 )->list: # Sentences, the most important first
     "Return what to change, computed from what was seen in the run"
-    rules = (_of_alarm,_of_rank,_of_steps,_of_views,_of_weights,_of_data)
+    rules = (_of_alarm,_of_steps,_of_rank,_of_views,_of_weights,_of_data)
     return [o for o in (rule(facts) for rule in rules) if o][:n]
 
 def verdict(
