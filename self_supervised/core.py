@@ -6,6 +6,7 @@
 __all__ = ['seed_everything']
 
 # %% ../nbs/00_core.ipynb #imports
+import math
 import os
 import random
 import shutil
@@ -17,9 +18,11 @@ from numbers import Integral, Number
 from pathlib import Path
 from warnings import warn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from fastai.torch_core import set_seed
+from fastcore.foundation import L
 
 # %% ../nbs/00_core.ipynb #invalid
 def invalid(
@@ -139,6 +142,13 @@ def plain(
     "Strip fastai's tensor types"
     return x.as_subclass(Tensor)
 
+def shape_in_words(
+    weights:dict, # State dict
+    name:str, # Of one weight
+)->str: # Such as 'of shape (64, 3, 7, 7)', or 'missing'
+    "Describe the shape of a weight in a message"
+    return f'of shape {tuple(weights[name].shape)}' if name in weights else 'missing'
+
 # %% ../nbs/00_core.ipynb #undisturbed
 @contextmanager
 def undisturbed(
@@ -161,6 +171,25 @@ def without_hooks(
         for hooks in (m._forward_hooks, m._backward_hooks): hooks.clear()
     return net
 
+# %% ../nbs/00_core.ipynb #layout_code
+# Types of devices on which torch's fused optimizers are known to be right
+fused_devices = {'cpu','cuda'}
+
+def same_layout(
+    a:Tensor, # Any tensor with strides
+    b:Tensor, # Of the same shape
+)->bool: # A dimension of length 1 may have any stride
+    "Do the numbers of `a` and `b` lie in memory in the same order?"
+    if a.stride()==b.stride(): return True
+    return all(n==1 or s==t for n,s,t in zip(a.shape, a.stride(), b.stride()))
+
+def laid_out_like(
+    t:Tensor, # Any tensor
+    p:Tensor, # Of the same shape
+)->Tensor: # `t` itself where it is in the order of `p`
+    "Copy `t` into the memory order of `p`, if it has another"
+    return t if same_layout(t, p) else torch.empty_like(p, dtype=t.dtype, device=t.device).copy_(t)
+
 # %% ../nbs/00_core.ipynb #loaders
 def device_of(
     net:nn.Module, # Any network
@@ -174,12 +203,36 @@ def batch_size_of(
     "Batch size of a loader: fastai calls it `bs`, torch `batch_size`"
     return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
 
+# %% ../nbs/00_core.ipynb #numbers
+def plain_numbers(
+    v, # A number of Python, NumPy or torch; a list, tuple, array or slice of such; or anything else
+): # Python's own numbers; anything else as it is
+    "Turn numbers of NumPy and torch into Python's, whose kinds everything takes"
+    if isinstance(v, slice): return slice(*map(plain_numbers, (v.start, v.stop, v.step)))
+    if isinstance(v, (np.generic,np.ndarray,Tensor)): return v.tolist()
+    if type(v) in (list,tuple,L): return type(v)(map(plain_numbers, v))
+    return v
+
+def check_numbers(
+    **settings # name=value: a number, several, a slice, or None
+)->None:
+    "Raise for a setting that is not finite, below 0, or no number"
+    for name,v in settings.items():
+        v = plain_numbers(v)
+        values = v if isinstance(v, (list,tuple,L)) else [v]
+        if isinstance(v, slice): values = [v.start, v.stop]
+        if all(o is None or _is_amount(o) for o in values): continue
+        raise invalid(f'{name}={v!r}', 'must be finite, and 0 or more', f'Pass e.g. {name}=0.1')
+
+def _is_amount(o): return isinstance(o, Number) and not isinstance(o, bool) and 0<=o<math.inf
+
 # %% ../nbs/00_core.ipynb #40c012
 def seed_everything(
     seed:int, # Any integer; the same one gives the same run
     dls=None, # `DataLoaders` built already: their order is seeded too
 )->None:
     "Seed weights, views and loaders: Python, NumPy, torch (every device) and the generator inside each of `dls`"
+    seed = plain_numbers(seed)
     set_seed(seed)  # the workers of a loader take their seeds from torch
     if dls is not None: seed_loaders(seed, dls)
 
@@ -189,7 +242,7 @@ def seed_loaders(
     dls, # `DataLoaders`, or loaders
 )->None:
     "Seed the order of loaders that are built already, and nothing else"
-    for dl in dls: dl.rng = random.Random(seed)
+    for dl in dls: dl.rng = random.Random(plain_numbers(seed))
 
 # %% ../nbs/00_core.ipynb #31c005
 def write_atomic(

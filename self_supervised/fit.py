@@ -11,23 +11,26 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from warnings import warn
 from weakref import WeakKeyDictionary
 
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, params, rank_distrib
-from fastcore.basics import patch
+from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
+from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
 
 from .budget import Deadline, check_minutes, measure_pace, steps_within
-from .core import batch_size_of, invalid
+from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numbers
+from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
-from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
+from .recipes import Recipe, brief, byol_recipe, opt_funcs, warmup_cosine
 
 # %% ../nbs/23_fit.ipynb #03c040
 def check_recipe(
@@ -77,21 +80,16 @@ def _batchnorm_warning(learn):
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):
     "Raise for what cannot be meant, before anything has changed"
-    if not isinstance(epochs, int):
-        raise invalid(f'{epochs=}', 'must be a whole number above 0', 'Pass e.g. epochs=100')
-    check_run(epochs)
+    check_whole(1, epochs=epochs)
     if not isinstance(recipe, Recipe) and recipe not in (*opt_funcs, None):
         raise invalid(f'{recipe=}', 'is not known', f"Pass one of {', '.join(map(repr, opt_funcs))}, or a Recipe")
     opt = recipe.opt if isinstance(recipe, Recipe) else recipe
     if opt=='simsiam' and _has_target(learn):
         raise invalid("recipe='simsiam'", 'is for a model without a target, and this one has one',
                       "Pass 'lars', 'sgd' or 'adamw', or build the model with create_simsiam_model")
-    for name,v in dict(lr=lr, wd=wd).items():
-        values = [v.start or 0, v.stop] if isinstance(v, slice) else L(v)
-        if any(o<0 for o in values if o is not None):
-            raise invalid(f'{name}={v}', 'must be 0 or more', "Leave it out to take the recipe's")
+    check_numbers(lr=lr, wd=wd)
 
-def _has_target(learn): return getattr(getattr(learn.model, 'module', learn.model), 'target', None) is not None
+def _has_target(learn): return getattr(get_model(learn.model), 'target', None) is not None
 
 def _byol_callback(learn, cbs):
     "The learner's `BYOL`, or the one for this fit"
@@ -105,9 +103,21 @@ def batch_size(
     cbs=None, # Callbacks to come, besides the learner's
 )->int: # Pictures
     "Pictures that one step of the optimizer sees, over all processes and accumulated gradients"
-    bs = batch_size_of(learn.dls.train)
+    bs = _loader_bs(learn.dls.train)
+    return _batches_per_step(learn, cbs)*bs*(num_distrib() or 1)
+
+def _batches_per_step(learn, cbs):
+    "Batches of a process whose gradients are accumulated in a step"
+    bs = _loader_bs(learn.dls.train)
     n_acc = max([cb.n_acc for cb in L(learn.cbs)+L(cbs) if isinstance(cb, GradientAccumulation)], default=bs)
-    return math.ceil(n_acc/bs)*bs*(num_distrib() or 1)
+    return math.ceil(n_acc/bs)
+
+def _loader_bs(dl):
+    "Batch size of a loader; where it states none, of its first batch"
+    bs = batch_size_of(dl) or getattr(getattr(dl, 'batch_sampler', None), 'batch_size', None)
+    if bs: return bs
+    with no_random(reproducible=False): views,_ = batch_parts(peek(dl))
+    return max(len(views[0]), 1)
 
 def _choose(learn, epochs, recipe, cbs, overrules):
     "The recipe of this run, with what the call overrules"
@@ -125,7 +135,7 @@ def _recipe(learn, epochs, recipe, bs):
         return replace(recipe, epochs=epochs, bs=bs, warmup=warmup)
     if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     # `distrib_ctx` splits the loader when the fit begins: here it still holds all
-    try: n_items = len(learn.dls.train)*batch_size_of(learn.dls.train)
+    try: n_items = len(learn.dls.train)*_loader_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length
     return byol_recipe(epochs, bs, recipe, n_items or None)
 
@@ -134,7 +144,7 @@ def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
-    model = getattr(model, 'module', model)
+    model = get_model(model)
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set
@@ -191,11 +201,55 @@ def _momentum_text(m):
     if m is None: return 'none'
     return 'scheduled' if callable(m) else f'{m:.5g} → 1'
 
+# %% ../nbs/23_fit.ipynb #fit_steps
+class FirstBatches(GetAttr):
+    "A loader that ends after `n` batches"
+    _default = 'dl'
+    def __init__(self,
+        dl, # Loader
+        n:int, # Batches
+    ):
+        self.dl = dl
+        self.n = n
+
+    def __len__(self): return self.n
+    def __iter__(self): return islice(iter(self.dl), self.n)
+
+class StepLimit(Callback):
+    "End training after a number of batches, and let schedules reach their end there"
+    order = TrainEvalCallback.order+1   # that one counts the batches
+    def __init__(self,
+        n:int, # Batches
+    ): self.n = n
+
+    def before_epoch(self):
+        if self.train_iter>=self.n: raise CancelFitException
+
+    def before_train(self):
+        left = self.n-self.train_iter
+        if left<len(self.dl): self.learn.dl = FirstBatches(self.dl, left)
+        self._note()
+
+    def after_batch(self):
+        if self.training: self._note()
+
+    def _note(self): self.learn.pct_train = self.train_iter/self.n
+
+def _epochs_of(learn, steps, cbs):
+    "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"
+    check_whole(1, steps=steps)
+    n = int(steps)*_batches_per_step(learn, cbs)
+    try: n_batches = len(learn.dls.train)
+    except TypeError as e:
+        raise invalid(f'dls.train={type(learn.dls.train).__name__}', 'states no length', 'Give it __len__', TypeError) from e
+    return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
+
 # %% ../nbs/23_fit.ipynb #fit_length
-def _check_length(epochs, minutes, start_epoch):
+def _check_length(epochs, steps, minutes, start_epoch):
     "Raise unless the length of the run is given once"
-    if (epochs is None)==(minutes is None):
-        raise invalid(f'{epochs=}, {minutes=}', 'must be one or the other', 'Pass e.g. fit_byol(100) or minutes=20')
+    if [epochs,steps,minutes].count(None)!=2:
+        raise invalid(f'{epochs=}, {steps=}, {minutes=}', 'is not the length of a run',
+                      'Pass one of epochs=100, steps=10_000 or minutes=20')
     if minutes is None: return
     check_minutes(minutes)
     if start_epoch: raise invalid(f'{start_epoch=}', 'does not go with minutes', 'Pass epochs, or leave it out')
@@ -222,7 +276,7 @@ def chosen_recipe(
 # %% ../nbs/23_fit.ipynb #03c044
 @patch
 def fit_byol(self:Learner,
-    epochs:int|None=None, # Length of the run, above 0; None where `minutes` say it
+    epochs:int|None=None, # Length of the run, above 0; or pass `steps` or `minutes`
     # 'lars', 'sgd', 'adamw', 'simsiam', or your own, whose rate and momentum are taken as they are;
     # None: 'lars', or 'simsiam' for a model without a target
     recipe:str|Recipe|None=None,
@@ -236,13 +290,18 @@ def fit_byol(self:Learner,
     cbs=None, # Callbacks for this fit
     start_epoch:int=0, # Skip to this epoch of the schedule, to go on with a run that was cut
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
+    steps:int|None=None, # Length of the run in steps of the optimizer, instead of `epochs`; the last epoch is cut there
     # Length of the run instead of `epochs`, above 0: a few steps are timed, and the run ends when the time is over
     minutes:float|None=None,
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
     begun = time.perf_counter()
-    _check_length(epochs, minutes, start_epoch)
+    _check_length(epochs, steps, minutes, start_epoch)
+    if steps is not None:
+        epochs,limit = _epochs_of(self, steps, cbs)
+        cbs = [limit, *L(cbs)]
     _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
+    epochs,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, lr, wd, m, warmup_epochs))
     byol = _byol_callback(self, cbs)
     if minutes is not None:
         deadline = _deadline(self, minutes, recipe, opt_func, begun)

@@ -251,7 +251,9 @@ class Health(MetricCallback):
         momenta = getattr(getattr(self.learn, 'byol', None), 'momenta', [])
         if not momenta: return res
         res['momentum'] = momenta[-1]
-        res['way'] = (1-sum(momenta)/len(momenta))*self.n_epoch*self.n_iter
+        # With gradients accumulated, several batches share a step
+        steps = min(len(momenta)/max(self.train_iter, 1), 1.)*self.n_epoch*self.n_iter
+        res['way'] = (1-sum(momenta)/len(momenta))*steps
         return res
 
     def _warn(self):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from fastai.imports import noop
 from fastai.torch_core import default_device, defaults
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,6 +30,7 @@ from ..data.sources import picture_items
 from ..data.reading import BadPicture, check_channels, open_picture
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
+from .neighbors import write_neighbors
 
 # %% ../../nbs/95_cli.embed.ipynb #settings
 def encoder_settings(
@@ -150,6 +151,7 @@ def byol_embed(
     size:int=None, # Side of the pictures in pixels; what the encoder was trained with
     bs:int=64, # Pictures at a time
     workers:int=None, # Processes that read; as many as there are cores, at most 16
+    neighbors:store_true=False, # Write a page of near duplicates and outliers beside `out`, too, e.g. features.html
 ):
     "Write the features of pictures, with their names, to a file"
     run = partial(one_line_errors, 'byol_embed')
@@ -158,3 +160,5 @@ def byol_embed(
     run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {name}: {reason}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')
+    if not neighbors: return
+    print(run(write_neighbors, Path(out).with_suffix('.html'), names, feats, picture_items(path), encoder))

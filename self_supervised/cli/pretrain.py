@@ -31,9 +31,10 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
 from fastcore.script import call_parse, store_true
+from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
-from ..core import check_at_least, check_whole, invalid, seed_everything
+from ..core import check_at_least, check_whole, invalid, printable, seed_everything
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -45,6 +46,7 @@ from ..data.images import image_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
+from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
 from .budget import (
     TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost)
@@ -92,13 +94,15 @@ def complete_settings(
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     minutes:float|None=None, # Length of the run, instead of epochs
     norm:str|None=None, # 'group' for small batches
+    init:str|None=None, # File of weights to start from
     **settings # Of `DIGITS` or `PICTURES`; None is the default
 )->AttrDict: # All settings of the run
     "Complete what was asked for by the defaults for this kind of data"
     asked = {name: value for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
-    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, minutes=minutes, norm=norm)
-    s = AttrDict(given | (DIGITS if path is None else PICTURES) | asked)
+    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init, minutes=minutes,
+                  norm=norm)
+    s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
     s.views = _default_views(s) | (views or {})
     return s
 
@@ -119,6 +123,8 @@ def check_settings(
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.minutes is not None: check_minutes(s.minutes)
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
+    if s.init and s.pretrained:
+        raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c008
@@ -183,6 +189,17 @@ def _note(out, s, mended):
     "Record what the settings became after a collapse"
     s.mended = mended
     if not rank_distrib(): write_settings(out, s)
+
+# %% ../../nbs/94_cli.pretrain.ipynb #start
+def starting_encoder(
+    s, # Settings of the run
+)->nn.Module: # To be trained
+    "Make the network with the weights that it starts from"
+    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size, norm=s.norm)
+    if not s.init: return encoder
+    load_weights(s.init, encoder)
+    if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
+    return encoder
 
 # %% ../../nbs/94_cli.pretrain.ipynb #g94threadscode
 @contextmanager
@@ -281,6 +298,7 @@ def pretrain(
     seed:int|None=None, # Random seed of loaders, views and weights; None is 42
     workers:int|None=None, # Processes that read pictures; None for one per core, at most 16
     pretrained:bool=False, # Start from published weights?
+    init=None, # File of weights to start from, as of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
     bf16:bool=False, # Train in bfloat16? Weights, target and optimizer stay in float32
     # Name of a set of views, see `views_for`; or arguments of `get_byol_aug_pipelines` that differ from the defaults
@@ -295,7 +313,7 @@ def pretrain(
     begun = time.perf_counter()
     if isinstance(views, str): views = views_for(views)
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
-                 bf16=bf16, minutes=minutes, norm=norm, **settings)
+                 bf16=bf16, init=None if init is None else str(init), minutes=minutes, norm=norm, **settings)
     if not resume and minutes is not None and settings.get('epochs') is not None:
         raise invalid(f"{minutes=}, epochs={settings['epochs']}", 'are two lengths', 'Pass one of them')
     if resume: asked = recorded_settings(out, views or {}, **asked)
@@ -314,7 +332,7 @@ def _run(s, items, bs, out, resume, progress, begun):
     started = datetime.now().astimezone().isoformat(timespec='seconds')
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
-    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size, norm=s.norm)
+    encoder = starting_encoder(s)
     as_started = deepcopy(encoder)
     first = not rank_distrib()
     learn = run_learner(s, dls, encoder, out, progress and not s.minutes)
@@ -325,7 +343,7 @@ def _run(s, items, bs, out, resume, progress, begun):
     warned,seconds = fit_run(learn, s, progress and not s.minutes)
     if not first: return learn,{},out
     print(f'Trained in {duration(seconds)}', flush=True)
-    start = 'published weights' if s.pretrained else 'untrained encoder'
+    start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
     nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}
     feats = _measure(dls, nets, s.views['stats'])
     facts = run_facts(learn, s, started, time.perf_counter()-begun)
@@ -356,6 +374,7 @@ def byol_pretrain(
     norm:str=None, # group: for batches below 128 (batchnorm)
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and everything that has a left and a right
     pretrained:store_true=False, # Start from published weights
+    init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
     unlabelled:store_true=False, # Do not use folder names as labels
     bf16:store_true=False, # Train in bfloat16: about 40 % faster where the processor supports it
     resume:store_true=False, # Resume the run in `out` with its settings, after a crash or Ctrl-C
@@ -366,7 +385,8 @@ def byol_pretrain(
         stopped=f'stopped; go on with `byol_pretrain --resume --out {out}`', progress=sys.stdout.isatty(),
         arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
-        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, resume=resume)
+        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, init=init,
+        resume=resume)
     if not rank_distrib(): _print_summary(folder)
 
 def _pretrain(path, out, views, no_flip, **settings):
