@@ -12,11 +12,11 @@ from collections import namedtuple
 from copy import deepcopy
 
 import torch
-from fastai.callback.core import (
-    Callback, CancelFitException, CancelTrainException, CancelValidException, TrainEvalCallback)
+from fastai.callback.core import Callback, CancelFitException, CancelValidException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder
 from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib
+from fastcore.basics import GetAttr
 
 from .core import batch_size_of, invalid
 
@@ -116,6 +116,22 @@ class _Clock:
         self.at = time.perf_counter()
         return self.at-before
 
+class Until(GetAttr):
+    "A loader that ends when a deadline has come. (The exception that ends a loop would cost the table its row)"
+    _default = 'dl'
+    def __init__(self,
+        dl, # Loader
+        deadline, # `Deadline`
+    ):
+        self.dl = dl
+        self.deadline = deadline
+
+    def __len__(self): return len(self.dl)
+    def __iter__(self):
+        for b in self.dl:
+            yield b
+            if self.deadline.pct>=1: return
+
 class Deadline(Callback):
     "Let a fit end after some time, with its schedules complete"
     order = TrainEvalCallback.order+1   # that one counts `pct_train` by epochs
@@ -139,7 +155,9 @@ class Deadline(Callback):
         if not hasattr(self.learn, 'lr_finder') and self.pct>=1: raise CancelFitException
 
     def before_train(self):
-        if not hasattr(self.learn, 'lr_finder'): self.learn.pct_train = self.pct
+        if hasattr(self.learn, 'lr_finder'): return
+        self.learn.pct_train = self.pct
+        self.learn.dl = Until(self.dl, self)
 
     def after_batch(self):
         if not self.training or hasattr(self.learn, 'lr_finder'): return
@@ -148,7 +166,6 @@ class Deadline(Callback):
         self.pct = min(1., self.pct+self._part())
         if self.pct>1-1e-9: self.pct = 1.
         self.learn.pct_train = self.pct
-        if self.pct==1: raise CancelTrainException
 
     def _part(self):
         "Part of the run that a step is"
