@@ -22,12 +22,13 @@ from fasttransform import Pipeline, Transform
 from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
-from .core import check_one_of, check_p, check_stats, check_whole, invalid, plain, warn_once
+from .core import (
+    check_one_of, check_p, check_stats, check_whole, invalid, number_row, plain, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, cut_constants, cut_places, mirror_cuts,
     on_accelerator, resize_boxes, resize_cuts, sides, view_ratio)
 from .operations import (
-    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread_steps, take_steps, uniform)
+    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread_steps, take_steps)
 from .operations import RandomGaussianBlur as GaussianBlur
 # Not used here: code that imports these from this module, as it could before, goes on working
 from .image_ops import bicubic_taps, weigh_rows # noqa: F401
@@ -238,12 +239,14 @@ class NormalizeViews(Transform):
         std, # One number per channel, or one for all
     ):
         super().__init__()
-        self.mean = _numbers(mean)  # (1,) or (c,)
-        self.std = _numbers(std)  # (1,) or (c,)
+        self.mean = number_row(mean)  # (1,) or (c,)
+        self.std = number_row(std)  # (1,) or (c,)
 
     @property
     def name(self): return f'NormalizeViews(mean={_digits(self.mean)}, std={_digits(self.std)})'
-    def encodes(self, x): return self.compute_all(x, *(o.to(x.device, non_blocking=True) for o in self.draw_all(x.shape)))
+    def encodes(self, x):
+        mean,std = (o.to(x.device, non_blocking=True) for o in self.draw_all(x.shape))
+        return self.compute_all(x, mean, std)
     def decodes(self, x):
         mean,std = (o.to(x.device) for o in self.draw_all(x.shape))
         return x*std + mean
@@ -265,7 +268,6 @@ class NormalizeViews(Transform):
             raise invalid(f'{stats=}', problem, 'Pass (mean,std) with one entry per channel, or stats=None')
         return o.view(-1, *[1]*(len(shape)-2))
 
-def _numbers(o): return torch.as_tensor(o, dtype=torch.float32).flatten()
 def _digits(t): return [round(o, 3) for o in t.tolist()]
 
 # %% ../nbs/04_augmentations.ipynb #01c020
@@ -359,7 +361,8 @@ def draw_views(
         op = getattr(f, 'op', None)
         # A crop reads columns in either direction, so it also makes the mirror image that is to follow
         if isinstance(before, BicubicCrop) and isinstance(op, RandomHorizontalFlip):
-            numbers[-1][0],drawn = mirror_cuts(numbers[-1][0], *drawn, w),[]
+            numbers[-1][0] = mirror_cuts(numbers[-1][0], drawn[0], w)
+            drawn = []
         numbers.append(drawn)
         before,w = op,shape[-1]
         if op: shape = op.shape_after(shape)

@@ -73,13 +73,20 @@ def check_p(
     if not isinstance(p, Number) or not 0<=p<=1:
         raise invalid(f'{p=}', 'is not a probability', f'Pass a number in [0,1] for {what}')
 
+def number_row(
+    o, # A number, or one per channel: list, tuple, array or tensor, on any device
+)->Tensor: # (n,) float32, on the CPU, without a gradient
+    "Make a plain row of numbers"
+    # torch takes no reversed array, and warns of one that is read-only
+    return torch.as_tensor(o.tolist() if hasattr(o, 'tolist') else o, dtype=torch.float32, device='cpu').flatten()
+
 def check_stats(
     stats, # (mean,std), each a number or one per channel; None leaves pictures in [0,1]
 )->None:
     "Raise unless `stats` is None or a pair of finite numbers with nothing to divide by 0"
     if stats is None: return
-    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
+    try: mean,std = map(number_row, stats)
+    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(1),torch.zeros(1)
     # Not only above 0: 1/1e-39 is infinite in float32
     usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
     if usable and mean.isfinite().all(): return
@@ -91,8 +98,9 @@ def per_channel(
     n_in:int, # Channels of the pictures
 )->tuple[Tensor,Tensor]: # Mean and standard deviation, each (1,) or (n_in,) float32
     "Return `(mean, std)` as tensors that fit `n_in` channels; `(0, 1)` when `stats` is None"
+    if isinstance(stats, Iterator): stats = tuple(stats)
     check_stats(stats)
-    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in ((0.,1.) if stats is None else stats))
+    mean,std = map(number_row, (0.,1.) if stats is None else stats)
     for o in (mean, std):
         if len(o) not in (1,n_in):
             problem = f'has {len(o)} entries for pictures of {n_in} channels'
@@ -119,6 +127,13 @@ def printable(
 )->str: # The same in one line, what a terminal could obey written as an escape: `\x1b`
     "Make text of others safe to print"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
+
+def literal(
+    name, # Label, name of a folder, or other text that is not ours
+)->str: # For a title or a legend of matplotlib
+    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
 
 # What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
 _formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")

@@ -85,7 +85,7 @@ def _turned(x, u, v, d, n, pull, rest):
     pull,rest = per_image(pull, x),per_image(rest, x)
     for _ in range(n):
         lead = _lead(x, pull)
-        x = torch.addcmul(x, lead-lead.clamp(-d,d), rest).clamp(u,v)
+        x = _mul_add(lead-lead.clamp(-d,d), rest, x).clamp_(u,v)
     return x
 
 def _ends(x):
@@ -99,7 +99,7 @@ def _lead(x, pull):
     # The cross product with (1,1,1): one launch; on a CPU it takes five times as long
     if on_accelerator(x): return torch.linalg.cross(pull.expand(-1,3,1,1), x, dim=1)
     r,g,b = x.unbind(1)
-    return torch.stack((b-g, r-b, g-r), 1)*pull
+    return torch.stack((b-g, r-b, g-r), 1).mul_(pull)
 
 # %% ../nbs/03_image_ops.ipynb #img_saturation
 def adjust_saturation(
@@ -248,8 +248,9 @@ def resize_boxes(
     size:tuple, # (h,w) to resize to
 )->Tensor: # (bs,c,*size)
     "Cut a box out of each image and resize it bicubically, without a loop over the images"
-    places = [o.to(x.device, non_blocking=True) for o in cut_places(boxes, x.shape)]
-    return resize_cuts(x, *places, *cut_constants(x.shape, size, x.device), size)
+    lengths,starts = (o.to(x.device, non_blocking=True) for o in cut_places(boxes, x.shape))
+    table,ends = cut_constants(x.shape, size, x.device)
+    return resize_cuts(x, lengths, starts, table, ends, size)
 
 def cut_constants(
     shape:tuple, # Of the images: (bs,c,h,w)

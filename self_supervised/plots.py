@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 
-from .core import invalid
+from .core import invalid, literal
 from .image_ops import to_picture
 from .evaluate.features import check_features
 
@@ -200,7 +200,7 @@ def _classes(labels, vocab, n):
     if labels is None: return [None],np.zeros(n, int)
     found,code = np.unique(np.asarray(labels), return_inverse=True)
     names = found if vocab is None else [vocab[i] for i in range(len(found))]
-    return [str(o) for o in names],code
+    return list(map(literal, names)),code
 
 def _thumb(ax, at, x, color, side=18):
     "Draw a picture `side` points high at a point of the map, framed in the colour of its label"

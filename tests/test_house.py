@@ -61,7 +61,7 @@ def test_there_are_no_circles():
     assert not left
 
 def test_the_deepest_rooms_know_no_callbacks():
-    deep = {f'self_supervised.{o}' for o in ('core','surgery','layers','image_ops','augmentations','record','ema','lars')}
+    deep = {f'self_supervised.{o}' for o in ('core','surgery','layers','image_ops','operations','augmentations','record','ema','lars')}
     found = [f'{name_of(p)}: {o.module}' for p in modules if name_of(p) in deep for o in ast.walk(tree_of(p))
              if isinstance(o, ast.ImportFrom) and 'callback' in (o.module or '')]
     fail(found, 'networks, operations and optimizers know nothing of callbacks:')

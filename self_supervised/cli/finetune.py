@@ -12,6 +12,7 @@ import sys
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
+from inspect import signature
 from math import ceil, inf
 from operator import attrgetter
 from pathlib import Path
@@ -30,24 +31,27 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device
 from fastcore.basics import AttrDict
-from fastcore.script import call_parse, store_true
+from fastcore.meta import delegates
+from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from ..core import check_at_least, check_whole, invalid, printable, seed_everything, write_atomic
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
+from ..data.reading import parse_size
 from ..evaluate.features import check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
 from ..evaluate.protocols import crop_and_flip, draw_part
 from ..transfer.encoder_file import load_encoder
 from ..transfer.finetune import class_learner, split_layers
 from ..transfer.onnx import export_onnx
+from .options import command, how_to_read, reading_options
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
-from .embed import encoder_settings
+from .embed import encoder_file, encoder_settings, reading_options_of
 
 # %% ../../nbs/98_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -78,8 +82,9 @@ def read_labels(
     progress:bool=False, # Show bars?
 )->Parts:
     "Read labelled pictures and split them"
-    how = dict(n_in=s.n_in, bs=1, workers=s.workers, seed=s.seed)
-    every = image_dls(path, s.size, label_func=s.label or parent_label, valid=s.valid, check=True, **how)
+    how = dict(n_in=s.n_in, bs=1, workers=s.workers, seed=s.seed, **how_to_read(s.reading))
+    where = {name: s.reading[name] for name in ('column','folder','suffixes','max_bad') if name in s.reading}
+    every = image_dls(path, s.size, label_func=s.label or parent_label, valid=s.valid, check=True, **where, **how)
     _check_parts(every, path, s)
     y = torch.tensor([int(o) for o in every.train_ds.tls[1]])
     few = draw_labels(y, s.labels_per_class, list(every.vocab), s.seed)
@@ -392,7 +397,7 @@ def write_finetune_report(
         part = matrix[r,c].item()/max(1, matrix[r].sum().item())
         return ','.join(str(round(255-part*(255-o))) for o in ((90,170,110) if r==c else (220,80,60)))
     history = out/'history.csv'
-    curves = png_of(plot_history(read_history(history))) if results['epochs'] and history.is_file() else None
+    curves = png_of(plot_history(read_history(history))) if history.is_file() else None
     worst = [o | dict(name=printable(o['name']), src=thumbnail(items.get(o['name'], o['name']))) for o in results['top_losses']]
     return write_atomic(out/'report.html', _page.render(
         name=out.resolve().name, command=run_record({})['command'], shown=shown, hidden=len(matrix)-len(shown), shade=shade,
@@ -460,14 +465,18 @@ def finetune(
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Of the parts, the labels drawn, the order and the views
     progress:bool=True, # Show bars?
-    **settings # Any of `FINETUNE` that differ from the default
+    # Any of `FINETUNE` that differ from the default; how pictures are read (ground, column, …), where not as in training
+    **settings
 )->tuple: # What results.json holds, and the folder
     "Train a classifier on few labels, test it, and write it to a run folder"
+    encoder = encoder_file(encoder)
     net = load_encoder(encoder)
-    spec,size,stats = encoder_settings(encoder, size)
+    spec,size,stats = encoder_settings(encoder, parse_size(size))
+    reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, label=label, size=size,
-             n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed)
+             n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed,
+             reading=reading_options_of(encoder, reading))
     check_finetune(s)
     seed_everything(seed)
     with run_folder(out, False) as folder:
@@ -501,10 +510,11 @@ def check_finetune(
     if isinstance(s.valid, str) or 0<s.valid<1: return
     raise invalid(f'valid={s.valid:g}', 'must be in (0,1), the part to test on, or the name of a folder', 'Pass e.g. 0.2')
 
-_settings = 'encoder path labels_per_class valid label size n_in compare flip_p workers seed'.split()
+_settings = 'encoder path labels_per_class valid label size n_in compare flip_p workers seed reading'.split()
 
 # %% ../../nbs/98_cli.finetune.ipynb #command
-@call_parse(pos=['encoder','path'])
+@command('encoder', 'path')
+@delegates(reading_options)
 def byol_finetune(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote
     path:str, # Folder of pictures, a folder per class; or a csv file with paths, and --label
@@ -513,19 +523,21 @@ def byol_finetune(
     compare:store_true=False, # Train the same network from scratch as well, to compare
     valid:str='.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
     label:str=None, # Column of a csv file with the labels; without one, the names of folders
-    size:int=None, # Side of the pictures in pixels; what the encoder was trained with
+    size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
     epochs:int=None, # Epochs at most (20); an epoch is 10 steps or more
     lr:float=None, # Highest learning rate of the head (1e-3); a tenth for the early layers
     bs:int=None, # Batch size (32)
     workers:int=None, # Processes that read; as many as there are cores, at most 16
     seed:int=42, # Of the parts, the labels drawn, the order and the views
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and everything that has a left and a right
+    **kwargs
 ):
     "Train a classifier on few labels, starting from an encoder; test it, and write it for fastai and as ONNX"
     try: part = float(valid)
     except ValueError: part = valid
     how = dict(labels_per_class=labels_per_class, valid=part, label=label, size=size, compare=compare, workers=workers,
-               seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5, progress=sys.stdout.isatty())
+               seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5, progress=sys.stdout.isatty(),
+               **reading_options(**kwargs))
     results,folder = one_line_errors('byol_finetune', finetune, encoder, path, out, **how)
     print(f'\n{as_text(results, "classifier")}\n')
     for o in results['verdict']: print(f'{o}.')

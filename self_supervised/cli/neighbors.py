@@ -69,7 +69,7 @@ def outliers(
 _page = page_template('''
 <h1>{{ name }}</h1>
 <p>{{ n }} pictures, compared by the features of <code>{{ encoder }}</code>.</p>
-<h2>Near duplicates: {{ n_groups }} groups</h2>
+<h2>Near duplicates: {{ n_groups }} group{{ 's' if n_groups!=1 }}</h2>
 <p>Pictures much nearer to each other than pictures of this set usually are; the closest first. Keep one of each, or keep
 them on one side of a split.</p>
 {% if n_groups>groups|length %}
@@ -86,8 +86,7 @@ them on one side of a split.</p>
 <p>The number says how far the five nearest pictures are, on average, as a multiple of what is usual here.</p>
 <div class="pictures">
 {% for o in far %}
-<figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}<figcaption>{{ '%.1f'|format(o.far) }} × {{ o.name }}</figcaption>
-</figure>
+<figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}<figcaption>{{ '%.1f'|format(o.far) }} × as far<br>{{ o.name }}</figcaption></figure>
 {% endfor %}
 </div>
 ''')
@@ -115,4 +114,5 @@ def write_neighbors(
         name='Near duplicates and outliers', n=len(names), encoder=printable(encoder), groups=shown, n_groups=len(groups),
         far=[_shown(names, items, i, far=o) for i,o in far])
     write_atomic(out, page.encode())
-    return f'{out}: {len(groups)} groups of near duplicates, and the pictures least like all others'
+    plural = '' if len(groups)==1 else 's'
+    return f'{out}: {len(groups)} group{plural} of near duplicates, and the pictures least like all others'

@@ -16,7 +16,7 @@ from warnings import warn
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from ..core import invalid, write_atomic
+from ..core import invalid, literal, write_atomic
 from ..callback.health import limits
 from .page import data_url, environment, page_style
 from .verdict import verdict_text
@@ -61,9 +61,9 @@ def _draw_columns(ax, history, kind, names):
     epochs = history.get('epoch') or range(len(history[names[0]]))
     for name in names:
         points = [(e,v) for e,v in zip(epochs, history[name]) if e is not None and v is not None]
-        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=name.removesuffix(f'_{kind}'))
+        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=literal(name.removesuffix(f'_{kind}')))
     if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
-    ax.set_title(kind, fontsize=10)
+    ax.set_title(literal(kind), fontsize=10)
     ax.set_xlabel('epoch', fontsize=8)
     ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))  # there is no epoch 1.5
     if len(names)>1: ax.legend(frameon=False, fontsize=8)

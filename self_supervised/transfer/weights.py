@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..core import first_line, invalid
+from ..core import invalid
 from ..layers import FlatEncoder
 from ..record import forget, remember, unwrapped
 from ..surgery import for_channels
 from .encoder_file import encoder_info, fill_weights, network_name
+from .legacy import why_not_read
 
 # %% ../../nbs/77_transfer.weights.ipynb #read
 class Inert:
@@ -44,7 +45,7 @@ def read_tensors(
         classes = [(Inert,name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(classes): return dict(_tensors(torch.load(path, map_location='cpu', weights_only=True)))
     except (pickle.UnpicklingError, ValueError, TypeError, EOFError, RuntimeError, OSError) as e:
-        raise invalid(given, f'holds no plain weights ({first_line(e)[:200]})', _fix_file) from None
+        raise invalid(given, f'holds no plain weights ({why_not_read(e)})', _fix_file) from None
 
 def _is_pickle(path):
     "Does `torch.save` write such a file? Those of older versions are no zip, and are named so"
