@@ -593,7 +593,8 @@ class RandomFrames(Transform):
 # Kind of picture → arguments of `get_byol_aug_pipelines`
 VIEWS = dict(
     # Photographs of things: as published (arXiv:2006.07733, appendix B)
-    photo=dict(resize_scale=(.08,1.), flip_p=.5, turn_p=0., jitter=True, jitter_s=.5, bw=True, blur=True, solarize=True),
+    photo=dict(resize_scale=(.08,1.), flip_p=.5, turn_p=0., jitter=True, jitter_s=.5, bw=True, blur=True,
+               solarize=True),
     # X-rays, infrared, microscopes: there is no colour to change, and dark never becomes bright
     grey=dict(resize_scale=(.08,1.), flip_p=.5, turn_p=0., jitter=True, jitter_s=(.4,.4,0.,0.), bw=False, blur=True,
               solarize=False),

@@ -237,7 +237,7 @@ def check_numbers(
         values = v if isinstance(v, (list,tuple,L)) else [v]
         if isinstance(v, slice): values = [v.start, v.stop]
         if all(o is None or _is_amount(o) for o in values): continue
-        raise invalid(f'{name}={v!r}', 'must be finite, and 0 or more', f'Pass e.g. {name}=0.1')
+        raise invalid(f'{name}={v!r}', 'must be 0 or more, and finite', f'Pass e.g. {name}=0.1')
 
 def _is_amount(o): return isinstance(o, Number) and not isinstance(o, bool) and 0<=o<math.inf
 

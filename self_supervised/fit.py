@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from warnings import warn
 from weakref import WeakKeyDictionary
 
@@ -30,7 +31,7 @@ from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numb
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
-from .recipes import Recipe, brief, byol_recipe, opt_funcs, warmup_cosine
+from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
 
 # %% ../nbs/23_fit.ipynb #03c040
 def check_recipe(
@@ -80,7 +81,9 @@ def _batchnorm_warning(learn):
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):
     "Raise for what cannot be meant, before anything has changed"
-    check_whole(1, epochs=epochs)
+    if not isinstance(epochs, Integral) or isinstance(epochs, bool):
+        raise invalid(f'{epochs=}', 'must be a whole number above 0', 'Pass e.g. epochs=100')
+    check_run(epochs)
     if not isinstance(recipe, Recipe) and recipe not in (*opt_funcs, None):
         raise invalid(f'{recipe=}', 'is not known', f"Pass one of {', '.join(map(repr, opt_funcs))}, or a Recipe")
     opt = recipe.opt if isinstance(recipe, Recipe) else recipe
@@ -238,10 +241,11 @@ class StepLimit(Callback):
 def _epochs_of(learn, steps, cbs):
     "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"
     check_whole(1, steps=steps)
-    n = int(steps)*_batches_per_step(learn, cbs)
-    try: n_batches = len(learn.dls.train)
+    n = steps*_batches_per_step(learn, cbs)
+    dl = learn.dls.train
+    try: n_batches = len(dl)
     except TypeError as e:
-        raise invalid(f'dls.train={type(learn.dls.train).__name__}', 'states no length', 'Give it __len__', TypeError) from e
+        raise invalid(f'dls.train={type(dl).__name__}', 'states no length', 'Give it __len__', TypeError) from e
     return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
 
 # %% ../nbs/23_fit.ipynb #fit_length
@@ -297,11 +301,11 @@ def fit_byol(self:Learner,
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
     begun = time.perf_counter()
     _check_length(epochs, steps, minutes, start_epoch)
+    epochs,steps,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, steps, lr, wd, m, warmup_epochs))
     if steps is not None:
         epochs,limit = _epochs_of(self, steps, cbs)
         cbs = [limit, *L(cbs)]
     _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
-    epochs,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, lr, wd, m, warmup_epochs))
     byol = _byol_callback(self, cbs)
     if minutes is not None:
         deadline = _deadline(self, minutes, recipe, opt_func, begun)

@@ -17,7 +17,7 @@ from ..core import warn_once
 
 # %% ../../nbs/53_callback.loggers.ipynb #code
 class NumbersOnly(GetAttr):
-    "A writer for TensorBoard that passes over what is no number: the loss of an empty validation, a setting that is None"
+    "A writer for TensorBoard that passes over None: the loss of an empty validation, a setting that is not set"
     _default = 'writer'
     def __init__(self,
         writer, # A `SummaryWriter`
@@ -59,8 +59,8 @@ def set_up_loggers(
         _mend(sys.modules.get('fastai.callback.wandb'))
         if not hasattr(cb, '_setup_writer'): continue
         cb._setup_writer = partial(_set_up_writer, cb)
-        if cb.trace_model and not hasattr(learn.dls.train, 'one_batch'): cb.trace_model = False   # fastai's loaders have it
+        if not hasattr(learn.dls.train, 'one_batch'): cb.trace_model = False   # fastai's loaders have it
 
 def _is_logger(cb:Callback):
     "Is `cb` one of fastai's callbacks that log predictions, or a subclass?"
-    return 'log_preds' in vars(cb) and any(c.__module__.startswith('fastai.callback.') for c in type(cb).__mro__[:-2])
+    return 'log_preds' in vars(cb) and any(c.__module__.startswith('fastai.callback.') for c in type(cb).__mro__)

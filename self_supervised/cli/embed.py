@@ -131,7 +131,8 @@ def reading_options_of(
 def _none_readable(source, items, bad):
     "The error where no picture can be read"
     name,reason = next(iter(bad.items()))
-    if str(source) in (name, str([name])): return invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Pass another')
+    is_named = str(source) in (name, str([name]))
+    if is_named: return invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Pass another')
     problem = f'has {len(items)} pictures, and none can be read, e.g. {printable(name)}: {reason}'
     return invalid('source', problem, 'Run `byol_check`, which lists them all')
 

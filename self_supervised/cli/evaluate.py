@@ -65,8 +65,8 @@ def labelled_pictures(
     options = reading_options(**reading)
     source,label,valid = _to_read(path, valid, options)
     # bs=1: nothing trains on these batches, and none is too large for the folder
-    dls = image_dls(source, size, n_in=n_in, label_func=label, valid=valid, bs=1, workers=workers, seed=seed, check=True,
-                    max_bad=options.get('max_bad', .1), **how_to_read(options))
+    how = dict(bs=1, workers=workers, seed=seed, check=True, max_bad=options.get('max_bad', .1), **how_to_read(options))
+    dls = image_dls(source, size, n_in=n_in, label_func=label, valid=valid, **how)
     if not len(dls.valid_ds):
         raise invalid(f'valid={valid}', f'holds out none of {len(dls.train_ds)} pictures', 'Pass a larger part')
     if len(dls.vocab)<2:
@@ -264,7 +264,7 @@ def byol_evaluate(
     draws:int=20, # How often they are drawn
     # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid; the part that the run held out, or 0.2
     valid:str=None,
-    # Labels, where folders do not name them: a csv file with names and labels, FILE.csv:COLUMN where it has more columns
+    # Labels, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has others)
     labels:str=None,
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
     bs:int=64, # Pictures at a time

@@ -56,10 +56,11 @@ from .embed import encoder_file, encoder_settings, reading_options_of
 # %% ../../nbs/98_cli.finetune.ipynb #defaults
 FINETUNE = dict(
     epochs=20,    # at most; one is 10 steps or more, of few pictures several passes
-    patience=5,   # epochs without a lower held-out loss before it stops
+    patience=10,  # epochs without a lower held-out loss before it stops
     part=.2,      # of the labels, held out to stop by
     bs=32,
-    lr=1e-3,      # of the head, for AdamW; a tenth for the early layers
+    lr=3e-3,      # of the head, for AdamW
+    slower=3,     # times lower is the rate of the early layers
     scratch_lr=3e-3,
     wd=.01)
 
@@ -133,13 +134,14 @@ def linear_on(
     feats:Tensor, # (n,nf) features
     y:Tensor, # (n,) classes 0..n_out-1, two of them or more
     n_out:int, # Number of classes
+    C:float=1., # Inverse strength of the L2 penalty
 )->nn.Linear: # (bs,nf) → (bs,n_out)
     "Fit a logistic regression to features, as `linear_accuracy` does, and make a layer of it"
     from sklearn.linear_model import LogisticRegression
     feats = check_features('features', feats)
     mean = feats.mean(0)
     std = (feats-mean).square().mean().sqrt().clamp(min=1e-12)
-    fit = LogisticRegression(max_iter=2000).fit(((feats-mean)/std).numpy(), y.numpy())
+    fit = LogisticRegression(C=C, max_iter=2000).fit(((feats-mean)/std).numpy(), y.numpy())
     w,b = torch.from_numpy(fit.coef_).float(),torch.from_numpy(fit.intercept_).float()
     if len(w)==1: w,b = torch.cat([0*w, w]),torch.cat([0*b, b])  # of two classes scikit-learn keeps the second
     layer = nn.Linear(feats.shape[1], n_out)
@@ -153,13 +155,6 @@ class DrawViews(Callback):
     run_valid = False
     def __init__(self, views): self.views = views  # function of a batch in [0,1]
     def before_batch(self): self.learn.xb = (self.views(self.x),)
-
-class KeepStatistics(Callback):
-    "Leave the running statistics of the encoder's batchnorms as they are"
-    order = 0  # behind the one that sets the model to training
-    def before_train(self):
-        for m in self.model.encoder.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
 class KeepBest(Callback):
     "Keep the weights of the lowest held-out loss, and stop when it has not fallen for some epochs"
@@ -247,28 +242,31 @@ def _fit(net, train, held, stats, s, n_out, fresh, progress, out=None, until=Non
     "Train a classifier, by `held` or for `until` epochs; returns it, and the epochs of its weights"
     seed_everything(s.seed)
     learn = class_learner(training_dls(train, held, s), net, n_out=n_out, stats=stats, path=out or '.',
-                          cbs=_callbacks(s, fresh, progress, out))
+                          cbs=_callbacks(s, progress or until is not None, out))
     learn.unfreeze()
     if not fresh: _start_head(learn.model, train, n_out)
     if until==0: return learn.model,0
     best = StopAfter(until) if until else KeepBest(s.patience, inf if fresh else _loss(learn.model, held))
-    rate = s.scratch_lr if fresh else slice(s.lr/10, s.lr)
-    with nullcontext() if progress else learn.no_bar(), threads_for(max(learn.dls.one_batch()[0].shape[-2:])):
+    rate = s.scratch_lr if fresh else slice(s.lr/s.slower, s.lr)
+    quiet = learn.no_logging() if until else nullcontext()  # what it is measured on, it is trained on
+    bars = nullcontext() if progress and not until else learn.no_bar()
+    h,w = s.size if isinstance(s.size, (list,tuple)) else (s.size,)*2
+    with bars, quiet, threads_for(max(h, w)):
         learn.fit_one_cycle(s.epochs, rate, wd=s.wd, cbs=best)
     return learn.model,until or best.epochs
 
-def _callbacks(s, fresh, progress, out):
+def _callbacks(s, progress, out):
     "What a fit needs"
     cbs = [DrawViews(crop_and_flip(s.size, resize_scale=(.5,1.), flip_p=s.flip_p))]
-    if not fresh: cbs.append(KeepStatistics())
     if not progress: cbs.append(Lines())
     if out is not None: cbs.append(History('history.csv'))
     return cbs
 
 def _start_head(model, part, n_out):
-    "Make the head the linear classifier on the frozen features"
+    "Make the head a linear classifier on the frozen features"
+    # Of little certainty: one that fits its labels perfectly has no gradient left for the encoder
     feats,y = outputs_of(model[:2], part)
-    layer = linear_on(feats, y, n_out)
+    layer = linear_on(feats, y, n_out, C=.01)
     head = next(m for m in model.head.modules() if isinstance(m, nn.Linear))
     head.load_state_dict(layer.state_dict())
 
@@ -465,7 +463,7 @@ def finetune(
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Of the parts, the labels drawn, the order and the views
     progress:bool=True, # Show bars?
-    # Any of `FINETUNE` that differ from the default; how pictures are read (ground, column, …), where not as in training
+    # Any of `FINETUNE` that differ from the default; how pictures are read (ground, column, …)
     **settings
 )->tuple: # What results.json holds, and the folder
     "Train a classifier on few labels, test it, and write it to a run folder"
@@ -525,7 +523,7 @@ def byol_finetune(
     label:str=None, # Column of a csv file with the labels; without one, the names of folders
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
     epochs:int=None, # Epochs at most (20); an epoch is 10 steps or more
-    lr:float=None, # Highest learning rate of the head (1e-3); a tenth for the early layers
+    lr:float=None, # Highest learning rate, that of the head (3e-3); lower for the early layers
     bs:int=None, # Batch size (32)
     workers:int=None, # Processes that read; as many as there are cores, at most 16
     seed:int=42, # Of the parts, the labels drawn, the order and the views
@@ -539,7 +537,8 @@ def byol_finetune(
                seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5, progress=sys.stdout.isatty(),
                **reading_options(**kwargs))
     results,folder = one_line_errors('byol_finetune', finetune, encoder, path, out, **how)
-    print(f'\n{as_text(results, "classifier")}\n')
+    rows = {name: {k: f'{v:.3f}' for k,v in cells.items()} for name,cells in results['rows'].items()}
+    print(f"\n{as_text(results | dict(rows=rows), 'classifier')}\n")
     for o in results['verdict']: print(f'{o}.')
     for o in results['said']: print(printable(o))
     print(f'\n{folder}: report.html shows the mistakes, export.pkl predicts. To use it:\n')

@@ -86,7 +86,8 @@ them on one side of a split.</p>
 <p>The number says how far the five nearest pictures are, on average, as a multiple of what is usual here.</p>
 <div class="pictures">
 {% for o in far %}
-<figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}<figcaption>{{ '%.1f'|format(o.far) }} × as far<br>{{ o.name }}</figcaption></figure>
+<figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}
+<figcaption>{{ '%.1f'|format(o.far) }} × as far<br>{{ o.name }}</figcaption></figure>
 {% endfor %}
 </div>
 ''')

@@ -115,7 +115,8 @@ def _is_run_as_file(frame):
 # %% ../../nbs/86_cli.options.ipynb #shared
 def reading_options(
     ground:str=None, # Colour that shows through transparent pixels: a name, or '#rrggbb' (white)
-    full_scale:float=None, # Value that becomes 1 in pictures of 16 or 32 bits: 4095 for 12 bits (what the format states)
+    # Value that becomes 1 in pictures of 16 or 32 bits: 4095 for 12 bits (what the format states)
+    full_scale:float=None,
     max_pixels:int=None, # Pixels that a picture may have (89,478,485, PIL's limit)
     reader:str=None, # Function that reads what PIL cannot, as package.module:function
     column:str=None, # Column of a csv file with the paths; in a tar what follows the key, e.g. jpg
@@ -131,7 +132,8 @@ def how_to_read(
     options:dict, # Of `reading_options`; others are passed over
 )->dict: # Arguments of `open_picture`
     "Take from the options those that say how a picture is opened; a reader by its name becomes a function"
-    how = {name: options[name] for name in ('ground','full_scale','max_pixels','reader') if options.get(name) is not None}
+    names = 'ground','full_scale','max_pixels','reader'
+    how = {name: options[name] for name in names if options.get(name) is not None}
     if isinstance(how.get('reader'), str): how['reader'] = load_reader(how['reader'])
     return how
 
@@ -165,7 +167,8 @@ def _needs_listing(source):
 
 def _is_named_file(path):
     "Is a path that of a picture? One that is missing is named as unreadable later"
-    return str(path).lower().endswith(picture_suffixes()) and not Path(path).is_dir() and not set('*?[') & set(str(path))
+    is_pattern = set('*?[') & set(str(path))
+    return str(path).lower().endswith(picture_suffixes()) and not is_pattern and not Path(path).is_dir()
 
 # %% ../../nbs/86_cli.options.ipynb #record
 def to_record(
@@ -192,5 +195,6 @@ def as_in_training(
         raise invalid(given, f'records reading={str(record)[:100]}', 'Give one that `save_encoder` wrote')
     reader = record.get('reader')
     if reader is not None and 'reader' not in options:
-        raise invalid(given, f'was trained on pictures that reader={reader!r} read', 'Pass that reader, if you trust it')
+        problem = f'was trained on pictures that reader={reader!r} read'
+        raise invalid(given, problem, 'Pass that reader, if you trust it')
     return {name: o for name,o in record.items() if name!='reader'} | options

@@ -133,7 +133,8 @@ def _as_part(holdout):
 def _listed_in(file, names):
     "Of each name whether a text file has it in a line, or a csv file in its first column"
     with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f: text = f.read()
-    lines = [row[0] for row in csv.reader(StringIO(text)) if row] if file.lower().endswith('.csv') else text.splitlines()
+    lines = text.splitlines()
+    if file.lower().endswith('.csv'): lines = [row[0] for row in csv.reader(StringIO(text)) if row]
     listed = {os.path.normpath(from_csv_cell(o.strip())) for o in lines if o.strip()}
     held = [name in listed or os.path.basename(name) in listed for name in names]
     if any(held): return held
@@ -145,7 +146,7 @@ def _held_by_column(s, items, labels, name):
     table,_ = open_table(s.path if isinstance(s.path, str) else s.path[0])
     column = column_values(table, name)
     if column is None:
-        problem = 'is no part in [0,1), no folder with pictures in it, no column of a table, and no file that lists names'
+        problem = 'is no part in [0,1), folder with pictures in it, column of a table, or file that lists names'
         raise invalid(f'holdout={name!r}', problem, 'Pass one of these, e.g. holdout=0.2')
     train,held = parts_by_column(column, name)
     kept = sorted(train+held)

@@ -139,7 +139,8 @@ def check_settings(
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.minutes is not None: check_minutes(s.minutes)
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
-    if isinstance(s.m, float) and not 0<=s.m<=1: raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
+    if isinstance(s.m, float) and not 0<=s.m<=1:
+        raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
@@ -241,7 +242,8 @@ def within_minutes(
 def _time_left(s, learn, begun):
     "Time a few steps, and choose their number for what is left of the minutes"
     out = [cb for cb in learn.cbs if isinstance(cb, (Lines,TimeLeft,History,Checkpoint,Mend))]
-    with threads_for(s.size), learn.removed_cbs(out): pace = measure_pace(learn, opt_funcs['adamw'], min(6.,6*s.minutes))
+    with threads_for(s.size), learn.removed_cbs(out):
+        pace = measure_pace(learn, opt_funcs['adamw'], min(6.,6*s.minutes))
     after = after_training(judged_dls(learn.dls), pace.step, s.bs)
     s.seconds = max(60*s.minutes-(time.perf_counter()-begun)-after, pace.step)
     s.steps = steps_within(learn, s.seconds, pace.step)
@@ -366,7 +368,7 @@ def _run(s, items, bs, out, resume, progress, begun):
 @command('path')
 @delegates(reading_options)
 def byol_pretrain(
-    path:list=None, # Folder of pictures; tars, or a folder of them; csv or text file with paths; none: scikit-learn's digits
+    path:list=None, # Folder of pictures; tars, or a folder of them; csv or text file with paths; none: the digits
     arch:str=None, # Network: a name of timm, fastai or torchvision (digits: tiny_resnet, pictures: resnet18)
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (digits: 8, pictures: 128)
     n_in:int=None, # Channels: 1 reads grey, 3 RGB, any number with --reader (digits: 1, pictures: 3)

@@ -39,7 +39,7 @@ def batch_parts(
     return tuple(b[:n]),tuple(b[n:])
 
 def _of_dict(b):
-    "Views and labels of a dictionary: views are in one list, or are the tensor of most dimensions and what goes with it"
+    "Views and the rest of a dictionary: views are in a list, or the tensor of most dimensions and what goes with it"
     keys = [k for k,o in b.items() if isinstance(o, (tuple,list)) and len(o) and all(map(_is_data, o))][:1]
     views = tuple(b[keys[0]]) if keys else ()
     if not keys:

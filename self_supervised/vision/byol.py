@@ -311,12 +311,13 @@ def _loss_of(learn):
               'used instead. Leave it out, or pass a loss of your own, loss_func(preds, *targs), as byol_loss is.')
     return BYOLLoss()
 
-def _check_trained(guard):
+def _check_trained(learn):
     "Raise after a fit in which every batch was skipped"
-    seen = guard.record.seen
-    if not seen or len(guard.skipped)<seen: return
-    raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
-                  f'Look for what is not finite ({guard.report()})', RuntimeError)
+    for guard in learn._grab_cbs(Guard):
+        seen = guard.record.seen
+        if not seen or len(guard.skipped)<seen: continue
+        raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
+                      f'Look for what is not finite ({guard.report()})', RuntimeError)
 
 class BYOLSetup(AttachedCallback):
     "What comes with `BYOL`, and what it sets up for the length of a fit"
@@ -370,7 +371,7 @@ class BYOLSetup(AttachedCallback):
         self.rollback.end(self.learn)
         for o in self.for_fit: o.end(self.learn)
         self.model.zero_grad()
-        if not is_trial: _check_trained(self.guard)
+        if not is_trial: _check_trained(self.learn)
 
     def before_train(self):
         check_ranks(self.learn)
@@ -544,7 +545,7 @@ def byol_learner(
     model:BYOLModel, # To be trained
     aug_pipelines=None, # Two or more callables, one per view; None where the loader brings the views
     m=None, # Momentum of the target, see `BYOL`
-    # Called as `byol_loss` is, with a tuple of predictions and a target for each, in training, validation and `lr_find`;
+    # Called as `byol_loss` is, with a tuple of predictions and a target for each, wherever the learner wants a loss;
     # None: `byol_loss`
     loss_func=None,
     cbs=None, # Callbacks besides `BYOL`

@@ -109,7 +109,7 @@ def check_companions(
             raise invalid(f'cbs={cb}', 'blends pictures together with their labels, and BYOL has no labels',
                           f'Leave {cb} out: the views are the augmentation', TypeError)
         if isinstance(cb, FetchPredsCallback) and cb.with_decoded:
-            raise invalid('FetchPredsCallback(with_decoded=True)', 'decodes predictions, and those of BYOL are no labels',
+            raise invalid('FetchPredsCallback(with_decoded=True)', 'decodes predictions, and BYOL has no labels',
                           'Pass with_decoded=False', TypeError)
     for metric in learn.metrics:
         if _wants_labels(metric):
@@ -145,7 +145,7 @@ def check_length(
     "Raise for a loader without a length: schedules and progress bars ask for it"
     try: len(dl)
     except TypeError as e:
-        raise invalid(f'dls.train={type(dl).__name__}', 'states no length, and a schedule needs the batches of an epoch',
+        raise invalid(f'dls.train={type(dl).__name__}', 'states no length, and schedules need the batches per epoch',
                       'Give it __len__, such as .with_length(n) of a WebLoader', TypeError) from e
 
 def loss_for_labels(
