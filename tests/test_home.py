@@ -8,6 +8,7 @@ from fastai.learner import Learner
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
+from self_supervised import budget
 from self_supervised.augmentations import VIEWS, QuarterTurns, get_batch_augs, views_for
 from self_supervised.budget import Deadline, measure_pace
 from self_supervised.cli import pretrain as cli
@@ -138,18 +139,25 @@ def test_a_trial_leaves_nothing_behind():
         return [o.item() for o in learn.recorder.losses]
     assert losses(True)==losses(False)
 
-class Slow(Callback):
-    def __init__(self, seconds): self.seconds = seconds
-    def after_step(self): time.sleep(self.seconds)
+class Clock(Callback):
+    "A clock of its own, by which each step takes as long as it is told"
+    def __init__(self, *seconds): self.seconds,self.now,self.n = seconds,0.,0
+    def perf_counter(self): return self.now
+    def after_step(self):
+        self.now += self.seconds[self.n%len(self.seconds)]
+        self.n += 1
 
-@pytest.mark.parametrize('steps', [7, 40, 3000])
-def test_schedules_are_complete_at_the_deadline(steps):
-    "However many steps were planned: when the fit ends, the rate has come down and the momentum is 1"
-    deadline = Deadline(2., steps)
-    learn = fit(learner(Slow(.01)), max(1, steps//9), 'adamw', lr=1e-3, m=.9, warmup_epochs=0, cbs=deadline)
-    assert deadline.pct==1 and learn.pct_train==1
-    assert learn.recorder.hps['lr'][-1]<1e-3*.2 and learn.recorder.hps['lr'][0]>.9e-3
-    if steps==7: assert deadline.done>=4
+@pytest.mark.parametrize('steps,seconds', [(40,(1.,)), (40,(2.5,)), (40,(.5,)), (7,(1.,3.)), (3000,(1.,))])
+def test_schedules_are_complete_at_the_deadline(steps, seconds, monkeypatch):
+    "A plan of 40 seconds, and steps that take as long, longer or less: the fit ends then, rate and momentum at their ends"
+    clock = Clock(*seconds)
+    monkeypatch.setattr(budget, 'time', clock)
+    deadline = Deadline(40., steps)
+    learn = fit(learner(clock), math.ceil(steps/9), 'adamw', lr=1e-3, m=.9, warmup_epochs=0, cbs=deadline)
+    rates = learn.recorder.hps['lr']
+    assert deadline.pct==1 and learn.pct_train==1 and rates==sorted(rates, reverse=True) and rates[0]>.9e-3
+    if steps!=7: assert 36<=clock.now<=44 and rates[-1]<.1e-3
+    assert {len(o) for o in learn.recorder.values}=={len(learn.recorder.metric_names)-2}      # no row lacks a column
 
 def test_without_delay_a_deadline_takes_the_steps_planned():
     learn = fit(learner(), 3, 'adamw', lr=1e-3, m=.9, cbs=Deadline(1e4, 20, slack=2.))
