@@ -29,7 +29,7 @@ from ..record import record_of, remember, views_stats
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
 from ..callback.core import AttachedCallback
-from ..callback.guard import Guard
+from ..callback.guard import Guard, left_out
 from ..callback.health import Health
 from ..callback.put_back import (
     EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
@@ -401,9 +401,13 @@ class BYOL(BYOLSetup):
     def after_step(self):
         "Let the target follow"
         net = self.byol_model
-        if self.stepped and net.target is not None: ema_update(net.target, net.online, self.m)
+        if self.stepped and net.target is not None: ema_update(net.target, net.online, self.m, left_out(self.learn))
         self.stepped = False
         self.begun = None
+    def after_left_out(self, why, ago):
+        "Forget the momentum of a batch that the guard has left out on the device"
+        if why!='gradients': del self.momenta[-1-ago]
+
     def after_batch(self):
         self.pictures = None
         self.labels = ()
