@@ -98,52 +98,58 @@ def _few(items, n=5):
 class KeptBuffers:
     "Copies of a model's buffers from before a forward pass, and what that pass did to them"
     def __init__(self):
-        self.live = []     # the model's buffers
-        self.groups = []   # (buffers of one type and device, their copies)
+        self.live = []     # the buffers
+        self.groups = []   # the same, a list for each type and device
+        self.kept = []     # for each list all numbers in a row, as they were
 
+    @torch.no_grad()
     def keep(self,
         model:nn.Module, # About to pass a batch
     )->None:
-        "Copy the buffers, into memory of earlier copies"
+        "Copy the buffers"
         live = list(model.buffers())
-        same = len(live)==len(self.live) and all(a is b for a,b in zip(live, self.live))
-        if not same: self._take_memory(live)
-        with torch.no_grad():
-            for bs,copies in self.groups: torch._foreach_copy_(copies, bs)
+        if len(live)!=len(self.live) or any(a is not b for a,b in zip(live, self.live)): self._group(live)
+        self.kept = [_in_a_row(bs) for bs in self.groups]
 
-    def _take_memory(self, live):
+    def _group(self, live):
         self.live = live
         groups = defaultdict(list)
-        for b in live:
-            if b.numel(): groups[b.dtype,b.device].append(b.detach())
-        self.groups = [(bs, [torch.empty_like(b) for b in bs]) for bs in groups.values()]
+        for b in live: groups[b.dtype,b.device].append(b)
+        self.groups = list(groups.values())
 
     @torch.no_grad()
     def spoilt(self)->Tensor: # A single bool
         "Is a number not finite now that was finite before?"
-        spoilt = [_all_finite(copies) & ~_all_finite(bs) for bs,copies in self.groups if bs[0].is_floating_point()]
-        return torch.cat(spoilt).any() if spoilt else torch.zeros((), dtype=torch.bool)
+        floats = [(_in_a_row(bs),kept) for bs,kept in zip(self.groups, self.kept) if kept.is_floating_point()]
+        # Where nothing waits, a look at what is there now is most often enough
+        if all(now.device.type=='cpu' and finite(now) for now,_ in floats): return torch.tensor(False)
+        return torch.stack([(~now.isfinite() & kept.isfinite()).any() for now,kept in floats]).any()
+
+    def _pairs(self):
+        "Buffers and copies, a list of each for each type and device"
+        for bs,kept in zip(self.groups, self.kept):
+            yield bs,[k.view_as(b) for k,b in zip(kept.split([b.numel() for b in bs]), bs)]
 
     @torch.no_grad()
     def put_back(self)->None:
         "Undo what the pass did"
-        for bs,copies in self.groups: torch._foreach_copy_(bs, copies)
+        for bs,copies in self._pairs(): torch._foreach_copy_(bs, copies)
 
     @torch.no_grad()
     def put_back_where(self,
         bad:Tensor, # A single bool on the device of the buffers; nobody waits for it
     )->None:
         "Undo what the pass did if `bad`; the copies are used up"
-        for bs,copies in self.groups:
+        for bs,copies in self._pairs():
             # As whole numbers: 0 times NaN is NaN, and 0 times its bits is 0
             bs,copies = ([b.view(_whole[b.itemsize]) for b in o] for o in (bs, copies))
             torch._foreach_mul_(copies, bad.to(copies[0].dtype))
             torch._foreach_mul_(bs, (~bad).to(bs[0].dtype))
             torch._foreach_add_(bs, copies)
 
-_whole = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
+def _in_a_row(bs): return torch.cat([b if b.dim()==1 else b.reshape(-1) for b in bs])
 
-def _all_finite(xs): return torch.stack(torch._foreach_norm(xs, float('inf'))).isfinite()
+_whole = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 # %% ../../nbs/43_callback.guard.ipynb #later
 class LateVerdict:
