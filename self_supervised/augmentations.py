@@ -11,21 +11,24 @@ __all__ = ['PerImage', 'ColorJitter', 'NormalizeViews', 'BicubicCrop', 'get_batc
 # %% ../nbs/04_augmentations.ipynb #imports
 import math
 from functools import partial
+from itertools import groupby
 from numbers import Number
 
-import kornia.augmentation as K
 import torch
 from fastai.vision.core import imagenet_stats
 from fastcore.meta import delegates
 from fastcore.xtras import is_listy
 from fasttransform import Pipeline, Transform
 from kornia.augmentation.random_generator import ResizedCropGenerator
-from kornia.enhance import adjust_brightness
 from torch import Tensor, nn
 
-from .core import check_p, check_stats, check_whole, invalid, plain, warn_once
+from .core import check_p, check_stats, check_whole, invalid, number_row, plain, warn_once
 from .image_ops import (
-    adjust_contrast, adjust_hue, adjust_saturation, blur_kernel, resize_boxes, sides, view_ratio)
+    adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, cut_constants, cut_places, mirror_cuts,
+    on_accelerator, resize_boxes, resize_cuts, sides, view_ratio)
+from .operations import (
+    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread_steps, take_steps)
+from .operations import RandomGaussianBlur as GaussianBlur
 # Not used here: code that imports these from this module, as it could before, goes on working
 from .image_ops import bicubic_taps, weigh_rows # noqa: F401
 
@@ -60,26 +63,65 @@ class PerImage(Transform):
 
     def encodes(self, x):
         x = plain(x)
-        if not x.is_floating_point():
-            problem = 'is no floating point, and views are made of floating point in [0,1]'
-            raise invalid(f'{x.dtype=}', problem, 'Pass x/255', TypeError)
-        if x.dim()==4: return self.images(x)
-        if x.dim()!=5:
-            fix = 'Pass pictures (bs,c,h,w) or clips (bs,c,t,h,w), and rows of a table to data.tables.get_vector_augs()'
-            raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of pictures or clips', fix)
-        dim = 2 if self.pixelwise else 1
-        return self.images(x.flatten(dim, dim+1)).unflatten(dim, x.shape[dim:dim+2])
+        _check_batch(x)
+        return self.images(x.flatten(*self.joined(x.shape))).unflatten(*self.parted(x.shape))
+
+    def joined(self,
+        shape:tuple, # Of the batch
+    )->tuple: # First and last axis
+        "Axes that are one for the operation: of a clip frames and rows, or frames and channels"
+        first = 2 if self.pixelwise else 1
+        return first,first+len(shape)-4
+
+    def parted(self,
+        shape:tuple, # Of the batch
+    )->tuple: # The axis, and the sizes that it is parted into
+        "The inverse of `joined`"
+        first,last = self.joined(shape)
+        return first,tuple(shape[first:last+1])
 
     def images(self,
         x:Tensor, # (bs,c,h,w)
     )->Tensor: # Of the shape that `op` gives it
         "Draw which images are changed, and hand those to `op`"
-        if self.colour and x.shape[1]!=3: return _left_out(x, _name(self.op))
+        if self.left_out(x.shape): return x
         if self.p==1: return self.op(x)
         idx = self.choose(len(x)).to(x.device, non_blocking=True)
         if not len(idx): return x
         changed = self.op(x.index_select(0, idx))
         return x.index_copy_(0, idx, changed) if self.inplace else x.index_copy(0, idx, changed)
+
+    def left_out(self,
+        shape:tuple, # (bs,c,h,w)
+    )->bool:
+        "Does it need other channels? It is warned once then"
+        return self.colour and shape[1]!=3 and _left_out(shape[1], _name(self.op))
+
+    def draw_all(self,
+        shape:tuple, # Of the batch
+    )->list: # Of tensors; empty where there is nothing to do
+        "Draw which images are changed and the numbers of `op`, for all images of the batch, on the host"
+        shape = self.joined_shape(shape)
+        if self.left_out(shape): return []
+        idx = torch.arange(shape[0]) if self.p==1 else self.choose(shape[0])
+        return list(self.op.spread(self.op.draw((len(idx), *shape[1:])), idx, shape))
+
+    def compute_all(self,
+        x:Tensor, # The batch
+        *numbers, # As `draw_all` has made them, where the batch is
+    )->Tensor:
+        "Hand all images to `op`"
+        if not numbers: return x
+        y = x.flatten(*self.joined(x.shape))
+        y = self.op.compute_all(y, *numbers, *self.op.constants(y.shape, x.device))
+        return y.unflatten(*self.parted(x.shape))
+
+    def joined_shape(self,
+        shape:tuple, # Of the batch
+    )->tuple: # (bs,c,h,w)
+        "The shape that `op` sees"
+        first,last = self.joined(shape)
+        return *shape[:first],math.prod(shape[first:last+1]),*shape[last+1:]
 
     def choose(self,
         bs:int, # Number of images
@@ -90,20 +132,28 @@ class PerImage(Transform):
 
 def _name(op): return getattr(op, '__name__', type(op).__name__)
 
-def _left_out(x, what):
-    "Warn once that `what` needs RGB, and leave `x` as it is"
-    n = x.shape[1]
+def _left_out(n, what):
+    "Warn once that `what` needs RGB and pictures have `n` channels; returns True"
     channels = '1 channel' if n==1 else f'{n} channels'
     seen = f'The pictures have {channels} and {what} needs 3 (RGB)'
     warn_once(f'{seen}: it is left out. Switch it off to hide this warning.')
-    return x
+    return True
+
+def _check_batch(x):
+    "Raise for what is no batch of pictures or clips"
+    if not x.is_floating_point():
+        problem = 'is no floating point, and views are made of floating point in [0,1]'
+        raise invalid(f'{x.dtype=}', problem, 'Pass x/255', TypeError)
+    if x.dim() in (4,5): return
+    fix = 'Pass pictures (bs,c,h,w) or clips (bs,c,t,h,w), and rows of a table to data.tables.get_vector_augs()'
+    raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of pictures or clips', fix)
 
 # %% ../nbs/04_augmentations.ipynb #01c012
-class ColorJitter:
+class ColorJitter(Operation):
     "Change brightness, contrast, saturation and hue of each image, in its own order (arXiv:2006.07733, appendix B)"
     # name: (operation, amount that leaves an image as it is, does it need RGB?)
     steps = dict(
-        brightness=(adjust_brightness, 0., False),
+        brightness=(adjust_light, 0., False),
         contrast=(adjust_contrast, 1., False),
         saturation=(adjust_saturation, 1., True),
         hue=(adjust_hue, 0., True))
@@ -120,30 +170,43 @@ class ColorJitter:
         self.ranges = {k:_range(v, self.steps[k][1]) for k,v in amounts.items() if v!=0}
         self.same_on_batch = same_on_batch  # one draw for all images
 
-    def __call__(self, x):
-        names = [k for k in self.ranges if x.shape[1]==3 or not self.steps[k][2]]
-        if len(names)<len(self.ranges): _left_out(x, 'a change of saturation and hue')
-        if not names or not len(x): return x.clone()
-        amounts,order = self.draw(names, len(x))
+    @property
+    def most_turn(self): return max(map(abs, self.ranges.get('hue', (0,))))
+
+    def __call__(self, x): return self.compute(x, *self.draw(x.shape))
+
+    def names(self,
+        n_in:int, # Channels of the pictures
+    )->tuple: # Of the steps to take
+        "Leave out what needs RGB, with a warning"
+        names = tuple(k for k in self.ranges if n_in==3 or not self.steps[k][2])
+        if len(names)<len(self.ranges): _left_out(n_in, 'a change of saturation and hue')
+        return names
+
+    def draw(self, shape):
+        "Amounts (n,) by name, and which step each image takes at each place (n,number of steps), on the host"
+        names = self.names(shape[1])
+        n = min(1, shape[0]) if self.same_on_batch else shape[0]
+        amounts = {k: torch.empty(n).uniform_(*self.ranges[k]).expand(shape[0]) for k in names}
+        if not names: return amounts,torch.zeros(shape[0], 0)
+        return amounts,torch.rand(n, len(names)).argsort(1).expand(shape[0], -1)
+
+    def compute(self,
+        x:Tensor, # (n,c,h,w)
+        amounts:dict, # As `draw` has made them
+        order:Tensor,
+    )->Tensor: # (n,c,h,w)
+        "Let those images that take the same step at the same place take it together"
+        if not amounts or not len(x): return x.clone()
         here = torch.arange(len(x))  # which image lies in each row
         for place in order.unbind(1):
             # Images that take the same step at this place come to lie together
             there = place.argsort()
-            n_each = place.bincount(minlength=len(names)).tolist()
-            parts = zip(names, _rows(x, here.argsort()[there]).split(n_each), there.split(n_each))
+            n_each = place.bincount(minlength=len(amounts)).tolist()
+            parts = zip(amounts, _rows(x, here.argsort()[there]).split(n_each), there.split(n_each))
             x = torch.cat([self.step(k, part, amounts[k][idx]) for k,part,idx in parts if len(part)])
             here = there
         return _rows(x, here.argsort())
-
-    def draw(self,
-        names:list, # Of the steps to take
-        bs:int, # Number of images
-    )->tuple: # Amounts (bs,) by name, and which step each image takes at each place (bs,len(names))
-        "Draw the amounts and the order of the steps for each image"
-        n = 1 if self.same_on_batch else bs
-        amounts = {k: torch.empty(n).uniform_(*self.ranges[k]).expand(bs) for k in names}
-        order = torch.rand(n, len(names)).argsort(1).expand(bs, -1)
-        return amounts,order
 
     def step(self,
         name:str, # Of the step
@@ -151,7 +214,15 @@ class ColorJitter:
         amount:Tensor, # (n,)
     )->Tensor: # (n,c,h,w)
         "Take one step with all images of `x`"
-        return self.steps[name][0](x, amount.to(x.device, non_blocking=True))
+        amount = amount.to(x.device, non_blocking=True)
+        if name=='hue': return adjust_hue(x, amount, self.most_turn)
+        return self.steps[name][0](x, amount)
+
+    def spread(self, numbers, idx, shape):
+        amounts,order = numbers
+        return [spread_steps(amounts, order, idx, shape[0], self.most_turn)] if amounts else []
+
+    def compute_all(self, x, numbers): return take_steps(x, self.names(x.shape[1]), numbers, self.most_turn)
 
 def _range(v, neutral): return tuple(v) if is_listy(v) else (neutral-v, neutral+v)
 
@@ -167,28 +238,39 @@ class NormalizeViews(Transform):
         std, # One number per channel, or one for all
     ):
         super().__init__()
-        self.mean = _numbers(mean)  # (1,) or (c,)
-        self.std = _numbers(std)  # (1,) or (c,)
+        self.mean = number_row(mean)  # (1,) or (c,)
+        self.std = number_row(std)  # (1,) or (c,)
 
     @property
     def name(self): return f'NormalizeViews(mean={_digits(self.mean)}, std={_digits(self.std)})'
-    def encodes(self, x): return (x-self._like(self.mean,x)) / self._like(self.std,x)
-    def decodes(self, x): return x*self._like(self.std,x) + self._like(self.mean,x)
+    def encodes(self, x):
+        mean,std = (o.to(x.device, non_blocking=True) for o in self.draw_all(x.shape))
+        return self.compute_all(x, mean, std)
+    def decodes(self, x):
+        mean,std = (o.to(x.device) for o in self.draw_all(x.shape))
+        return x*std + mean
 
-    def _like(self, o, x):
-        "Shape `o` to broadcast over the channels of `x`"
-        n = x.shape[1]
+    def draw_all(self,
+        shape:tuple, # Of the batch
+    )->list: # Mean and standard deviation, shaped to broadcast; nothing is drawn
+        "The numbers of a batch, on the host"
+        return [self._like(o, shape) for o in (self.mean, self.std)]
+
+    def compute_all(self, x, mean, std): return (x-mean) / std
+
+    def _like(self, o, shape):
+        "Shape `o` to broadcast over the channels"
+        n = shape[1]
         if len(o) not in (1,n):
             stats = _digits(self.mean),_digits(self.std)
             problem = f'has {len(o)} entries for pictures of {n} channels'
             raise invalid(f'{stats=}', problem, 'Pass (mean,std) with one entry per channel, or stats=None')
-        return o.to(x.device, non_blocking=True).view(-1, *[1]*(x.dim()-2))
+        return o.view(-1, *[1]*(len(shape)-2))
 
-def _numbers(o): return torch.as_tensor(o, dtype=torch.float32).flatten()
 def _digits(t): return [round(o, 3) for o in t.tolist()]
 
 # %% ../nbs/04_augmentations.ipynb #01c020
-class BicubicCrop:
+class BicubicCrop(Operation):
     "Cut a random part of each image of a batch (bs,c,h,w) and resize it to `size` bicubically"
     def __init__(self,
         size:int|tuple, # Side of the square view, or its (h,w), pixels
@@ -201,14 +283,23 @@ class BicubicCrop:
         self.size = sides(size)  # (h,w) of the view
         if ratio is None: ratio = view_ratio(self.size)
         # kornia draws; its own resizing takes the images one by one
-        self.draw = ResizedCropGenerator(self.size, scale, ratio)
+        self.boxes = ResizedCropGenerator(self.size, scale, ratio)
         self.same_on_batch = same_on_batch  # one crop for all images
         self.clip = clip  # to [0,1]
 
-    def __call__(self, x):
-        boxes = self.draw(x.shape, self.same_on_batch)['src']
-        cut = resize_boxes(x, boxes.to(x.device, non_blocking=True), self.size)
-        return cut.clamp_(0,1) if self.clip else cut
+    def draw(self, shape): return (self.boxes(shape, self.same_on_batch)['src'],)
+
+    def compute(self, x, boxes): return self._clipped(resize_boxes(x, boxes, self.size))
+
+    def spread(self, numbers, idx, shape): return cut_places(*numbers, shape)
+
+    def shape_after(self, shape): return *shape[:-2],*self.size
+
+    def constants(self, shape, device): return cut_constants(shape, self.size, device)
+
+    def compute_all(self, x, *numbers): return self._clipped(resize_cuts(x, *numbers, self.size))
+
+    def _clipped(self, x): return x.clamp_(0,1) if self.clip else x
 
 # %% ../nbs/04_augmentations.ipynb #01c020c
 def clips_to_unit(
@@ -217,6 +308,73 @@ def clips_to_unit(
     "Does `aug` lose what lies outside [0,1]?"
     crops = [getattr(o, 'op', None) for o in getattr(aug, 'fs', ())]
     return all(o.clip for o in crops if isinstance(o, BicubicCrop)) if any(crops) else True
+
+# %% ../nbs/04_augmentations.ipynb #04views
+class Views(Pipeline):
+    "A pipeline that computes each operation for the pictures that drew it or, on an accelerator, for all"
+    at_once = None  # all pictures through all operations? None: where the batch is on an accelerator
+
+    def __call__(self, o):
+        if not isinstance(o, Tensor) or self.split_idx!=0: return super().__call__(o)
+        if not (on_accelerator(o) if self.at_once is None else self.at_once): return super().__call__(o)
+        for known,fs in groupby(self.fs, _computes_all):
+            if known: o = make_at_once(list(fs), o)
+            else:
+                for f in fs: o = f(o, split_idx=self.split_idx)
+        return o
+
+def _computes_all(f): return isinstance(f, NormalizeViews) or type(f) is PerImage and isinstance(f.op, Operation)
+
+def make_at_once(
+    fs:list, # Transforms that have `draw_all` and `compute_all`
+    x:Tensor, # The batch
+)->Tensor: # Of the type of `x`
+    "Draw everything, send it in one copy, and compute"
+    _check_batch(x)
+    out = compute_views(fs, plain(x), send(draw_views(fs, x.shape), x.device))
+    return out if type(x) is type(out) else out.as_subclass(type(x))
+
+def draw_views(
+    fs:list, # As of `make_at_once`
+    shape:tuple, # Of the batch
+)->list: # For each of `fs` a list of tensors on the host
+    "Draw the numbers of all operations for all pictures, in the order in which they would be drawn one by one"
+    numbers,before,w = [],None,0
+    for f in fs:
+        drawn = f.draw_all(shape)
+        op = getattr(f, 'op', None)
+        # A crop reads columns in either direction, so it also makes the mirror image that is to follow
+        if isinstance(before, BicubicCrop) and isinstance(op, RandomHorizontalFlip):
+            numbers[-1][0] = mirror_cuts(numbers[-1][0], drawn[0], w)
+            drawn = []
+        numbers.append(drawn)
+        before,w = op,shape[-1]
+        if op: shape = op.shape_after(shape)
+    return numbers
+
+def compute_views(
+    fs:list, # As of `make_at_once`
+    x:Tensor, # The batch
+    numbers:list, # As `draw_views` makes them, where the batch is
+)->Tensor:
+    "Compute what was drawn; there is no chance in it, and no shape that it depends on: `torch.compile` may have it"
+    for f,o in zip(fs, numbers): x = f.compute_all(x, *o)
+    return x
+
+def send(
+    numbers:list, # Of lists of tensors on the host
+    device:torch.device, # Where they are needed
+)->list: # The same there
+    "Send many small tensors in one copy, which nothing waits for"
+    # The ones with long entries first, so that all lie at multiples of the length of their entries
+    each = sorted((o for os in numbers for o in os), key=lambda o: -o.element_size())
+    if not each: return numbers
+    # A copy, as the strides of a tensor with one entry may be any
+    raw = torch.cat([o.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for o in each])
+    if device.type=='cuda': raw = raw.pin_memory()
+    parts = raw.to(device, non_blocking=True).split([o.numel()*o.element_size() for o in each])
+    there = {id(o): part.view(o.dtype).view(o.shape) for o,part in zip(each, parts)}
+    return [[there[id(o)] for o in os] for os in numbers]
 
 # %% ../nbs/04_augmentations.ipynb #01c021
 def get_batch_augs(
@@ -271,15 +429,15 @@ def get_batch_augs(
     same = dict(same_on_batch=same_on_batch)
     tfms = _frames(frames, same_on_batch)
     tfms += [PerImage(BicubicCrop(size, resize_scale, resize_ratio, same_on_batch, clip))]
-    tfms += some(K.RandomHorizontalFlip(p=1.), flip_p)
-    if rotate: tfms += some(K.RandomRotation(float(rotate_deg), p=1., **same), rotate_p)
+    tfms += some(RandomHorizontalFlip(), flip_p)
+    if rotate: tfms += some(RandomRotation(float(rotate_deg), **same), rotate_p)
     if jitter: tfms += some(ColorJitter(*_jitter_amounts(jitter_s), **same), jitter_p, pixelwise=True)
-    if bw: tfms += some(K.RandomGrayscale(p=1.), bw_p, colour=True)
-    if blur: tfms += some(_blur(size, sigmas, same_on_batch), blur_p)
-    if solarize: tfms += some(K.RandomSolarize((.5,.5), (0.,0.), p=1.), solarize_p, pixelwise=True)
+    if bw: tfms += some(RandomGrayscale(), bw_p, colour=True)
+    if blur: tfms += some(GaussianBlur(size, tuple(map(float, sigmas)), **same), blur_p)
+    if solarize: tfms += some(RandomSolarize(), solarize_p, pixelwise=True)
     tfms += [_per_image(o) for o in _as_list(xtra_tfms)]
     if stats is not None: tfms += [NormalizeViews(*stats)]
-    return Pipeline(tfms, split_idx=0)
+    return Views(tfms, split_idx=0)
 
 def _frames(frames, same_on_batch):
     "Make the crop in time, as a list of one; an empty list for None"
@@ -288,15 +446,9 @@ def _frames(frames, same_on_batch):
     if len(given) in (1,2): return [RandomFrames(*given, same_on_batch=same_on_batch)]
     raise invalid(f'{frames=}', 'is no number of frames', 'Pass a number, or (number,stride)')
 
-def _blur(size, sigmas, same_on_batch):
-    "Make the blur of a view of this size"
-    taps = blur_kernel(size)
-    lo,hi = sigmas
-    return K.RandomGaussianBlur((taps,taps), (float(lo),float(hi)), same_on_batch=same_on_batch, p=1.)
-
 def _per_image(o):
     "Make a transform of an operation that draws for each image"
-    return PerImage(o) if isinstance(o, (nn.Module, BicubicCrop)) else o
+    return PerImage(o) if isinstance(o, (nn.Module, Operation)) else o
 
 def _as_list(o):
     "A list of `o`, or `o` where it is one; empty for None"

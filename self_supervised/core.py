@@ -6,6 +6,7 @@
 __all__ = ['seed_everything']
 
 # %% ../nbs/00_core.ipynb #imports
+import math
 import os
 import random
 import shutil
@@ -17,9 +18,11 @@ from numbers import Integral, Number
 from pathlib import Path
 from warnings import warn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from fastai.torch_core import set_seed
+from fastcore.foundation import L
 
 # %% ../nbs/00_core.ipynb #invalid
 def invalid(
@@ -70,13 +73,20 @@ def check_p(
     if not isinstance(p, Number) or not 0<=p<=1:
         raise invalid(f'{p=}', 'is not a probability', f'Pass a number in [0,1] for {what}')
 
+def number_row(
+    o, # A number, or one per channel: list, tuple, array or tensor, on any device
+)->Tensor: # (n,) float32, on the CPU, without a gradient
+    "Make a plain row of numbers"
+    # torch takes no reversed array, and warns of one that is read-only
+    return torch.as_tensor(o.tolist() if hasattr(o, 'tolist') else o, dtype=torch.float32, device='cpu').flatten()
+
 def check_stats(
     stats, # (mean,std), each a number or one per channel; None leaves pictures in [0,1]
 )->None:
     "Raise unless `stats` is None or a pair of finite numbers with nothing to divide by 0"
     if stats is None: return
-    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(()),torch.zeros(())
+    try: mean,std = map(number_row, stats)
+    except (TypeError, ValueError, RuntimeError): mean,std = torch.zeros(1),torch.zeros(1)
     # Not only above 0: 1/1e-39 is infinite in float32
     usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
     if usable and mean.isfinite().all(): return
@@ -88,8 +98,9 @@ def per_channel(
     n_in:int, # Channels of the pictures
 )->tuple[Tensor,Tensor]: # Mean and standard deviation, each (1,) or (n_in,) float32
     "Return `(mean, std)` as tensors that fit `n_in` channels; `(0, 1)` when `stats` is None"
+    if isinstance(stats, Iterator): stats = tuple(stats)
     check_stats(stats)
-    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in ((0.,1.) if stats is None else stats))
+    mean,std = map(number_row, (0.,1.) if stats is None else stats)
     for o in (mean, std):
         if len(o) not in (1,n_in):
             problem = f'has {len(o)} entries for pictures of {n_in} channels'
@@ -117,6 +128,13 @@ def printable(
     "Make text of others safe to print"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
 
+def literal(
+    name, # Label, name of a folder, or other text that is not ours
+)->str: # For a title or a legend of matplotlib
+    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
+
 # What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
 _formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
 
@@ -138,6 +156,13 @@ def plain(
 )->Tensor: # The same data as a plain tensor
     "Strip fastai's tensor types"
     return x.as_subclass(Tensor)
+
+def shape_in_words(
+    weights:dict, # State dict
+    name:str, # Of one weight
+)->str: # Such as 'of shape (64, 3, 7, 7)', or 'missing'
+    "Describe the shape of a weight in a message"
+    return f'of shape {tuple(weights[name].shape)}' if name in weights else 'missing'
 
 # %% ../nbs/00_core.ipynb #undisturbed
 @contextmanager
@@ -199,12 +224,36 @@ def batch_size_of(
     "Batch size of a loader: fastai calls it `bs`, torch `batch_size`"
     return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
 
+# %% ../nbs/00_core.ipynb #numbers
+def plain_numbers(
+    v, # A number of Python, NumPy or torch; a list, tuple, array or slice of such; or anything else
+): # Python's own numbers; anything else as it is
+    "Turn numbers of NumPy and torch into Python's, whose kinds everything takes"
+    if isinstance(v, slice): return slice(*map(plain_numbers, (v.start, v.stop, v.step)))
+    if isinstance(v, (np.generic,np.ndarray,Tensor)): return v.tolist()
+    if type(v) in (list,tuple,L): return type(v)(map(plain_numbers, v))
+    return v
+
+def check_numbers(
+    **settings # name=value: a number, several, a slice, or None
+)->None:
+    "Raise for a setting that is not finite, below 0, or no number"
+    for name,v in settings.items():
+        v = plain_numbers(v)
+        values = v if isinstance(v, (list,tuple,L)) else [v]
+        if isinstance(v, slice): values = [v.start, v.stop]
+        if all(o is None or _is_amount(o) for o in values): continue
+        raise invalid(f'{name}={v!r}', 'must be 0 or more, and finite', f'Pass e.g. {name}=0.1')
+
+def _is_amount(o): return isinstance(o, Number) and not isinstance(o, bool) and 0<=o<math.inf
+
 # %% ../nbs/00_core.ipynb #40c012
 def seed_everything(
     seed:int, # Any integer; the same one gives the same run
     dls=None, # `DataLoaders` built already: their order is seeded too
 )->None:
     "Seed weights, views and loaders: Python, NumPy, torch (every device) and the generator inside each of `dls`"
+    seed = plain_numbers(seed)
     set_seed(seed)  # the workers of a loader take their seeds from torch
     if dls is not None: seed_loaders(seed, dls)
 
@@ -214,7 +263,7 @@ def seed_loaders(
     dls, # `DataLoaders`, or loaders
 )->None:
     "Seed the order of loaders that are built already, and nothing else"
-    for dl in dls: dl.rng = random.Random(seed)
+    for dl in dls: dl.rng = random.Random(plain_numbers(seed))
 
 # %% ../nbs/00_core.ipynb #31c005
 def write_atomic(

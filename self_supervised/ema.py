@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .core import invalid
+from .core import invalid, plain_numbers
 
 # %% ../nbs/20_ema.ipynb #02c005
 @torch.no_grad()
@@ -29,7 +29,7 @@ def ema_update(
     "Move every parameter of `target` a fraction `1-m` of the way to `online` (arXiv:2006.07733, eq. 1)"
     # Parameters only: `target` runs in train mode, so its batchnorms keep running statistics of their own
     targs,ps = _weights(target, online)
-    _check_momentum(m)
+    m = _check_momentum(m)
     _check_pair(targs, ps, m)
     # One fused call; in float32, because the step of a half-precision weight rounds to nothing
     ps = [p.to(t.dtype) for t,p in zip(targs,ps)]
@@ -64,7 +64,8 @@ def _entries(d, at=''):
         else: yield f'{at}{k}',v
 
 def _check_momentum(m):
-    "Return `m`, or raise unless it is in [0,1]"
+    "Return `m` as Python's number, or raise unless it is in [0,1]"
+    m = plain_numbers(m)
     if isinstance(m, Number) and 0<=m<=1: return m
     raise invalid(f'{m=}', 'is not a momentum', 'Pass a number in [0,1], e.g. 0.996')
 

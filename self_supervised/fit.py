@@ -10,19 +10,23 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from numbers import Integral
 from warnings import warn
 from weakref import WeakKeyDictionary
 
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, params, rank_distrib
-from fastcore.basics import patch
+from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
+from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
 
-from .core import batch_size_of, invalid
+from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numbers
+from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
 from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
@@ -74,7 +78,7 @@ def _batchnorm_warning(learn):
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):
     "Raise for what cannot be meant, before anything has changed"
-    if not isinstance(epochs, int):
+    if not isinstance(epochs, Integral) or isinstance(epochs, bool):
         raise invalid(f'{epochs=}', 'must be a whole number above 0', 'Pass e.g. epochs=100')
     check_run(epochs)
     if not isinstance(recipe, Recipe) and recipe not in (*opt_funcs, None):
@@ -83,12 +87,9 @@ def _check_settings(learn, epochs, recipe, lr, wd):
     if opt=='simsiam' and _has_target(learn):
         raise invalid("recipe='simsiam'", 'is for a model without a target, and this one has one',
                       "Pass 'lars', 'sgd' or 'adamw', or build the model with create_simsiam_model")
-    for name,v in dict(lr=lr, wd=wd).items():
-        values = [v.start or 0, v.stop] if isinstance(v, slice) else L(v)
-        if any(o<0 for o in values if o is not None):
-            raise invalid(f'{name}={v}', 'must be 0 or more', "Leave it out to take the recipe's")
+    check_numbers(lr=lr, wd=wd)
 
-def _has_target(learn): return getattr(getattr(learn.model, 'module', learn.model), 'target', None) is not None
+def _has_target(learn): return getattr(get_model(learn.model), 'target', None) is not None
 
 def _byol_callback(learn, cbs):
     "The learner's `BYOL`, or the one for this fit"
@@ -102,9 +103,21 @@ def batch_size(
     cbs=None, # Callbacks to come, besides the learner's
 )->int: # Pictures
     "Pictures that one step of the optimizer sees, over all processes and accumulated gradients"
-    bs = batch_size_of(learn.dls.train)
+    bs = _loader_bs(learn.dls.train)
+    return _batches_per_step(learn, cbs)*bs*(num_distrib() or 1)
+
+def _batches_per_step(learn, cbs):
+    "Batches of a process whose gradients are accumulated in a step"
+    bs = _loader_bs(learn.dls.train)
     n_acc = max([cb.n_acc for cb in L(learn.cbs)+L(cbs) if isinstance(cb, GradientAccumulation)], default=bs)
-    return math.ceil(n_acc/bs)*bs*(num_distrib() or 1)
+    return math.ceil(n_acc/bs)
+
+def _loader_bs(dl):
+    "Batch size of a loader; where it states none, of its first batch"
+    bs = batch_size_of(dl) or getattr(getattr(dl, 'batch_sampler', None), 'batch_size', None)
+    if bs: return bs
+    with no_random(reproducible=False): views,_ = batch_parts(peek(dl))
+    return max(len(views[0]), 1)
 
 def _choose(learn, epochs, recipe, cbs, overrules):
     "The recipe of this run, with what the call overrules"
@@ -122,7 +135,7 @@ def _recipe(learn, epochs, recipe, bs):
         return replace(recipe, epochs=epochs, bs=bs, warmup=warmup)
     if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     # `distrib_ctx` splits the loader when the fit begins: here it still holds all
-    try: n_items = len(learn.dls.train)*batch_size_of(learn.dls.train)
+    try: n_items = len(learn.dls.train)*_loader_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length
     return byol_recipe(epochs, bs, recipe, n_items or None)
 
@@ -131,7 +144,7 @@ def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
-    model = getattr(model, 'module', model)
+    model = get_model(model)
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set
@@ -188,10 +201,54 @@ def _momentum_text(m):
     if m is None: return 'none'
     return 'scheduled' if callable(m) else f'{m:.5g} → 1'
 
+# %% ../nbs/23_fit.ipynb #fit_steps
+class FirstBatches(GetAttr):
+    "A loader that ends after `n` batches"
+    _default = 'dl'
+    def __init__(self,
+        dl, # Loader
+        n:int, # Batches
+    ):
+        self.dl = dl
+        self.n = n
+
+    def __len__(self): return self.n
+    def __iter__(self): return islice(iter(self.dl), self.n)
+
+class StepLimit(Callback):
+    "End training after a number of batches, and let schedules reach their end there"
+    order = TrainEvalCallback.order+1   # that one counts the batches
+    def __init__(self,
+        n:int, # Batches
+    ): self.n = n
+
+    def before_epoch(self):
+        if self.train_iter>=self.n: raise CancelFitException
+
+    def before_train(self):
+        left = self.n-self.train_iter
+        if left<len(self.dl): self.learn.dl = FirstBatches(self.dl, left)
+        self._note()
+
+    def after_batch(self):
+        if self.training: self._note()
+
+    def _note(self): self.learn.pct_train = self.train_iter/self.n
+
+def _epochs_of(learn, steps, cbs):
+    "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"
+    check_whole(1, steps=steps)
+    n = steps*_batches_per_step(learn, cbs)
+    dl = learn.dls.train
+    try: n_batches = len(dl)
+    except TypeError as e:
+        raise invalid(f'dls.train={type(dl).__name__}', 'states no length', 'Give it __len__', TypeError) from e
+    return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
+
 # %% ../nbs/23_fit.ipynb #03c044
 @patch
 def fit_byol(self:Learner,
-    epochs:int, # Length of the run, above 0
+    epochs:int|None=None, # Length of the run, above 0; or pass `steps`
     # 'lars', 'sgd', 'adamw', 'simsiam', or your own, whose rate and momentum are taken as they are;
     # None: 'lars', or 'simsiam' for a model without a target
     recipe:str|Recipe|None=None,
@@ -205,8 +262,15 @@ def fit_byol(self:Learner,
     cbs=None, # Callbacks for this fit
     start_epoch:int=0, # Skip to this epoch of the schedule, to go on with a run that was cut
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
+    steps:int|None=None, # Length of the run in steps of the optimizer, instead of `epochs`; the last epoch is cut there
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
+    if (epochs is None)==(steps is None):
+        raise invalid(f'{epochs=}, {steps=}', 'is not the length of a run', 'Pass epochs=100, or else steps=10_000')
+    epochs,steps,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, steps, lr, wd, m, warmup_epochs))
+    if steps is not None:
+        epochs,limit = _epochs_of(self, steps, cbs)
+        cbs = [limit, *L(cbs)]
     _check_settings(self, epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)

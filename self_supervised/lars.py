@@ -6,6 +6,7 @@
 __all__ = ['bias_or_norm', 'TorchLARS', 'LARS']
 
 # %% ../nbs/21_lars.ipynb #imports
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .core import can_be_late, fused_devices, invalid, same_layout
+from .core import can_be_late, fused_devices, invalid, plain_numbers, same_layout
 
 # %% ../nbs/21_lars.ipynb #bias_or_norm
 def bias_or_norm(
@@ -45,6 +46,7 @@ class TorchLARS(torch.optim.Optimizer):
         exclude_wd:Callable|None=bias_or_norm, # Parameter → leave it out of weight decay? None decays all
         exclude_adapt:Callable|None=bias_or_norm, # Parameter → leave it out of adaptation? None adapts all
     ):
+        lr,momentum,weight_decay,eta = plain_numbers((lr, momentum, weight_decay, eta))
         _check_hypers(lr, momentum, weight_decay, eta)
         self.exclude_wd = exclude_wd
         self.exclude_adapt = exclude_adapt
@@ -148,10 +150,10 @@ def _replace(xs, idxs, new):
 
 def _check_hypers(lr, mom, wd, eta):
     "Raise for hyper-parameters out of range"
-    if not lr>=0: raise _out_of_range(f'{lr=}', '0 or more')
+    if not 0<=lr<math.inf: raise _out_of_range(f'{lr=}', '0 or more, and finite')
     if not 0<=mom<1: raise _out_of_range(f'{mom=}', 'in [0,1)')
-    if not wd>=0: raise _out_of_range(f'{wd=}', '0 or more')
-    if not eta>0: raise _out_of_range(f'{eta=}', 'above 0')
+    if not 0<=wd<math.inf: raise _out_of_range(f'{wd=}', '0 or more, and finite')
+    if not 0<eta<math.inf: raise _out_of_range(f'{eta=}', 'above 0, and finite')
 
 def _out_of_range(given, allowed):
     return invalid(given, f'must be {allowed}', 'Start from the published lr=0.2*bs/256, mom=0.9, wd=1.5e-6, eta=1e-3')

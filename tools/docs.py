@@ -187,7 +187,8 @@ def from_elsewhere(folder:Path):
 
 # What a reader meets first; pages that are not named here follow at the end of their part
 parts = {'Get started': ['tutorial.journey'],
-         'Guides': ['tutorial.not_learning','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables','tutorial.other_libraries'],
+         'Guides': ['tutorial.not_learning','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables','tutorial.cluster',
+                    'tutorial.other_libraries'],
          'Evidence': ['tutorial.cifar10','tutorial.speed','hazards']}
 wings = dict(callback='Callbacks', data='Data', evaluate='Evaluation', transfer='Transfer', vision='BYOL', cli='Commands')
 

@@ -17,7 +17,7 @@ from fastai.callback.core import CancelFitException
 from fastai.torch_core import norm_types, rank_distrib
 from torch import Tensor, nn
 
-from ..core import check_one_of, check_whole
+from ..core import check_one_of, check_whole, literal
 from ..layers import PoolFlat
 from ..evaluate.features import effective_rank, mean_cosine, spread
 from .core import MetricCallback
@@ -270,7 +270,9 @@ class Health(MetricCallback):
         momenta = getattr(getattr(self.learn, 'byol', None), 'momenta', [])
         if not momenta: return res
         res['momentum'] = momenta[-1]
-        res['way'] = (1-sum(momenta)/len(momenta))*self.n_epoch*self.n_iter
+        # With gradients accumulated, several batches share a step
+        steps = min(len(momenta)/max(self.train_iter, 1), 1.)*self.n_epoch*self.n_iter
+        res['way'] = (1-sum(momenta)/len(momenta))*steps
         return res
 
     def _warn(self):
@@ -299,7 +301,7 @@ def plot_health(
     if axes is None: axes = plt.subplots(1, len(columns), figsize=(3*len(columns),2.8), layout='constrained')[1]
     axes = np.atleast_1d(axes)
     for ax,column in zip(axes, columns):
-        for name,health in runs.items(): ax.plot(*_history(health, column), marker='.', label=name)
+        for name,health in runs.items(): ax.plot(*_history(health, column), marker='.', label=literal(name))
         if column in limits: ax.axhline(limits[column], color='k', lw=.8, ls='--')
         ax.set(title=column.replace('_',' '), xlabel='epochs trained')
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -9,9 +9,10 @@ __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'pretrain', 'byol_pretrain']
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
@@ -21,23 +22,27 @@ import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import parent_label
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
-from fastcore.script import call_parse, store_true
+from fastcore.meta import delegates
+from fastcore.script import store_true
+from torch import nn
 
-from ..core import check_at_least, check_whole, invalid, seed_everything
+from ..core import check_at_least, check_whole, invalid, printable, seed_everything
 from ..layers import create_encoder
 from ..data.demo import digits
-from ..data.sources import Picture, picture_items
+from ..data.reading import parse_size
 from ..data.arrays import tensor_dls
-from ..data.images import image_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
+from ..transfer.encoder_file import height_width
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
+from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
+from .options import as_in_training, command, reader_name, reading_options, to_record
+from .pictures import folder_dls, judged_dls, run_pictures, write_held_out
 from .report import as_text
 from .run_folder import recorded_settings, run_folder, write_run, write_settings
 
@@ -78,13 +83,15 @@ def complete_settings(
     unlabelled:bool, # Ignore folder names?
     bf16:bool, # Train in bfloat16?
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
-    **settings # Of `DIGITS` or `PICTURES`; None is the default
+    init:str|None=None, # File of weights to start from
+    **settings # Of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete what was asked for by the defaults for this kind of data"
     asked = {name: value for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
-    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views)
-    s = AttrDict(given | (DIGITS if path is None else PICTURES) | asked)
+    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init)
+    s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
+    s.size = parse_size(s.size)
     s.views = _default_views(s) | (views or {})
     return s
 
@@ -92,6 +99,18 @@ def _default_views(s):
     "Return the arguments of `get_byol_aug_pipelines` for this kind of data"
     if s.path is None: return DIGIT_VIEWS
     return dict(stats=imagenet_stats if s.n_in==3 else None)
+
+# %% ../../nbs/94_cli.pretrain.ipynb #g94names
+def check_names(
+    settings:dict, # Passed to `pretrain` beside its own arguments
+)->None:
+    "Raise for what is no setting"
+    own = [name for f in (pretrain,reading_options) for name in signature(f).parameters]
+    known = sorted({*DIGITS, *PICTURES, 'labels', 'holdout', *own} - {'settings'})
+    for name in settings.keys()-known:
+        near = get_close_matches(name, known, 3, .6)
+        fix = f"Pass {' or '.join(near)}" if near else f"Pass one of {', '.join(known)}"
+        raise invalid(f'{name}={settings[name]!r}', 'is no setting', fix)
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c014
 # The smallest value of each setting
@@ -101,9 +120,13 @@ def check_settings(
     s, # As `complete_settings` returns them
 )->None:
     "Raise for settings that cannot work"
-    check_whole(8, size=s.size)
+    for side in s.size if isinstance(s.size, tuple) else [s.size]: check_whole(8, size=side)
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
+    if isinstance(s.m, float) and not 0<=s.m<=1:
+        raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
+    if s.init and s.pretrained:
+        raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c008
@@ -114,25 +137,6 @@ def digit_dls(
     "Load scikit-learn's digits with labels, for training and for testing"
     x,y,splits = digits(s.size)
     return tensor_dls(x, y, splits, bs=bs, seed=s.seed)
-
-def has_labels(
-    items, # Pictures, as `picture_items` lists them; those of a tar are in no folder
-    n:int=10, # Pictures that each label must have at least
-)->bool: # Are there two folders or more, each with `n` pictures?
-    "Tell whether the names of the folders look like labels"
-    counts = Counter(parent_label(f) for f in items if not isinstance(f, Picture))
-    return len(counts)>1 and min(counts.values())>=n
-
-def folder_dls(
-    s, # Settings of the run
-    items, # Pictures, as `picture_items` lists them
-    bs:int, # Batch size of this process
-    log=None, # csv file for the names of pictures that cannot be read, and the reasons; None for a temporary one
-)->DataLoaders: # Batches (x,) or (x,y)
-    "Load pictures, labelled by their folders where that says anything; hold out a fifth"
-    label_func = parent_label if has_labels(items) and not s.unlabelled else None
-    return image_dls(items, s.size, n_in=s.n_in, label_func=label_func, valid=.2, bs=bs, workers=s.workers, seed=s.seed,
-                     log=log)
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c015
 def share_batch(
@@ -164,14 +168,25 @@ def run_learner(
     cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5)]
     return Learner(dls, model, path=out, cbs=cbs)
 
+# %% ../../nbs/94_cli.pretrain.ipynb #start
+def starting_encoder(
+    s, # Settings of the run
+)->nn.Module: # To be trained
+    "Make the network with the weights that it starts from"
+    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size)
+    if not s.init: return encoder
+    load_weights(s.init, encoder)
+    if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
+    return encoder
+
 # %% ../../nbs/94_cli.pretrain.ipynb #g94threadscode
 @contextmanager
 def threads_for(
-    size:int, # Side of the pictures, pixels
+    size, # Side of the pictures in pixels, or (h,w)
 )->Iterator[None]:
     "Inside: compute on one thread when pictures are tiny"
     n = torch.get_num_threads()
-    torch.set_num_threads(1 if size<=16 else n)
+    torch.set_num_threads(1 if max(height_width(size))<=16 else n)
     try: yield
     finally: torch.set_num_threads(n)
 
@@ -190,20 +205,28 @@ def fit_run(
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c016
 def _as_recorded(path):
-    "Return a path, or a list of paths, as text"
-    if path is None: return None
-    if isinstance(path, (list,tuple)): return [str(o) for o in path]
+    "Return a path, or a list of paths, as text; the command lists one too"
+    if path is None or isinstance(path, (list,tuple)) and not path: return None
+    if isinstance(path, (list,tuple)): return [str(o) for o in path] if len(path)>1 else str(path[0])
     return str(path)
 
 def _untrained_features(s, encoder, dls):
     "Return what the trained encoder is measured against"
+    dls = judged_dls(dls)
     untrained = features_of_parts(encoder, dls, s.views['stats'])
     return {'raw pixels': features_of_parts(Pixels(), dls, None), 'untrained encoder': untrained}
 
 def _begin(s, dls, out, resume):
     "Record the settings of a new run, with the workers that it got; print when a resumed one has no checkpoint"
-    if not resume: write_settings(out, s | dict(workers=dls.train.fake_l.num_workers))
+    if not resume:
+        if s.path is not None: write_held_out(out, s, dls)
+        write_settings(out, s | dict(workers=dls.train.fake_l.num_workers))
     elif not checkpoint_files(out/'checkpoints'): print(f'{out}: no checkpoint yet, the run begins anew')
+
+def _recorded_reading(s):
+    "What the encoder's file says about how pictures were read, where that is not the default"
+    record = to_record(s)
+    return dict(reading=record) if record else {}
 
 def pretrain(
     path=None, # Folder of pictures; or a tar, or a list or folder of them; None for scikit-learn's digits
@@ -211,31 +234,38 @@ def pretrain(
     seed:int|None=None, # Random seed of loaders, views and weights; None is 42
     workers:int|None=None, # Processes that read pictures; None for one per core, at most 16
     pretrained:bool=False, # Start from published weights?
+    init=None, # File of weights to start from, as of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
     bf16:bool=False, # Train in bfloat16? Weights, target and optimizer stay in float32
     views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     resume:bool=False, # Resume the run in `out`, with its settings?
     progress:bool=True, # Show bars?
-    **settings # Any of `DIGITS` or `PICTURES` that differ from the default
+    # Any of `DIGITS` or `PICTURES` that differ from the default; how pictures are read, as in `reading_options`;
+    # `labels` and `holdout`
+    **settings
 )->tuple: # The learner, the features of raw pixels, untrained and trained encoder, and the folder
     "Train an encoder with BYOL and write it to a run folder"
+    check_names(settings)
+    settings |= dict(reader=reader_name(settings.get('reader')))
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
-                 bf16=bf16, **settings)
-    if resume: asked = recorded_settings(out, views or {}, **asked)
+                 bf16=bf16, init=None if init is None else str(init), **settings)
+    if resume:
+        asked = recorded_settings(out, views or {}, **asked)
+        as_in_training(reading_options(reader=settings['reader']), to_record(asked), f'out={str(out)!r}')
     else: asked['views'] = views
     s = complete_settings(**asked)
     check_settings(s)
     bs = share_batch(s.bs)
     seed_everything(s.seed)
     # What is wrong with the pictures is raised before a folder is made
-    items = None if s.path is None else picture_items(s.path)
+    items = None if s.path is None else run_pictures(s)
     with run_folder(out, resume) as folder: return _run(s, items, bs, folder, resume, progress)
 
 def _run(s, items, bs, out, resume, progress):
     "Train, measure, and write what came out to the folder of the run"
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
-    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size)
+    encoder = starting_encoder(s)
     first = not rank_distrib()
     feats = _untrained_features(s, encoder, dls) if first else {}
     learn = run_learner(s, dls, encoder, out, progress)
@@ -244,17 +274,18 @@ def _run(s, items, bs, out, resume, progress):
     warned,seconds = fit_run(learn, s, progress)
     if not first: return learn,feats,out
     print(f'Trained in {seconds:.0f} s')
-    feats['trained encoder'] = features_of_parts(encoder, dls, s.views['stats'])
-    write_run(out, learn, feats, warned, stats=s.views['stats'], size=s.size)
+    feats['trained encoder'] = features_of_parts(encoder, judged_dls(dls), s.views['stats'])
+    write_run(out, learn, feats, warned, stats=s.views['stats'], size=s.size, **_recorded_reading(s))
     return learn,feats,out
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c017
-@call_parse(pos=['path'])
+@command('path')
+@delegates(reading_options)
 def byol_pretrain(
-    path:str=None, # Folder of pictures, a tar, or a folder of tars; without one, scikit-learn's digits
+    path:list=None, # Folder of pictures; tars, or a folder of them; csv or text file with paths; none: the digits
     arch:str=None, # Network: a name of timm, fastai or torchvision (digits: tiny_resnet, pictures: resnet18)
-    size:int=None, # Side of the pictures in pixels (digits: 8, pictures: 128)
-    n_in:int=None, # Channels: 1 reads pictures as grey, 3 as RGB (digits: 1, pictures: 3)
+    size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (digits: 8, pictures: 128)
+    n_in:int=None, # Channels: 1 reads grey, 3 RGB, any number with --reader (digits: 1, pictures: 3)
     bs:int=None, # Batch size (128)
     epochs:int=None, # Number of passes over all pictures (digits: 60, pictures: 100)
     lr:float=None, # Highest learning rate, for AdamW (digits: 4e-3, pictures: 1e-3)
@@ -267,9 +298,17 @@ def byol_pretrain(
     out:str='runs/byol', # Folder to write to
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and everything that has a left and a right
     pretrained:store_true=False, # Start from published weights
+    init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
     unlabelled:store_true=False, # Do not use folder names as labels
+    # Labels to judge by, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has
+    # more columns), the column of a table, or the file beside each picture of a tar, e.g. cls
+    labels:str=None,
+    # Pictures to hold out: a part, or 0 for none; folders by name, e.g. valid; a text or csv file that lists names; or
+    # the column of a table that says train or valid (0.2)
+    holdout:str=None,
     bf16:store_true=False, # Train in bfloat16: about 40 % faster where the processor supports it
     resume:store_true=False, # Resume the run in `out` with its settings, after a crash or Ctrl-C
+    **kwargs
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     _,_,folder = one_line_errors(
@@ -278,7 +317,8 @@ def byol_pretrain(
         views=dict(flip_p=0.) if no_flip else None,
         arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
-        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, resume=resume)
+        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, init=init,
+        resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 
 def _print_summary(folder):

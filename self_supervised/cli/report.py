@@ -9,17 +9,16 @@ __all__ = ['read_history', 'plot_history', 'as_text', 'write_report']
 import csv
 import json
 import re
-from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 from warnings import warn
 
 import matplotlib.pyplot as plt
-from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 
-from ..core import invalid, write_atomic
+from ..core import invalid, literal, write_atomic
 from ..callback.health import limits
+from .page import data_url, environment, page_style
 
 # %% ../../nbs/92_cli.report.ipynb #g92read
 def read_history(
@@ -61,9 +60,9 @@ def _draw_columns(ax, history, kind, names):
     epochs = history.get('epoch') or range(len(history[names[0]]))
     for name in names:
         points = [(e,v) for e,v in zip(epochs, history[name]) if e is not None and v is not None]
-        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=name.removesuffix(f'_{kind}'))
+        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=literal(name.removesuffix(f'_{kind}')))
     if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
-    ax.set_title(kind, fontsize=10)
+    ax.set_title(literal(kind), fontsize=10)
     ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))  # there is no epoch 1.5
     if len(names)>1: ax.legend(frameon=False, fontsize=8)
 
@@ -89,10 +88,11 @@ def _columns(results):
 
 def as_text(
     results:dict, # `title`, and `rows`: name → what was measured → value
+    heading:str='features', # Above the names of the rows
 )->str: # A table
     "Set the results of a run in columns"
     columns = _columns(results)
-    lines = [['features', *columns]]
+    lines = [[heading, *columns]]
     for name,cells in results['rows'].items():
         lines.append([name, *(_value(cells[c]) if c in cells else '' for c in columns)])
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -105,21 +105,7 @@ _template = '''<!doctype html>
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ name }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.6em }
-h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse }
-th, td { text-align: left; padding: .2em 1.2em .2em 0; vertical-align: top; font-variant-numeric: tabular-nums }
-th { font-weight: 600 }
-tr + tr td, tr + tr th { border-top: 1px solid #eee }
-td.n { text-align: right }
-td { overflow-wrap: anywhere }
-img { max-width: 100% }
-code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6; border-radius: 3px }
-code { padding: .1em .3em }
-pre { padding: .8em; overflow-x: auto }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22em, 1fr)); gap: 0 3em }
-</style>
+STYLE</style>
 </head><body>
 <h1>{{ name }}</h1>
 {% if command %}<p><code>{{ command }}</code></p>{% endif %}
@@ -133,7 +119,7 @@ pre { padding: .8em; overflow-x: auto }
 <table>
 <tr><th></th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for row, cells in results['rows'].items() %}
-<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ cells[c]|value if c in cells }}</td>{% endfor %}</tr>
+<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ value_of(cells[c]) if c in cells }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 {% endif %}
@@ -185,10 +171,18 @@ encoder = load_encoder({{ encoder }})</pre>
 </body></html>
 '''
 
-# A line that holds a {% tag %} alone leaves no line in the page
-_environment = Environment(autoescape=True, trim_blocks=True)
-_environment.filters['value'] = _value
-_page = _environment.from_string(_template)
+_page = environment.from_string(_template.replace('STYLE', page_style), dict(value_of=_value))
+
+# %% ../../nbs/92_cli.report.ipynb #png_of
+def png_of(
+    axes, # Of one figure
+)->bytes: # Of a PNG
+    "Draw the figure of `axes`, and close it"
+    figure = axes[0].figure
+    f = BytesIO()
+    figure.savefig(f, dpi=120, format='png')
+    plt.close(figure)
+    return f.getvalue()
 
 # %% ../../nbs/92_cli.report.ipynb #g92filescode
 def _read_record(path):
@@ -208,16 +202,8 @@ def _read_results(path):
 def _read_curves(path):
     "Read a training table, and draw it where it holds a number"
     history = read_history(path)
-    png = _png(plot_history(history)) if _by_kind(history) else None
+    png = png_of(plot_history(history)) if _by_kind(history) else None
     return dict(epochs=len(history.get('epoch', [])), png=png)
-
-def _png(axes):
-    "Return the figure of `axes` as the bytes of a PNG, and close it"
-    figure = axes[0].figure
-    f = BytesIO()
-    figure.savefig(f, dpi=120, format='png')
-    plt.close(figure)
-    return f.getvalue()
 
 def _read(reader, file, unread):
     "Call `reader` on a file; {} where there is none, or where it cannot be read: then `unread` gets the reason"
@@ -244,11 +230,7 @@ def _pictures(folder):
     known = list(_titles)
     def place(file): return (known.index(file.stem) if file.stem in known else len(known), file.name)
     files = sorted(folder.glob('*.png'), key=place)
-    return [(_titles.get(f.stem, f.stem), _data_url(f.read_bytes())) for f in files]
-
-def _data_url(png):
-    "Write a picture as an address, so that the page holds it"
-    return 'data:image/png;base64,'+b64encode(png).decode()
+    return [(_titles.get(f.stem, f.stem), data_url(f.read_bytes())) for f in files]
 
 def _contents(folder):
     "Return what the template shows of a run's folder"
@@ -264,7 +246,7 @@ def _contents(folder):
         results=results,
         columns=_columns(results) if results else [],
         said=results.get('said'),
-        curves=_data_url(png) if png else None,
+        curves=data_url(png) if png else None,
         epochs=curves.get('epochs'),
         pictures=_pictures(folder),
         tables={title: rows for title,rows in _tables(record).items() if rows},

@@ -31,6 +31,7 @@ from ..callback.ranks import once
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
+from .pictures import judged_dls
 from .report import write_report
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
@@ -113,16 +114,22 @@ def recorded_settings(
 )->dict: # All settings of the run, `views` among them
     "Read the settings of a run to resume; raise if it is finished, or if others were asked for"
     file = Path(out)/'settings.json'
-    settings = _read_settings(file)
+    settings = read_settings(file)
     if (file.parent/'results.json').exists(): _check_unfinished(file.parent)
     known = settings | settings['views']
     for name,value in (asked | views).items():
-        if value is None or value is False or value==known.get(name): continue
+        if value is None or value is False or _as_read(value)==_as_read(known.get(name)): continue
         problem = f'differs from the run in {str(out)!r}, which has {name}={known.get(name)!r}'
         raise invalid(f'{name}={value!r}', problem, f'Leave {name} out, or pass another folder')
     return settings
 
-def _read_settings(file):
+def _as_read(value):
+    "A value as a file has it, which knows no tuples"
+    return json.loads(json.dumps(value, default=str))
+
+def read_settings(
+    file:Path, # settings.json in the folder of a run
+)->dict: # All settings, `views` among them
     "Read the settings in a record of a run"
     if not file.is_file():
         raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
@@ -163,8 +170,9 @@ def write_pictures(
     "Draw the views, a map of the trained features, and nearest neighbours among them"
     _save(learn.byol.show(6, seed=0).flat[0], out/'views.png')
     x,y = held_out
-    pictures = _Pictures(learn.dls.valid_ds)
-    _save(plot_embedding(x, y, pictures, vocab=getattr(learn.dls, 'vocab', None)), out/'embedding.png')
+    dls = judged_dls(learn.dls)
+    pictures = _Pictures(dls.valid_ds)
+    _save(plot_embedding(x, y, pictures, vocab=getattr(dls, 'vocab', None)), out/'embedding.png')
     n = min(len(x), 500)
     if n<10: return
     images = torch.stack([pictures[i] for i in range(n)])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..core import device_of, first_line, invalid, per_channel, undisturbed, warn_once
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
+from ..data.batches import picture_and_label
 
 # %% ../../nbs/30_evaluate.features.ipynb #clean
 @contextmanager
@@ -38,10 +39,6 @@ def _in_order(dl):
     try: yield dl
     finally:
         if generator is not None: generator.set_state(state)
-
-def _parts(batch):
-    "Pictures, and labels where there are some"
-    return batch[:2] if isinstance(batch, (tuple,list)) else (batch,)
 
 def _unit(x, device):
     "A batch as pictures are given: plain, float32 in [0,1]"
@@ -69,7 +66,7 @@ def clean_batches(
             # Not around the loop: the reader of these batches may draw
             with no_random(reproducible=False): batch = next(it, None)
             if batch is None: return
-            x,*y = _parts(batch)
+            x,*y = picture_and_label(batch)
             yield _unit(x, device or _as_tensor(x).device),*y
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c005
@@ -165,7 +162,7 @@ def embed(
     dl = _batches_of(dl, bs)
     with no_random(reproducible=False), _in_eval(encoder, device), _in_order(dl) as batches:
         for batch in batches:
-            x,*y = _parts(batch)
+            x,*y = picture_and_label(batch)
             if recorded and not feats and _loader_normalises(batches, x): recorded,stats = False,None
             x = _unit(x, device)
             if recorded and not feats: _check_unit(x)
