@@ -227,7 +227,7 @@ class LateVerdict:
         self.opt.found_inf = None
 
 def _leaves_out(opt):
-    "The optimizer, inside those that wrap it, which leaves a step out by a flag on the device; None where there is none"
+    "The optimizer, inside those that wrap it, which leaves a step out by a flag on the device, or None"
     while opt is not None and not hasattr(type(opt), 'found_inf'): opt = getattr(opt, 'opt', None)
     return opt
 
