@@ -80,7 +80,7 @@ def main():
     p.add_argument('--out', help='JSON file to write')
     p.add_argument('--only', nargs='*', help='rows to count')
     args = p.parse_args()
-    cases = {f'{px} px, {recipe}': dict(px=px, bs=bs, recipe=recipe) for px,bs in ((32,8),(224,4)) for recipe in ('lars','sgd','adamw')}
+    cases = {f'{px} px, {recipe}': dict(px=px, bs=bs, recipe=recipe) for px,bs in ((32,8),(224,2)) for recipe in ('lars','sgd','adamw')}
     small = cases['32 px, lars']
     cases['32 px, lars, bfloat16'] = small | dict(bf16=True)
     cases['32 px, lars, two batches a step'] = small | dict(accumulate=True, at=3)
