@@ -39,7 +39,8 @@ def main(
     size:int=128, # Side of the pictures, pixels
     bs:int=128, # Batch size of all processes together
     epochs:int=100, # Times to see all pictures
-    lr:float=1e-3, # Peak learning rate of AdamW
+    recipe:str='adamw', # 'adamw', or for batches of 1024 and more on many GPUs 'lars', as published
+    lr:float=None, # Peak learning rate; by default 1e-3 for AdamW, and the published one for LARS
     workers:int=None, # Processes that read pictures; one per core by default
     seed:int=42, # Seed of weights, views and order
     bf16:store_true=False, # Train in bfloat16
@@ -61,7 +62,8 @@ def main(
     if bf16: learn.to_bf16()
 
     with learn.distrib_ctx() if processes>1 else nullcontext():
-        learn.fit_byol(epochs, 'adamw', lr=lr, wd=.01)
+        if recipe=='adamw': learn.fit_byol(epochs, 'adamw', lr=lr or 1e-3, wd=.01)
+        else: learn.fit_byol(epochs, recipe, lr=lr)
     if rank_distrib(): return  # the first process writes and reports
     file = save_encoder(learn.model.encoder, out/'encoder.safetensors', stats=imagenet_stats, size=size)
     report(learn.model.encoder, dls, labels)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from fastai.torch_core import set_seed
+from fastcore.foundation import L
 
 # %% ../nbs/00_core.ipynb #invalid
 def invalid(
@@ -86,13 +87,20 @@ def check_p(
     if not isinstance(p, Number) or not 0<=p<=1:
         raise invalid(f'{p=}', 'is not a probability', f'Pass a number in [0,1] for {what}')
 
+def number_row(
+    o, # A number, or one per channel: list, tuple, array or tensor, on any device
+)->Tensor: # (n,) float32, on the CPU, without a gradient
+    "Make a plain row of numbers"
+    # torch takes no reversed array, and warns of one that is read-only
+    return torch.as_tensor(o.tolist() if hasattr(o, 'tolist') else o, dtype=torch.float32, device='cpu').flatten()
+
 def check_stats(
     stats, # (mean,std), each a number or one per channel; None leaves pictures in [0,1]
 )->None:
     "Raise unless `stats` is None or a pair of finite numbers with nothing to divide by 0"
     if stats is None: return
-    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    except (TypeError, ValueError, RuntimeError, OverflowError): mean,std = torch.zeros(()),torch.zeros(())
+    try: mean,std = map(number_row, stats)
+    except (TypeError, ValueError, RuntimeError, OverflowError): mean,std = torch.zeros(1),torch.zeros(1)
     # Not only above 0: 1/1e-39 is infinite in float32
     usable = (std>0).all() and std.isfinite().all() and std.reciprocal().isfinite().all()
     if usable and mean.isfinite().all() and mean.numel() and std.numel(): return
@@ -104,8 +112,9 @@ def per_channel(
     n_in:int, # Channels of the pictures
 )->tuple[Tensor,Tensor]: # Mean and standard deviation, each (1,) or (n_in,) float32
     "Return `(mean, std)` as tensors that fit `n_in` channels; `(0, 1)` when `stats` is None"
+    if isinstance(stats, Iterator): stats = tuple(stats)
     check_stats(stats)
-    mean,std = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in ((0.,1.) if stats is None else stats))
+    mean,std = map(number_row, (0.,1.) if stats is None else stats)
     for o in (mean, std):
         if len(o) not in (1,n_in):
             problem = f'has {len(o)} entries for pictures of {n_in} channels'
@@ -132,6 +141,13 @@ def printable(
 )->str: # The same in one line, what a terminal could obey written as an escape: `\x1b`
     "Make text of others safe to print"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
+
+def literal(
+    name, # Label, name of a folder, or other text that is not ours
+)->str: # For a title or a legend of matplotlib
+    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
 
 # What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
 _formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
@@ -292,6 +308,13 @@ def plain(
     if isinstance(x, Tensor): return x.as_subclass(Tensor)
     raise invalid(f'x={brief_repr(x)}', 'is no tensor', 'Pass a batch of them, e.g. torch.rand(4,3,64,64)', TypeError)
 
+def shape_in_words(
+    weights:dict, # State dict
+    name:str, # Of one weight
+)->str: # Such as 'of shape (64, 3, 7, 7)', or 'missing'
+    "Describe the shape of a weight in a message"
+    return f'of shape {tuple(weights[name].shape)}' if name in weights else 'missing'
+
 # %% ../nbs/00_core.ipynb #undisturbed
 @contextmanager
 def undisturbed(
@@ -314,6 +337,31 @@ def without_hooks(
         for hooks in (m._forward_hooks, m._backward_hooks): hooks.clear()
     return net
 
+# %% ../nbs/00_core.ipynb #layout_code
+# Types of devices on which torch's fused optimizers are known to be right
+fused_devices = {'cpu','cuda'}
+
+def can_be_late(
+    device:torch.device, # Of a model
+)->bool: # On a CPU there is nothing to wait for
+    "Does work on `device` go on while the host does something else?"
+    return device.type!='cpu' and device.type in fused_devices
+
+def same_layout(
+    a:Tensor, # Any tensor with strides
+    b:Tensor, # Of the same shape
+)->bool: # A dimension of length 1 may have any stride
+    "Do the numbers of `a` and `b` lie in memory in the same order?"
+    if a.stride()==b.stride(): return True
+    return all(n==1 or s==t for n,s,t in zip(a.shape, a.stride(), b.stride()))
+
+def laid_out_like(
+    t:Tensor, # Any tensor
+    p:Tensor, # Of the same shape
+)->Tensor: # `t` itself where it is in the order of `p`
+    "Copy `t` into the memory order of `p`, if it has another"
+    return t if same_layout(t, p) else torch.empty_like(p, dtype=t.dtype, device=t.device).copy_(t)
+
 # %% ../nbs/00_core.ipynb #loaders
 def device_of(
     net:nn.Module, # Any network
@@ -327,6 +375,29 @@ def batch_size_of(
     "Batch size of a loader: fastai calls it `bs`, torch `batch_size`"
     return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
 
+# %% ../nbs/00_core.ipynb #numbers
+def plain_numbers(
+    v, # A number of Python, NumPy or torch; a list, tuple, array or slice of such; or anything else
+): # Python's own numbers; anything else as it is
+    "Turn numbers of NumPy and torch into Python's, whose kinds everything takes"
+    if isinstance(v, slice): return slice(*map(plain_numbers, (v.start, v.stop, v.step)))
+    if isinstance(v, (np.generic,np.ndarray,Tensor)): return v.tolist()
+    if type(v) in (list,tuple,L): return type(v)(map(plain_numbers, v))
+    return v
+
+def check_numbers(
+    **settings # name=value: a number, several, a slice, or None
+)->None:
+    "Raise for a setting that is not finite, below 0, or no number"
+    for name,v in settings.items():
+        v = plain_numbers(v)
+        values = v if isinstance(v, (list,tuple,L)) else [v]
+        if isinstance(v, slice): values = [v.start, v.stop]
+        if all(o is None or _is_amount(o) for o in values): continue
+        raise invalid(f'{name}={v!r}', 'must be 0 or more, and finite', f'Pass e.g. {name}=0.1')
+
+def _is_amount(o): return isinstance(o, Number) and not isinstance(o, bool) and 0<=o<math.inf
+
 # %% ../nbs/00_core.ipynb #40c012
 @checked
 def seed_everything(
@@ -334,6 +405,7 @@ def seed_everything(
     dls=None, # `DataLoaders` built already: their order is seeded too
 )->None:
     "Seed weights, views and loaders: Python, NumPy, torch (every device) and the generator inside each of `dls`"
+    seed = plain_numbers(seed)
     set_seed(seed)  # the workers of a loader take their seeds from torch
     if dls is not None: seed_loaders(seed, dls)
 
@@ -343,7 +415,7 @@ def seed_loaders(
     dls, # `DataLoaders`, or loaders
 )->None:
     "Seed the order of loaders that are built already, and nothing else"
-    for dl in dls: dl.rng = random.Random(seed)
+    for dl in dls: dl.rng = random.Random(plain_numbers(seed))
 
 # %% ../nbs/00_core.ipynb #31c005
 def write_atomic(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .core import checked, invalid
+from .core import checked, invalid, plain_numbers
 
 # %% ../nbs/20_ema.ipynb #02c005
 @torch.no_grad()
@@ -24,14 +24,24 @@ def ema_update(
     target:nn.Module|dict, # Network to move, in place; float32 weights. Or a dict of tensors, which may hold dicts
     online:nn.Module|dict, # Network to follow, of the same architecture; or a dict with the same keys
     m:float=.996, # Momentum in [0,1]: 1 leaves `target` where it is, 0 copies `online`
+    # A bool in a tensor on the device of `target`: leave it where it is? Nobody waits for the answer. None: no
+    skip:Tensor|None=None,
 )->None:
     "Move every parameter of `target` a fraction `1-m` of the way to `online` (arXiv:2006.07733, eq. 1)"
     # Parameters only: `target` runs in train mode, so its batchnorms keep running statistics of their own
     targs,ps = _weights(target, online)
-    _check_momentum(m)
+    m = _check_momentum(m)
     _check_pair(targs, ps, m)
     # One fused call; in float32, because the step of a half-precision weight rounds to nothing
-    if targs: get_ema_multi_avg_fn(m)(targs, [p.to(t.dtype) for t,p in zip(targs,ps)], None)
+    ps = [p.to(t.dtype) for t,p in zip(targs,ps)]
+    if targs and skip is None: get_ema_multi_avg_fn(m)(targs, ps, None)
+    elif targs: _move_unless(skip, targs, ps, 1-m)
+
+def _move_unless(skip, targs, ps, part):
+    "Move `targs` a `part` of the way to `ps`, or not at all: what decides is on the device"
+    way = torch._foreach_sub(ps, targs)
+    torch._foreach_mul_(way, ~skip*part)
+    torch._foreach_add_(targs, way)
 
 def _weights(target, online):
     "The tensors of two networks, or of two dicts in the order of `target`'s keys"
@@ -55,7 +65,8 @@ def _entries(d, at=''):
         else: yield f'{at}{k}',v
 
 def _check_momentum(m):
-    "Return `m`, or raise unless it is in [0,1]"
+    "Return `m` as Python's number, or raise unless it is in [0,1]"
+    m = plain_numbers(m)
     if isinstance(m, Number) and 0<=m<=1: return m
     raise invalid(f'{m=}', 'is not a momentum', 'Pass a number in [0,1], e.g. 0.996')
 

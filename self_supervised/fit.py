@@ -7,22 +7,28 @@ __all__ = ['byol_splitter']
 
 # %% ../nbs/23_fit.ipynb #imports
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from numbers import Integral
 from warnings import warn
 from weakref import WeakKeyDictionary
 
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, params, rank_distrib
-from fastcore.basics import patch
+from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
+from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
 
-from .core import batch_size_of, checked, invalid
+from .budget import Deadline, check_minutes, measure_pace, steps_within
+from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numbers
+from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
 from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
@@ -69,12 +75,13 @@ def _batchnorm_warning(learn):
     if n>=128: return None
     return (f"batchnorm sees {n} pictures per step, and below 128 BYOL learns less "
             "(ImageNet: 69.6 % at 128, 59.7 % at 64). "
-            "Pass bs=128 or more to the data, or build the model with group norm.")
+            "Pass bs=128 or more to the data (--bs 128), or norm='group' to create_encoder and create_byol_model "
+            "(--norm group).")
 
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):
     "Raise for what cannot be meant, before anything has changed"
-    if not isinstance(epochs, int):
+    if not isinstance(epochs, Integral) or isinstance(epochs, bool):
         raise invalid(f'{epochs=}', 'must be a whole number above 0', 'Pass e.g. epochs=100')
     check_run(epochs)
     if not isinstance(recipe, Recipe) and recipe not in (*opt_funcs, None):
@@ -83,12 +90,9 @@ def _check_settings(learn, epochs, recipe, lr, wd):
     if opt=='simsiam' and _has_target(learn):
         raise invalid("recipe='simsiam'", 'is for a model without a target, and this one has one',
                       "Pass 'lars', 'sgd' or 'adamw', or build the model with create_simsiam_model")
-    for name,v in dict(lr=lr, wd=wd).items():
-        values = [v.start or 0, v.stop] if isinstance(v, slice) else L(v)
-        if any(o<0 for o in values if o is not None):
-            raise invalid(f'{name}={v}', 'must be 0 or more', "Leave it out to take the recipe's")
+    check_numbers(lr=lr, wd=wd)
 
-def _has_target(learn): return getattr(getattr(learn.model, 'module', learn.model), 'target', None) is not None
+def _has_target(learn): return getattr(get_model(learn.model), 'target', None) is not None
 
 def _byol_callback(learn, cbs):
     "The learner's `BYOL`, or the one for this fit"
@@ -102,9 +106,21 @@ def batch_size(
     cbs=None, # Callbacks to come, besides the learner's
 )->int: # Pictures
     "Pictures that one step of the optimizer sees, over all processes and accumulated gradients"
-    bs = batch_size_of(learn.dls.train)
+    bs = _loader_bs(learn.dls.train)
+    return _batches_per_step(learn, cbs)*bs*(num_distrib() or 1)
+
+def _batches_per_step(learn, cbs):
+    "Batches of a process whose gradients are accumulated in a step"
+    bs = _loader_bs(learn.dls.train)
     n_acc = max([cb.n_acc for cb in L(learn.cbs)+L(cbs) if isinstance(cb, GradientAccumulation)], default=bs)
-    return math.ceil(n_acc/bs)*bs*(num_distrib() or 1)
+    return math.ceil(n_acc/bs)
+
+def _loader_bs(dl):
+    "Batch size of a loader; where it states none, of its first batch"
+    bs = batch_size_of(dl) or getattr(getattr(dl, 'batch_sampler', None), 'batch_size', None)
+    if bs: return bs
+    with no_random(reproducible=False): views,_ = batch_parts(peek(dl))
+    return max(len(views[0]), 1)
 
 def _choose(learn, epochs, recipe, cbs, overrules):
     "The recipe of this run, with what the call overrules"
@@ -122,19 +138,16 @@ def _recipe(learn, epochs, recipe, bs):
         return replace(recipe, epochs=epochs, bs=bs, warmup=warmup)
     if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     # `distrib_ctx` splits the loader when the fit begins: here it still holds all
-    try: n_items = len(learn.dls.train)*batch_size_of(learn.dls.train)
+    try: n_items = len(learn.dls.train)*_loader_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length
     return byol_recipe(epochs, bs, recipe, n_items or None)
 
 # %% ../nbs/23_fit.ipynb #byol_splitter
-@checked
 def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
-    model = getattr(model, 'module', model)
-    if not hasattr(model, 'projector'):
-        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass what create_byol_model returns')
+    model = get_model(model)
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set
@@ -191,10 +204,83 @@ def _momentum_text(m):
     if m is None: return 'none'
     return 'scheduled' if callable(m) else f'{m:.5g} → 1'
 
+# %% ../nbs/23_fit.ipynb #fit_steps
+class FirstBatches(GetAttr):
+    "A loader that ends after `n` batches"
+    _default = 'dl'
+    def __init__(self,
+        dl, # Loader
+        n:int, # Batches
+    ):
+        self.dl = dl
+        self.n = n
+
+    def __len__(self): return self.n
+    def __iter__(self): return islice(iter(self.dl), self.n)
+
+class StepLimit(Callback):
+    "End training after a number of batches, and let schedules reach their end there"
+    order = TrainEvalCallback.order+1   # that one counts the batches
+    def __init__(self,
+        n:int, # Batches
+    ): self.n = n
+
+    def before_epoch(self):
+        if self.train_iter>=self.n: raise CancelFitException
+
+    def before_train(self):
+        left = self.n-self.train_iter
+        if left<len(self.dl): self.learn.dl = FirstBatches(self.dl, left)
+        self._note()
+
+    def after_batch(self):
+        if self.training: self._note()
+
+    def _note(self): self.learn.pct_train = self.train_iter/self.n
+
+def _epochs_of(learn, steps, cbs):
+    "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"
+    check_whole(1, steps=steps)
+    n = steps*_batches_per_step(learn, cbs)
+    dl = learn.dls.train
+    try: n_batches = len(dl)
+    except TypeError as e:
+        raise invalid(f'dls.train={type(dl).__name__}', 'states no length', 'Give it __len__', TypeError) from e
+    return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
+
+# %% ../nbs/23_fit.ipynb #fit_length
+def _check_length(epochs, steps, minutes, start_epoch):
+    "Raise unless the length of the run is given once"
+    if [epochs,steps,minutes].count(None)!=2:
+        raise invalid(f'{epochs=}, {steps=}, {minutes=}', 'is not the length of a run',
+                      'Pass one of epochs=100, steps=10_000 or minutes=20')
+    if minutes is None: return
+    check_minutes(minutes)
+    if start_epoch: raise invalid(f'{start_epoch=}', 'does not go with minutes', 'Pass epochs, or leave it out')
+
+def _deadline(learn, minutes, recipe, opt_func, begun):
+    "Time some steps with the optimizer to come, and plan the rest of the minutes"
+    check_minutes(minutes, learn)
+    if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
+    opt = recipe.opt if isinstance(recipe, Recipe) else recipe
+    step = measure_pace(learn, opt_func or opt_funcs[opt], min(6., 6*minutes)).step
+    left = max(60*minutes-(time.perf_counter()-begun), step)
+    deadline = Deadline(left, steps_within(learn, left, step))
+    if not rank_distrib(): print(f'{minutes:g} min: about {deadline.steps:,} steps of {brief(step)} s')
+    return deadline
+
+def chosen_recipe(
+    learn:Learner, # With model, data and `BYOL`
+    epochs:int, # Length of the run
+    recipe:str, # 'lars', 'sgd', 'adamw' or 'simsiam'
+)->Recipe:
+    "Return the recipe that `fit_byol` takes when nothing overrules it"
+    return _choose(learn, epochs, recipe, None, dict(m=_byol_callback(learn, None).given))
+
 # %% ../nbs/23_fit.ipynb #03c044
 @patch
 def fit_byol(self:Learner,
-    epochs:int, # Length of the run, above 0
+    epochs:int|None=None, # Length of the run, above 0; or pass `steps` or `minutes`
     # 'lars', 'sgd', 'adamw', 'simsiam', or your own, whose rate and momentum are taken as they are;
     # None: 'lars', or 'simsiam' for a model without a target
     recipe:str|Recipe|None=None,
@@ -208,10 +294,23 @@ def fit_byol(self:Learner,
     cbs=None, # Callbacks for this fit
     start_epoch:int=0, # Skip to this epoch of the schedule, to go on with a run that was cut
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
+    steps:int|None=None, # Length of the run in steps of the optimizer, instead of `epochs`; the last epoch is cut there
+    # Length of the run instead of `epochs`, above 0: a few steps are timed, and the run ends when the time is over
+    minutes:float|None=None,
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
-    _check_settings(self, epochs, recipe, lr, wd)
+    begun = time.perf_counter()
+    _check_length(epochs, steps, minutes, start_epoch)
+    epochs,steps,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, steps, lr, wd, m, warmup_epochs))
+    if steps is not None:
+        epochs,limit = _epochs_of(self, steps, cbs)
+        cbs = [limit, *L(cbs)]
+    _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)
+    if minutes is not None:
+        deadline = _deadline(self, minutes, recipe, opt_func, begun)
+        epochs = math.ceil(deadline.steps/len(self.dls.train))
+        cbs = [deadline, *L(cbs)]
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)
     r = _choose(self, epochs, recipe, cbs, overrules)
     constant_predictor = r.opt=='simsiam' and hasattr(self.model, 'predictor')
@@ -221,4 +320,6 @@ def fit_byol(self:Learner,
     sched = _lr_schedule(self.opt, r, lr, constant_predictor)
     check_recipe(self)
     if not rank_distrib(): print(_summary(r, self.opt_func, constant_predictor))
-    self.fit(epochs, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)
+    # A deadline ends the fit, and steps that turn out faster than planned leave time for more
+    n = 3*epochs if any(isinstance(cb, Deadline) for cb in L(cbs)) else epochs
+    self.fit(n, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)

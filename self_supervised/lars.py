@@ -6,6 +6,7 @@
 __all__ = ['bias_or_norm', 'TorchLARS', 'LARS']
 
 # %% ../nbs/21_lars.ipynb #imports
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,10 +14,9 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .core import checked, invalid
+from .core import can_be_late, fused_devices, invalid, plain_numbers, same_layout
 
 # %% ../nbs/21_lars.ipynb #bias_or_norm
-@checked
 def bias_or_norm(
     p:Tensor, # Parameter
 )->bool: # True for what the published recipe neither decays nor adapts
@@ -35,7 +35,8 @@ def trust_ratio(
 # %% ../nbs/21_lars.ipynb #03c008
 class TorchLARS(torch.optim.Optimizer):
     "LARS as a torch optimizer: SGD with momentum on gradients scaled by `trust_ratio` (arXiv:1708.03888)"
-    @checked
+    found_inf = None   # 1. in a tensor on the device: leave the step out (0.: take it), without the host knowing
+
     def __init__(self,
         params, # Parameters, or groups of them as everywhere in torch
         lr:float, # Learning rate, applied after momentum
@@ -45,6 +46,7 @@ class TorchLARS(torch.optim.Optimizer):
         exclude_wd:Callable|None=bias_or_norm, # Parameter → leave it out of weight decay? None decays all
         exclude_adapt:Callable|None=bias_or_norm, # Parameter → leave it out of adaptation? None adapts all
     ):
+        lr,momentum,weight_decay,eta = plain_numbers((lr, momentum, weight_decay, eta))
         _check_hypers(lr, momentum, weight_decay, eta)
         self.exclude_wd = exclude_wd
         self.exclude_adapt = exclude_adapt
@@ -81,15 +83,19 @@ class TorchLARS(torch.optim.Optimizer):
         if not ps: return
         vs = [self._momentum(p) for p in ps]
         # torch's fused kernel walks through memory without a look at strides (2.15: silently wrong where they differ)
-        fused = all(p.stride()==g.stride()==v.stride() and p.device.type in ('cpu','cuda') for p,g,v in zip(ps, gs, vs))
+        fused = all(same_layout(p, g) and same_layout(p, v) and p.device.type in fused_devices
+                    for p,g,v in zip(ps, gs, vs))
+        # Only the fused kernel takes the flag; without it the host has to wait
+        if self.found_inf is not None and not fused and self.found_inf: return
         sgd(ps, gs, vs, weight_decay=0., momentum=momentum, lr=lr, dampening=0., nesterov=False, maximize=False,
-            fused=fused or None)
+            fused=fused or None, found_inf=self.found_inf if fused else None)
 
     def _adapted(self, params, weight_decay, eta, **_):
         "Find (parameters with a gradient, what momentum gathers of each, norms of the decayed gradients)"
         ps = [p for p in params if p.grad is not None]
-        gs = [self._decayed(p, weight_decay) for p in ps]
         idxs = [i for i,p in enumerate(ps) if not (self.exclude_adapt and self.exclude_adapt(p))]
+        if ps and all(can_be_late(p.device) for p in ps): return ps,*self._adapted_together(ps, idxs, weight_decay, eta)
+        gs = [self._decayed(p, weight_decay) for p in ps]
         # A judge wants the norms of all
         norms = {i: torch.linalg.vector_norm(gs[i]) for i in (range(len(ps)) if self.judge else idxs)}
         if idxs:
@@ -98,6 +104,18 @@ class TorchLARS(torch.optim.Optimizer):
             ratios = trust_ratio(p_norm, g_norm, eta).unbind()
             for i,ratio in zip(idxs, ratios): gs[i] = torch.mul(gs[i], ratio, out=self._scratch(ps[i]))
         return ps,gs,list(norms.values())
+
+    def _adapted_together(self, ps, idxs, weight_decay, eta):
+        "The same in few launches, each for many tensors; on a GPU memory is quickly had"
+        gs = [p.grad for p in ps]
+        decayed = [i for i,p in enumerate(ps) if weight_decay and self._decays(p)]
+        if decayed: _replace(gs, decayed, torch._foreach_add(_pick(gs, decayed), _pick(ps, decayed), alpha=weight_decay))
+        norms = torch._foreach_norm(gs)
+        if idxs:
+            p_norm = torch.stack(torch._foreach_norm(_pick(ps, idxs)))
+            ratios = trust_ratio(p_norm, torch.stack(_pick(norms, idxs)), eta)
+            _replace(gs, idxs, [g*ratio for g,ratio in zip(_pick(gs, idxs), ratios.unbind())])
+        return gs,list(norms)
 
     def _decayed(self, p, weight_decay):
         "The gradient of `p` with its decay, in memory of our own: `p.grad` stays what backward left"
@@ -125,12 +143,17 @@ class TorchLARS(torch.optim.Optimizer):
         kept = {k: getattr(self, k) for k in ('exclude_wd','exclude_adapt','marks')}
         return {**super().__getstate__(), **kept, 'scratch': {}, 'judge': None}
 
+def _pick(xs, idxs): return [xs[i] for i in idxs]
+
+def _replace(xs, idxs, new):
+    for i,x in zip(idxs, new): xs[i] = x
+
 def _check_hypers(lr, mom, wd, eta):
     "Raise for hyper-parameters out of range"
-    if not lr>=0: raise _out_of_range(f'{lr=}', '0 or more')
+    if not 0<=lr<math.inf: raise _out_of_range(f'{lr=}', '0 or more, and finite')
     if not 0<=mom<1: raise _out_of_range(f'{mom=}', 'in [0,1)')
-    if not wd>=0: raise _out_of_range(f'{wd=}', '0 or more')
-    if not eta>0: raise _out_of_range(f'{eta=}', 'above 0')
+    if not 0<=wd<math.inf: raise _out_of_range(f'{wd=}', '0 or more, and finite')
+    if not 0<eta<math.inf: raise _out_of_range(f'{eta=}', 'above 0, and finite')
 
 def _out_of_range(given, allowed):
     return invalid(given, f'must be {allowed}', 'Start from the published lr=0.2*bs/256, mom=0.9, wd=1.5e-6, eta=1e-3')
@@ -146,7 +169,6 @@ def norm_taker(
 # %% ../nbs/21_lars.ipynb #03c010
 class LARS(OptimWrapper):
     "LARS as published with BYOL, for fastai: an `opt_func`, and as good in a plain loop (arXiv:1708.03888)"
-    @checked
     def __init__(self,
         params, # Parameters, or a list of groups of them
         lr:float, # Learning rate, applied after momentum: of the order of 1, not of 1e-3

@@ -451,7 +451,7 @@ def _stated_size(net):
     return next((s for s in sizes if s), None)
 
 # %% ../nbs/02_layers.ipynb #00c023b
-def check_features(
+def check_vectors(
     encoder:nn.Module, # About to be trained under a projector
     n_in:int|None=None, # Channels of its input; None: read from its first layer
     size:int|tuple|None=None, # Its input size; None: what it states, else 64

@@ -13,32 +13,39 @@ import torch.nn.functional as F
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 
-from .core import checked, invalid
+from .core import checked, invalid, literal
 from .image_ops import to_picture
 from .data.arrays import positions
 from .evaluate.features import check_features
 
 # %% ../nbs/55_plots.ipynb #22c005
+def _lines(x):
+    "A vector (nf,) or a series (c,t) as lines (t,c); None for what is a picture"
+    if x.ndim>2: return None
+    return torch.as_tensor(x).detach().float().cpu().numpy().T
+
 def _draw(ax, x):
-    "Draw one picture, clip or vector without ticks"
-    x = to_picture(x)
-    is_vector = x.ndim==1
-    if is_vector: ax.plot(x, lw=1)
-    else: ax.imshow(x, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    if is_vector: ax.margins(x=0)
+    "Draw one picture, clip, series or vector without ticks"
+    lines = _lines(x)
+    is_line = lines is not None
+    if is_line: ax.plot(lines, lw=1)
+    else: ax.imshow(to_picture(x), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+    if is_line: ax.margins(x=0)
     ax.set(xticks=[], yticks=[])
-    for s in ax.spines.values(): s.set_visible(is_vector)
+    for s in ax.spines.values(): s.set_visible(is_line)
 
 def _grid(nrows, ncols, x, side=1.2):
     "Axes (nrows,ncols) of the shape of the picture `x`, close together"
-    x = to_picture(x)
-    aspect = 3 if x.ndim==1 else x.shape[1]/x.shape[0]
+    aspect = 3
+    if x.ndim>2:
+        h,w = to_picture(x).shape[:2]
+        aspect = w/h
     size = side*aspect*ncols,side*nrows+.3
     return plt.subplots(nrows, ncols, squeeze=False, figsize=size, layout='constrained')[1]
 
 @checked
 def show_views(
-    x:Tensor|None, # Pictures (n,c,h,w) in [0,1] (or clips, or vectors), or None when there are no originals
+    x:Tensor|None, # Pictures (n,c,h,w) in [0,1] (or clips, series, vectors), or None when there are no originals
     views:list, # Views, each like `x`, in [0,1]
     axes=None, # n rows of axes, a column for the original and one per view; None makes them
     titles:list|None=None, # A title per column; None for 'original', 'view 1', 'view 2', …
@@ -202,7 +209,7 @@ def _classes(labels, vocab, n):
     if labels is None: return [None],np.zeros(n, int)
     found,code = np.unique(np.asarray(labels), return_inverse=True)
     names = found if vocab is None else [vocab[i] for i in range(len(found))]
-    return [str(o) for o in names],code
+    return list(map(literal, names)),code
 
 def _thumb(ax, at, x, color, side=18):
     "Draw a picture `side` points high at a point of the map, framed in the colour of its label"
@@ -236,7 +243,7 @@ def plot_neighbors(
             _draw(ax, images[j])
             ax.set_title(f'{s:.2f}', fontsize=8, pad=2)
             if labels is not None and labels[j]!=labels[i]: _frame(ax, 'tab:red')
-    axes[0,0].set_title('asked', fontsize=8, pad=2)
+    axes[0,0].set_title('query', fontsize=8, pad=2)
     return axes
 
 def _nearest(feats, idxs, k):

@@ -10,22 +10,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Number
 
-import torch
 from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
-from .core import check_at_least, check_one_of, checked, invalid
+from .core import check_numbers, check_one_of, invalid, plain_numbers
+from .adamw import FusedAdamW
 from .lars import LARS
 
 # %% ../nbs/22_recipes.ipynb #03c026
-@checked
 def warmup_cosine(
     lr:float, # Peak, reached at the end of the warm-up
     warmup_pct:float=0., # Part of the run that warms up, in [0,1)
 )->Callable: # Part of the run done, in [0,1] → learning rate
     "Raise the learning rate linearly from 0 to `lr`, then lower it to 0 along a cosine (arXiv:2006.07733, section 3.3)"
-    check_at_least(0, lr=lr)
+    lr,warmup_pct = plain_numbers((lr, warmup_pct))
+    check_numbers(lr=lr)
     if 0<=warmup_pct<1: return partial(_warmup_cosine, lr=lr, warmup=warmup_pct)
     raise invalid(f'{warmup_pct=}', 'must be in [0,1), since a warm-up is shorter than the run',
                   'Pass e.g. 0.1 for 10 epochs of 100')
@@ -95,9 +96,20 @@ def adapt_none(
     return True
 
 _sgd = partial(LARS, exclude_adapt=adapt_none)
-# torch's is faster than fastai's loop, and decays every parameter
-_adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
-opt_funcs = dict(lars=LARS, sgd=_sgd, adamw=_adamw, simsiam=_sgd)
+
+# Faster than fastai's loop, and decays every parameter
+class TorchAdamW(OptimWrapper):
+    "AdamW for fastai; loggers take its hyper-parameters for numbers, so those that are None are not among them"
+    def __init__(self,
+        params, # Parameters, or a list of groups of them
+        lr:float=1e-3, # Learning rate
+        **kwargs # Of `FusedAdamW`
+    ): super().__init__(params, FusedAdamW, lr=lr, **kwargs)
+
+    @property
+    def hypers(self): return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
+
+opt_funcs = dict(lars=LARS, sgd=_sgd, adamw=TorchAdamW, simsiam=_sgd)
 
 # %% ../nbs/22_recipes.ipynb #recipes_rows
 _byol = 'arXiv:2006.07733'
@@ -125,7 +137,6 @@ recipes = Recipes([
 ])
 
 # %% ../nbs/22_recipes.ipynb #03c034
-@checked
 def byol_recipe(
     epochs:int, # Length of the run, above 0
     bs:int=256, # Pictures per step, over all processes and accumulated gradients
@@ -133,6 +144,7 @@ def byol_recipe(
     n_items:int|None=None, # Pictures in the training data; None takes it for ImageNet
 )->Recipe: # With `lr`, `wd`, `m`, `warmup` and `opt_func` for this run; prints as a table
     "Scale the nearest recipe to `bs`: learning rate times κ (√κ for AdamW), momentum to the power κ (arXiv:2307.13813)"
+    epochs,bs,n_items = plain_numbers((epochs, bs, n_items))
     check_run(epochs, bs, opt, n_items)
     row = _nearest(epochs, bs, opt, n_items or _imagenet)
     # 10 epochs at most, and a quarter of the run: the share the shortest published run gives to its warm-up
@@ -166,7 +178,7 @@ def check_run(
 )->None:
     "Raise for a run that no recipe fits"
     for name,v in dict(epochs=epochs, bs=bs, n_items=n_items).items():
-        if v is None or v>0: continue
+        if v is None or (isinstance(v, Number) and 0<v<math.inf): continue
         raise invalid(f'{name}={v}', 'must be above 0',
                       'Pass the length and the batch size of a run, e.g. byol_recipe(epochs=100, bs=256)')
     check_one_of(opt_funcs, opt=opt)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
@@ -28,7 +28,7 @@ def adapt_input(
     name,conv = _first_conv(net, n_in)
     if conv.in_channels == n_in: return net
     new = _like(conv, in_channels=n_in)
-    new.weight.data = _for_channels(conv.weight.data, n_in)
+    new.weight.data = for_channels(conv.weight.data, n_in)
     if conv.bias is not None: new.bias = conv.bias
     net.set_submodule(name, new)
     return net
@@ -47,8 +47,12 @@ def _like(conv, **changes):
     # By position: some of timm's convolutions have another name for the first
     return type(conv)(*args.values()).to(conv.weight.device, conv.weight.dtype)
 
-def _for_channels(w, n_in):
-    "Repeat the input channels of the weights `w` and rescale them; for one channel, sum them"
+# %% ../nbs/01_surgery.ipynb #for_channels
+def for_channels(
+    w:Tensor, # (n_out,n,...) weights of a first convolution
+    n_in:int, # Channels it shall take
+)->Tensor: # (n_out,n_in,...)
+    "Repeat the input channels of weights and rescale them; for one channel, sum them"
     if n_in == 1: return w.sum(1, keepdim=True)
     was = w.shape[1]
     channels = [i % was for i in range(n_in)]

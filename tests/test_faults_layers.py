@@ -441,7 +441,7 @@ def spans(size, x_shape, **kw):
     "Mean part of width and of height that the crops of a view span"
     seed_everything(0)
     h,w = x_shape[-2:]
-    boxes = BicubicCrop(size, **kw).draw(torch.Size(x_shape), False)['src']
+    boxes = BicubicCrop(size, **kw).boxes(torch.Size(x_shape), False)['src']
     return ((boxes[:,1,0]-boxes[:,0,0]+1)/w).mean().item(),((boxes[:,2,1]-boxes[:,1,1]+1)/h).mean().item()
 
 @pytest.mark.parametrize('size', [(24,48), (48,24), (16,128)])

@@ -43,6 +43,11 @@ def fail(found, rule):
 
 def test_every_room_has_a_notebook(): assert set(place)==set(map(name_of, modules))
 
+def test_numbers_are_unique():
+    "Two rooms with one number would leave their order to the alphabet"
+    numbers = [fn.name.partition('_')[0] for fn in notebooks if fn.name[:2].isdigit()]
+    fail([o for o in set(numbers) if numbers.count(o)>1], 'two notebooks have the number:')
+
 def test_imports_go_down():
     "The number of a notebook is the reading order: what it uses comes before it"
     against = [f'{name_of(p)} imports {m}' for p in modules for m,_ in imports(p) if place[m]>=place[name_of(p)]]
@@ -56,7 +61,7 @@ def test_there_are_no_circles():
     assert not left
 
 def test_the_deepest_rooms_know_no_callbacks():
-    deep = {f'self_supervised.{o}' for o in ('core','surgery','layers','image_ops','augmentations','record','ema','lars')}
+    deep = {f'self_supervised.{o}' for o in ('core','surgery','layers','image_ops','operations','augmentations','record','ema','lars')}
     found = [f'{name_of(p)}: {o.module}' for p in modules if name_of(p) in deep for o in ast.walk(tree_of(p))
              if isinstance(o, ast.ImportFrom) and 'callback' in (o.module or '')]
     fail(found, 'networks, operations and optimizers know nothing of callbacks:')

@@ -1,9 +1,10 @@
 "Run each notebook of nbs/ from top to bottom; `pytest tests/test_notebooks.py -k 02_layers` runs one, `nbdev-test --flags cuda` the cells skipped here"
-import gc, os, signal, sys
+import gc, os, re, signal, sys
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt, pytest, torch
 from fastai.vision.all import defaults, set_seed # all of fastai, so that `defaults` is complete before the first notebook
+from fastcore.nbio import read_nb
 from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
@@ -41,7 +42,24 @@ def alone():
     sys.modules.update(package)
     for f,*args in undo: f(*args)
 
+def shown(cell):
+    "The words of a cell's text outputs: without numbers, times, widths of tables, progress bars and warnings"
+    parts = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in cell.get('outputs', []) if o.get('name')!='stderr']
+    text = re.sub(r'\x1b\[[0-9;]*m|<[^>]*>|Epoch \d.*?\[[^\]]*\]|[█%|]', ' ', '\n'.join(''.join(o) for o in parts))
+    return re.findall(r'[^\W\d_]+', re.sub(r'\b(nan|inf|e)\b', ' ', text))
+
+def differing(stored, fresh):
+    "The visible cells whose stored outputs say something else than a run of now"
+    for old,new in zip(stored.cells, fresh.cells, strict=True):
+        assert old.id==new.id
+        if old.cell_type!='code' or re.search(r'^#\|\s*(hide|no_?test|eval)', old.source, re.M): continue
+        if shown(old)!=shown(new): yield f'cell {old.id}\n  stored: {" ".join(shown(old))[:600]}\n  now:    {" ".join(shown(new))[:600]}'
+
 @pytest.mark.parametrize('fn', notebooks, ids=lambda fn: fn.stem)
 def test_notebook(fn, alone, capfd):
-    passed,_ = run_nb(fn, skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path, profile=False, cell_timeout=cfg.cell_timeout)
+    "Each cell runs, and its stored output says what it says now"
+    with patch('nbdev.test.write_nb') as write:
+        passed,_ = run_nb(fn, skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path, profile=False, cell_timeout=cfg.cell_timeout, save=True)
     if not passed: pytest.fail(capfd.readouterr().err.strip(), pytrace=False)
+    stale = [o for c in write.call_args_list for o in differing(read_nb(fn), c.args[0])]
+    if stale: pytest.fail('\n'.join(['stored outputs are not those of now: run the notebook and save it', *stale]), pytrace=False)

@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from torch import nn
 
-from ..core import batch_size_of, checked, first_line, invalid, second_name, write_atomic
+from ..core import batch_size_of, checked, first_line, invalid, second_name, shape_in_words, write_atomic
 from ..owner import claim
 from ..facts import data_facts, described, n_changed
 from .ranks import once
@@ -295,7 +295,7 @@ def check_same(
     wrong = sorted(missing | {k for k in weights.keys()&own.keys() if np.shape(weights[k])!=np.shape(own[k])})
     if not wrong: return
     k = wrong[0]
-    example = f'{k!r}, {_shape(k, weights)} there and {_shape(k, own)} here'
+    example = f'{k!r}, {shape_in_words(weights, k)} there and {shape_in_words(own, k)} here'
     raise invalid(given, f'holds another model: {len(wrong)} weights differ, e.g. {example}', fix)
 
 def _check_data(was, now, given):
@@ -317,6 +317,3 @@ def _fact(k, facts):
     "One fact in words, at most 200 letters of them"
     words = f'{k} {facts[k]}' if k in facts else f'no {k}'
     return words if len(words)<200 else words[:200]+'…'
-
-def _shape(k, weights):
-    return f'of shape {tuple(weights[k].shape)}' if k in weights else 'missing'

@@ -11,6 +11,7 @@ from functools import partial
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder, ValueMetric
+from fastai.torch_core import get_model
 
 # %% ../../nbs/40_callback.core.ipynb #attached
 class AttachedCallback(Callback):
@@ -64,7 +65,7 @@ class MetricCallback(AttachedCallback):
     @property
     def net(self)->nn.Module: # The model, out of the wrapper of distributed training
         "The model itself"
-        return getattr(self.model, 'module', self.model)
+        return get_model(self.model)
 
     def value(self,
         name:str, # One of `columns`

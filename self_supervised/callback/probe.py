@@ -18,6 +18,7 @@ from fastcore.basics import noop
 
 from ..core import check_stats, check_whole, checked, first_line, invalid
 from ..record import recorded_stats
+from ..data.batches import picture_and_label
 from ..evaluate.features import (
     check_features, check_neighbours, check_temperature, check_two_classes, embed, knn_accuracy, linear_accuracy)
 from ..evaluate.labelled import (
@@ -161,9 +162,10 @@ class Probe(MetricCallback):
         with self._parts() as parts:
             for name,o in parts:
                 batch = o if isinstance(o, tuple) else next(iter(o))
-                if not (isinstance(batch, (tuple,list)) and len(batch)>1): raise labels_missing(name)
-                check_labels(name, batch[1], whole=True)
-                _check_fit(name, batch[0], partial(embed, self.net.encoder, stats=self._stats()))
+                x,*y = picture_and_label(batch)
+                if not y: raise labels_missing(name)
+                check_labels(name, y[0], whole=True)
+                _check_fit(name, x, partial(embed, self.net.encoder, stats=self._stats()))
 
     def _embed(self, name, data):
         "Features, all finite, and labels"

@@ -14,11 +14,12 @@ import torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import LRFinder
 from fastai.learner import Learner
-from fastai.torch_core import get_random_states, set_random_states, set_seed
+from fastai.torch_core import get_model, get_random_states, set_random_states, set_seed
 from fastcore.foundation import L
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import device_of, warn_once
+from ..data.batches import batch_parts
 from .cpu_memory import keep_memory
 
 # %% ../../nbs/52_callback.put_back.ipynb #fixedcode
@@ -78,6 +79,8 @@ class EmptyValidation:
     )->None:
         "Add an empty loader where there is only one"
         self.end(learn)
+        # fastprogress warns of each, also of one that a loader of yours leaves empty
+        filterwarnings('ignore', 'Your generator is empty', UserWarning, 'fastprogress')
         self.added = len(learn.dls.loaders)==1
         if self.added: learn.dls.loaders.append([])
 
@@ -87,6 +90,30 @@ class EmptyValidation:
         "Take it away"
         if self.added: learn.dls.loaders.pop()
         self.added = False
+
+# %% ../../nbs/52_callback.put_back.ipynb #batchescode
+class AnyBatch:
+    "Batches of lists and dictionaries, and of ready views, where fastai's `Learner` splits tuples alone"
+    def begin(self,
+        learn:Learner, # With a callback called `byol`
+    )->None:
+        "Split batches by what they hold"
+        learn._split = partial(split_by_parts, learn)
+
+    def end(self,
+        learn:Learner, # As in `begin`
+    )->None:
+        "Let fastai split them"
+        vars(learn).pop('_split', None)
+
+def split_by_parts(
+    learn:Learner, # With a callback called `byol`
+    b, # A batch
+)->None:
+    "Set inputs and labels of a batch: views and the rest, or for plain pictures as fastai does"
+    plain = isinstance(b, Tensor) or (isinstance(b, (tuple,list)) and (not len(b) or isinstance(b[0], Tensor)))
+    if plain and learn.byol.augs is not None: return type(learn)._split(learn, b)
+    learn.xb,learn.yb = batch_parts(b)
 
 # %% ../../nbs/52_callback.put_back.ipynb #memorycode
 class KeptMemory:
@@ -143,7 +170,7 @@ class ModelPrecision:
     )->None:
         "Set it"
         self.end(learn)
-        self.model = getattr(learn.model, 'module', learn.model)
+        self.model = get_model(learn.model)
         self.model.precision = precision_of(learn)
 
     def end(self,

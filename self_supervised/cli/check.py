@@ -8,49 +8,49 @@ __all__ = ['byol_check']
 # %% ../../nbs/97_cli.check.ipynb #imports
 import csv
 import sys
+from functools import partial
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place
+from .terminal import check_place, one_line_errors
 
-from fastcore.script import CliError, call_parse
+from fastcore.meta import delegates
+from fastcore.script import CliError
 
-from .terminal import one_line_warnings  # before what imports fastai, whose warning it ignores
 from ..core import printable, to_csv_cell
-from ..data.reading import load_reader, parse_size
+from ..data.reading import parse_size
 from ..data.skipped import check_pictures, dim_text
 from ..data.sources import left_out_text
+from .options import command, how_to_read, listed_pictures, reading_options
 
 # %% ../../nbs/97_cli.check.ipynb #39c009
-@call_parse(pos=['path'])
+@command('path')
+@delegates(reading_options)
 def byol_check(
-    path:str, # Folder of pictures, searched to the bottom; a tar, or a folder of them; a csv file with paths
+    path:list, # Folder of pictures, searched to the bottom; a tar, or a folder of them; a csv file with paths; a list
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48; without one they are read in full
     n_in:int=3, # Channels: 1 reads pictures as grey, 3 as RGB; any number with --reader
     workers:int=None, # Processes that read; as many as there are cores, at most 16
     out:str=None, # File to write the list to as well, csv
-    column:str=None, # Column of a csv file with the paths; in a tar what follows the key, e.g. jpg
-    folder:str=None, # Folder that relative paths start from
-    suffixes:str=None, # Endings of the files to read, e.g. .npy or .jpg,.png; '*' for all
-    ground:str='white', # Colour that shows through transparent pixels: a name, or '#rrggbb'
-    full_scale:float=None, # Value that becomes 1 in pictures of 16 or 32 bits: 4095 for 12 bits
-    max_pixels:int=None, # Pixels that a picture may have; PIL's limit of 89,478,485
-    reader:str=None, # Function that reads what PIL cannot, as package.module:function
+    **kwargs
 ):
     "List the pictures that training would skip, and why, and the files that are left out; exit code 1 if any are bad"
-    try:
-        if out: check_place(out)
-        endings = suffixes.split(',') if suffixes else None
-        how = dict(ground=ground, full_scale=full_scale, max_pixels=max_pixels, reader=load_reader(reader))
-        with one_line_warnings('byol_check'):
-            bad = check_pictures(path, parse_size(size), n_in, column, workers, sys.stdout.isatty(), folder, endings,
-                                 **how)
-        if out: _write_list(bad, out)
-    except (ValueError, OSError) as e: raise CliError(f'byol_check: {e}') from None
+    run = partial(one_line_errors, 'byol_check')
+    if out: run(check_place, out)
+    options = reading_options(**kwargs)
+    bad = run(_check, path, size, n_in, workers, options)
+    if out: run(_write_list, bad, out)
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
     if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')
     if bad.dim: print(f'{dim_text(bad.dim, bad.n)}')
-    if bad: raise CliError(f'byol_check: {len(bad)} of {bad.n} pictures cannot be read') from None
-    print(f'All {bad.n} pictures can be read')
+    said = f'{len(bad)} of {bad.n} pictures cannot be read'
+    if len(bad)>options.get('max_bad', 0)*bad.n: raise CliError(f'byol_check: {said}') from None
+    print(said if bad else f'All {bad.n} pictures can be read')
+
+def _check(path, size, n_in, workers, options):
+    "Read every picture"
+    how = how_to_read(options)
+    items = listed_pictures(path, options)
+    return check_pictures(items, parse_size(size), n_in, workers=workers, progress=sys.stdout.isatty(), **how)
 
 def _write_list(bad, file):
     "Write names and reasons as csv; a cell that a spreadsheet would run begins with a `'`"

@@ -7,9 +7,11 @@ __all__ = ['labelled_pictures', 'published_protocols', 'evaluate_pictures', 'byo
 
 # %% ../../nbs/96_cli.evaluate.ipynb #imports
 import json
+import os
 import sys
 import time
 from functools import partial
+from inspect import signature
 from math import prod
 
 # Before fastai: it silences a warning of fastai's import
@@ -17,18 +19,25 @@ from .terminal import check_place, one_line_errors
 
 from fastai.data.transforms import parent_label
 from fastai.torch_core import default_device
-from fastcore.script import call_parse, store_true
+from fastcore.basics import AttrDict
+from fastcore.meta import delegates
+from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
 from ..core import check_at_least, invalid, write_atomic
 from ..data.images import image_dls
+from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
 from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
+from .options import command, how_to_read, listed_pictures, reading_options, where_to_look
+from .pictures import (
+    Split, is_held_out, labels_of, looked_up, read_held_out, run_pictures, split_pictures, tell_left_out)
 from .report import as_text
-from .embed import encoder_settings
+from .run_folder import read_settings
+from .embed import encoder_file, encoder_settings, reading_options_of
 
 # %% ../../nbs/96_cli.evaluate.ipynb #labelled
 def _check_valid(valid, path):
@@ -38,33 +47,96 @@ def _check_valid(valid, path):
     raise invalid(f'valid={valid:g}', problem, 'Pass e.g. 0.2')
 
 def labelled_pictures(
-    path, # Folder of pictures, a folder per label
+    path, # Folder of pictures, a folder per label; or another source, with `labels`
     size, # Side in pixels, or (h,w)
     n_in:int=3, # Channels: 1 or 3
-    valid=.2, # Part to test on, in (0,1), or the name of a folder in `path`
+    valid=.2, # Part to test on, in (0,1), or the name of a folder in `path`; a `Split`, with pictures and labels
     bs:int=64, # Pictures at a time
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Of the part to test on
     fits:int=2**31, # Bytes pictures may take in memory; where they take more, they stay on disk, read for every pass
     progress:bool=False, # Show bars?
+    **reading # As of `picture_items` and `open_picture`: column, ground, …
 )->tuple: # Training part and test part, each (x,y) or a loader, and the names of the classes
     "Read a folder of labelled pictures for evaluation"
-    check_at_least(1, bs=bs, size=size)
+    size = parse_size(size)
+    check_at_least(1, bs=bs)
     check_at_least(0, workers=workers)
-    _check_valid(valid, path)
+    options = reading_options(**reading)
+    source,label,valid = _to_read(path, valid, options)
     # bs=1: nothing trains on these batches, and none is too large for the folder
-    how = dict(n_in=n_in, label_func=parent_label, valid=valid, bs=1, workers=workers, seed=seed, check=True)
-    dls = image_dls(path, size, **how)
+    how = dict(bs=1, workers=workers, seed=seed, check=True, max_bad=options.get('max_bad', .1), **how_to_read(options))
+    dls = image_dls(source, size, n_in=n_in, label_func=label, valid=valid, **how)
     if not len(dls.valid_ds):
         raise invalid(f'valid={valid}', f'holds out none of {len(dls.train_ds)} pictures', 'Pass a larger part')
     if len(dls.vocab)<2:
         problem = f'has one folder of pictures, {dls.vocab[0]!r}, and labels are the names of folders'
-        raise invalid(f'path={str(path)!r}', problem, 'Pass one with two or more')
+        raise invalid(f'path={str(path)!r}', problem, 'Pass one with two or more, or labels')
     parts = [dl.new(bs=bs, shuffle=False, drop_last=False) for dl in dls]
     hw = size if isinstance(size, (tuple,list)) else (size,size)
     if n_in*prod(hw)*sum(map(n_pictures, parts))<=fits:
         parts = [in_memory(progress_bar(dl, leave=False) if progress else dl) for dl in parts]
     return *parts,list(dls.vocab)
+
+def _to_read(path, valid, options):
+    "Pictures, what takes one to its label, and the part to test on, for `image_dls`"
+    if isinstance(valid, Split): return _of_split(valid)
+    _check_valid(valid, path)
+    plain = isinstance(path, (str,os.PathLike)) and not any(where_to_look(options).values())
+    return path if plain else listed_pictures(path, options),parent_label,valid
+
+def _of_split(split):
+    "The same of pictures that are labelled and split; those without a label are left out"
+    kept = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
+    n_train = sum(split.labels[i] is not None for i in split.train)
+    items = split.items[kept]
+    labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}
+    return items,partial(looked_up, labels),list(range(n_train, len(kept)))
+
+# %% ../../nbs/96_cli.evaluate.ipynb #recorded
+def part_to_test(
+    run, # Folder of the encoder's file
+    path, # Pictures
+    valid, # As asked for, or None
+    labels, # As asked for: what `byol_pretrain --labels` takes; None for the names of folders
+    seed:int, # Of a part drawn by chance
+    options:dict, # Of `reading_options`
+): # A part, the name of a folder, or a `Split`
+    "Choose the pictures to test on: as asked for, those that the run held out, or a fifth; print which"
+    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if _has_record(run) else (None,{})
+    labels = labels or settings.get('labels')
+    holdout = .2 if valid is None else valid
+    if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
+    s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
+    if valid is None and names is not None:
+        split = _recorded_split(s, names, run, settings.get('path'))
+        if split: return split
+    return holdout if labels is None else split_pictures(s, run_pictures(s))
+
+def _has_record(run): return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
+
+def _recorded_split(s, names, run, trained_on):
+    "Split as a run has done it; None where none of its pictures is there"
+    items = run_pictures(s)
+    held = is_held_out(s.path, items, names, trained_on)
+    print(_which_part(sum(held), len(names), s.path, run, trained_on))
+    if not any(held): return None
+    labels = labels_of(s, items)
+    parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
+    train,test = ({labels[i] for i in part} for part in parts)
+    judged = (train & test)-{None}
+    left_out = [o for o in labels if o not in judged]
+    if left_out: tell_left_out(left_out, 'are not in both parts, and left out')
+    return Split(items, [o if o in judged else None for o in labels], *parts)
+
+def _which_part(n, of, path, run, trained_on):
+    "Say which pictures are tested on"
+    same = str(path)==str(trained_on) or os.path.realpath(str(path))==os.path.realpath(str(trained_on))
+    elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
+    if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
+    if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, a part is drawn by chance'
+    found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
+    return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'
 
 # %% ../../nbs/96_cli.evaluate.ipynb #fractions
 # Of the labels, to fine-tune on
@@ -148,12 +220,13 @@ def _beside(res, both, n, seeds):
     return res | dict(title=title, chosen=both['chosen'])
 
 def evaluate_pictures(
-    encoder, # File that `save_encoder` wrote
+    encoder, # File that `save_encoder` wrote, or the folder of a run
     path, # Folder of pictures, a folder per label
     n:int=5, # Labels per class; as many as the smallest class has, where that is fewer
     draws:int=20, # How often they are drawn
-    valid=.2, # Part to test on, in (0,1), or the name of a folder in `path`
-    size=None, # Side in pixels; None: what the encoder's file says
+    # Part to test on, in (0,1), or the name of a folder in `path`; None: the part that the run held out, or a fifth
+    valid=None,
+    size=None, # Side in pixels, or (h,w); None: what the encoder's file says
     bs:int=64, # Pictures at a time
     workers:int|None=None, # Processes that read; None for one per core, at most 16
     seed:int=42, # Of the part to test on, and of the untrained network
@@ -161,13 +234,19 @@ def evaluate_pictures(
     seeds:int=3, # Of the protocols
     device=None, # Where to compute; None for fastai's default
     progress:bool=False, # Show bars?
-    **kwargs # For `published_protocols`, with `full`: epochs, flip_p
+    labels:str|None=None, # A csv file with names and labels, or another of `byol_pretrain --labels`; None for folders
+    **kwargs # For `published_protocols`, with `full`: epochs, flip_p; how pictures are read: ground, column, …
 )->dict: # `title` and `rows`: row → what was measured → mean, std and all; with `full` what was `chosen`, too
     "Set the encoder's features beside raw pixels and the same network untrained, by few-label accuracy"
-    check_at_least(1, n=n, draws=draws, size=size)
+    check_at_least(1, n=n, draws=draws)
+    encoder = encoder_file(encoder)
     net = load_encoder(encoder, device=default_device() if device is None else device)
-    spec,size,stats = encoder_settings(encoder, size)
-    train,test,vocab = labelled_pictures(path, size, spec['n_in'], valid, bs, workers, seed, progress=progress)
+    spec,size,stats = encoder_settings(encoder, parse_size(size))
+    asked = {name: kwargs.pop(name) for name in signature(reading_options).parameters if name in kwargs}
+    options = reading_options_of(encoder, asked)
+    part = part_to_test(encoder.parent, path, valid, labels, seed, options)
+    how = dict(bs=bs, workers=workers, seed=seed, progress=progress)
+    train,test,vocab = labelled_pictures(path, size, spec['n_in'], part, **how, **options)
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)
     res = compare_parts(feats, n, draws)
     if not full: return res
@@ -176,14 +255,18 @@ def evaluate_pictures(
     return _beside(res, both, len(train_y), seeds)
 
 # %% ../../nbs/96_cli.evaluate.ipynb #52c011
-@call_parse(pos=['encoder','path'])
+@command('encoder', 'path')
+@delegates(reading_options)
 def byol_evaluate(
-    encoder:str, # File that byol_pretrain or `save_encoder` wrote
-    path:str, # Folder of pictures, a folder per label
+    encoder:str, # File that byol_pretrain or `save_encoder` wrote, or the folder of a run
+    path:list, # Folder of pictures, a folder per label; or tars, csv files or patterns
     n:int=5, # Labels per class; as many as the smallest class has, where that is fewer
     draws:int=20, # How often they are drawn
-    valid:str='.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
-    size:int=None, # Side of the pictures in pixels; what the encoder was trained with
+    # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid; the part that the run held out, or 0.2
+    valid:str=None,
+    # Labels, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has others)
+    labels:str=None,
+    size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
     bs:int=64, # Pictures at a time
     workers:int=None, # Processes that read; as many as there are cores, at most 16
     seed:int=42, # Of the part to test on, and of the untrained network
@@ -194,13 +277,16 @@ def byol_evaluate(
     seeds:int=3, # With --full: how many
     epochs:int=None, # With --full: times to see the pictures; as published 80, and 30 in fine-tuning
     no_flip:store_true=False, # With --full: never mirror, for text, digits, and whatever has a left and a right
+    **kwargs
 ):
     "Compare an encoder's features on labelled pictures with raw pixels and with the untrained network"
     try: part = float(valid)
-    except ValueError: part = valid
+    except (TypeError, ValueError): part = valid
+    if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
     if out: run(check_place, out)
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
+    how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else .5)
     res = run(evaluate_pictures, encoder, path, n, draws, part, size, **how)
     print(as_text(res))

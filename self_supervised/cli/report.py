@@ -9,20 +9,19 @@ __all__ = ['read_history', 'plot_history', 'as_text', 'write_report']
 import csv
 import json
 import re
-from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 from warnings import warn
 
 import matplotlib.pyplot as plt
-from jinja2 import Environment
 from matplotlib.ticker import MaxNLocator
 
-from ..core import checked, invalid, write_atomic
+from ..core import invalid, literal, write_atomic
 from ..callback.health import limits
+from .page import data_url, environment, page_style
+from .verdict import verdict_text
 
 # %% ../../nbs/92_cli.report.ipynb #g92read
-@checked
 def read_history(
     path, # File of fastai's `CSVLogger`
 )->dict: # Column → one number per epoch, None where there was none
@@ -47,7 +46,6 @@ def _by_kind(history):
         kinds.setdefault(re.sub('^(train|valid)_', '', name), []).append(name)
     return kinds
 
-@checked
 def plot_history(
     history:dict, # Column → one number per epoch, as `read_history` returns it
     axes=None, # One for each kind of column; None makes them
@@ -63,9 +61,10 @@ def _draw_columns(ax, history, kind, names):
     epochs = history.get('epoch') or range(len(history[names[0]]))
     for name in names:
         points = [(e,v) for e,v in zip(epochs, history[name]) if e is not None and v is not None]
-        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=name.removesuffix(f'_{kind}'))
+        ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=literal(name.removesuffix(f'_{kind}')))
     if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
-    ax.set_title(kind, fontsize=10)
+    ax.set_title(literal(kind), fontsize=10)
+    ax.set_xlabel('epoch', fontsize=8)
     ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))  # there is no epoch 1.5
     if len(names)>1: ax.legend(frameon=False, fontsize=8)
 
@@ -89,13 +88,13 @@ def _columns(results):
     "Return what was measured, each name once: a row need not have all of them"
     return list(dict.fromkeys(name for cells in results['rows'].values() for name in cells))
 
-@checked
 def as_text(
     results:dict, # `title`, and `rows`: name → what was measured → value
+    heading:str='features', # Above the names of the rows
 )->str: # A table
     "Set the results of a run in columns"
     columns = _columns(results)
-    lines = [['features', *columns]]
+    lines = [[heading, *columns]]
     for name,cells in results['rows'].items():
         lines.append([name, *(_value(cells[c]) if c in cells else '' for c in columns)])
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -108,23 +107,25 @@ _template = '''<!doctype html>
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ name }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.6em }
-h2 { font-size: 1.15em; margin-top: 2.2em; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse }
-th, td { text-align: left; padding: .2em 1.2em .2em 0; vertical-align: top; font-variant-numeric: tabular-nums }
-th { font-weight: 600 }
-tr + tr td, tr + tr th { border-top: 1px solid #eee }
-td.n { text-align: right }
-td { overflow-wrap: anywhere }
-img { max-width: 100% }
-code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6; border-radius: 3px }
-code { padding: .1em .3em }
-pre { padding: .8em; overflow-x: auto }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22em, 1fr)); gap: 0 3em }
-</style>
+STYLE</style>
 </head><body>
+{% if verdict %}
+<h1>{{ verdict.headline }}</h1>
+{% for o in verdict.details %}
+<p>{{ o }}.</p>
+{% endfor %}
+{% if verdict.advice %}
+<p>What to change, the most promising first:</p>
+<ol>
+{% for o in verdict.advice %}
+<li>{{ o }}</li>
+{% endfor %}
+</ol>
+{% endif %}
+<p>Run <code>{{ name }}</code>{% if when %}, {{ when }}{% endif %}</p>
+{% else %}
 <h1>{{ name }}</h1>
+{% endif %}
 {% if command %}<p><code>{{ command }}</code></p>{% endif %}
 {% for file, why in unread.items() %}
 <p><b><code>{{ file }}</code> cannot be read and is left out: {{ why }}</b></p>
@@ -136,7 +137,7 @@ pre { padding: .8em; overflow-x: auto }
 <table>
 <tr><th></th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for row, cells in results['rows'].items() %}
-<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ cells[c]|value if c in cells }}</td>{% endfor %}</tr>
+<tr><th>{{ row }}</th>{% for c in columns %}<td>{{ value_of(cells[c]) if c in cells }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 {% endif %}
@@ -144,12 +145,20 @@ pre { padding: .8em; overflow-x: auto }
 {% if curves %}
 <h2>Training</h2>
 <p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest.
-Dashed: beyond this limit <code>Health</code> looks closer.</p>
+Beyond a dashed line the health check compares more closely.</p>
 <img alt="A curve for each column of the training table" src="{{ curves }}">
+{% if meanings %}
+<table>
+<tr><th>curve</th><th>meaning</th><th>good values</th></tr>
+{% for kind, (meaning, good) in meanings.items() %}
+<tr><th>{{ kind }}</th><td>{{ meaning }}</td><td>{{ good }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
 {% endif %}
 
 {% if said is not none %}
-<h2>What was warned of</h2>
+<h2>Warnings</h2>
 {% if said %}
 <table>
 <tr><th>epoch</th><th>message</th></tr>
@@ -158,7 +167,7 @@ Dashed: beyond this limit <code>Health</code> looks closer.</p>
 {% endfor %}
 </table>
 {% else %}
-<p>Nothing.</p>
+<p>Warnings: none</p>
 {% endif %}
 {% endif %}
 
@@ -188,10 +197,38 @@ encoder = load_encoder({{ encoder }})</pre>
 </body></html>
 '''
 
-# A line that holds a {% tag %} alone leaves no line in the page
-_environment = Environment(autoescape=True, trim_blocks=True)
-_environment.filters['value'] = _value
-_page = _environment.from_string(_template)
+_page = environment.from_string(_template.replace('STYLE', page_style), dict(value_of=_value))
+
+# %% ../../nbs/92_cli.report.ipynb #png_of
+def png_of(
+    axes, # Of one figure
+)->bytes: # Of a PNG
+    "Draw the figure of `axes`, and close it"
+    figure = axes[0].figure
+    f = BytesIO()
+    figure.savefig(f, dpi=120, format='png')
+    plt.close(figure)
+    return f.getvalue()
+
+# %% ../../nbs/92_cli.report.ipynb #g92meanings
+# Kind of column → what it measures, and what is good
+_meanings = dict(
+    loss=('squared distance of predictions and targets: 0 when they agree, 4 for two views with nothing in common',
+          'falls, and says little else'),
+    spread=('how far the projections lie apart: 1 over the whole sphere, 0 when all are one point', 'above 0.5'),
+    mean_cosine=('how alike the projections of two pictures are: 0 when unrelated, 1 when the same', 'below 0.8'),
+    rank=('directions that the projections use', 'no less than half of the first epochs'),
+    feature_rank=('directions that the features use, of which a classifier makes its choice', 'grows, or stays'))
+
+def _duration(seconds):
+    "Seconds in words"
+    if seconds<90: return f'{seconds:.0f} s'
+    return f'{seconds/60:.0f} min' if seconds<5400 else f'{seconds/3600:.1f} h'
+
+def _when(results):
+    "Date and duration of a run, in words; runs of older versions kept neither"
+    if 'started' not in results: return ''
+    return f"started {results['started'][:16].replace('T', ' ')}, took {_duration(results['seconds'])}"
 
 # %% ../../nbs/92_cli.report.ipynb #g92filescode
 def _read_record(path):
@@ -204,6 +241,8 @@ def _read_results(path):
     "Read the results of a run, and try to set them in columns"
     results = json.loads(path.read_text(encoding='utf-8'))
     as_text(results)
+    _when(results)
+    if 'verdict' in results: verdict_text(results['verdict'])
     # Runs of older versions kept no warnings
     said = [(epoch,message) for epoch,message in results['said']] if 'said' in results else None
     return results | dict(said=said)
@@ -211,16 +250,9 @@ def _read_results(path):
 def _read_curves(path):
     "Read a training table, and draw it where it holds a number"
     history = read_history(path)
-    png = _png(plot_history(history)) if _by_kind(history) else None
-    return dict(epochs=len(history.get('epoch', [])), png=png)
-
-def _png(axes):
-    "Return the figure of `axes` as the bytes of a PNG, and close it"
-    figure = axes[0].figure
-    f = BytesIO()
-    figure.savefig(f, dpi=120, format='png')
-    plt.close(figure)
-    return f.getvalue()
+    png = png_of(plot_history(history)) if _by_kind(history) else None
+    kinds = {k: v for k,v in _meanings.items() if k in _by_kind(history)}
+    return dict(epochs=len(history.get('epoch', [])), png=png, meanings=kinds)
 
 def _read(reader, file, unread):
     "Call `reader` on a file; {} where there is none, or where it cannot be read: then `unread` gets the reason"
@@ -247,11 +279,7 @@ def _pictures(folder):
     known = list(_titles)
     def place(file): return (known.index(file.stem) if file.stem in known else len(known), file.name)
     files = sorted(folder.glob('*.png'), key=place)
-    return [(_titles.get(f.stem, f.stem), _data_url(f.read_bytes())) for f in files]
-
-def _data_url(png):
-    "Write a picture as an address, so that the page holds it"
-    return 'data:image/png;base64,'+b64encode(png).decode()
+    return [(_titles.get(f.stem, f.stem), data_url(f.read_bytes())) for f in files]
 
 def _contents(folder):
     "Return what the template shows of a run's folder"
@@ -267,13 +295,15 @@ def _contents(folder):
         results=results,
         columns=_columns(results) if results else [],
         said=results.get('said'),
-        curves=_data_url(png) if png else None,
+        verdict=results.get('verdict'),
+        when=_when(results) if results else '',
+        meanings=curves.get('meanings'),
+        curves=data_url(png) if png else None,
         epochs=curves.get('epochs'),
         pictures=_pictures(folder),
         tables={title: rows for title,rows in _tables(record).items() if rows},
         encoder=repr(str(encoder)) if encoder.is_file() else None)
 
-@checked
 def write_report(
     folder, # Folder of a run, as `byol_pretrain` writes it
 )->Path: # The page, `folder`/report.html

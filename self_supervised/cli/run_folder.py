@@ -31,7 +31,10 @@ from ..callback.ranks import once
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
-from .report import write_report
+from .mend import FATAL
+from .pictures import judged_dls
+from .report import read_history, write_report
+from .verdict import verdict
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
 def free_folder(
@@ -113,16 +116,22 @@ def recorded_settings(
 )->dict: # All settings of the run, `views` among them
     "Read the settings of a run to resume; raise if it is finished, or if others were asked for"
     file = Path(out)/'settings.json'
-    settings = _read_settings(file)
+    settings = read_settings(file)
     if (file.parent/'results.json').exists(): _check_unfinished(file.parent)
     known = settings | settings['views']
     for name,value in (asked | views).items():
-        if value is None or value is False or value==known.get(name): continue
+        if value is None or value is False or _as_read(value)==_as_read(known.get(name)): continue
         problem = f'differs from the run in {str(out)!r}, which has {name}={known.get(name)!r}'
         raise invalid(f'{name}={value!r}', problem, f'Leave {name} out, or pass another folder')
     return settings
 
-def _read_settings(file):
+def _as_read(value):
+    "A value as a file has it, which knows no tuples"
+    return json.loads(json.dumps(value, default=str))
+
+def read_settings(
+    file:Path, # settings.json in the folder of a run
+)->dict: # All settings, `views` among them
     "Read the settings in a record of a run"
     if not file.is_file():
         raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
@@ -163,8 +172,9 @@ def write_pictures(
     "Draw the views, a map of the trained features, and nearest neighbours among them"
     _save(learn.byol.show(6, seed=0).flat[0], out/'views.png')
     x,y = held_out
-    pictures = _Pictures(learn.dls.valid_ds)
-    _save(plot_embedding(x, y, pictures, vocab=getattr(learn.dls, 'vocab', None)), out/'embedding.png')
+    dls = judged_dls(learn.dls)
+    pictures = _Pictures(dls.valid_ds)
+    _save(plot_embedding(x, y, pictures, vocab=getattr(dls, 'vocab', None)), out/'embedding.png')
     n = min(len(x), 500)
     if n<10: return
     images = torch.stack([pictures[i] for i in range(n)])
@@ -179,16 +189,33 @@ def _with_epochs(said, warned):
     others = [(None,message) for message in dict.fromkeys(warned) if message not in known]
     return others+said
 
+def run_facts(
+    learn:Learner, # Trained
+    settings:dict, # Of the run
+    started:str, # Date and time, ISO 8601
+    seconds:float, # Since then
+)->dict: # Plain values
+    "Collect what a run was, and what was seen in it"
+    health = learn.health
+    losses = read_history(learn.path/'history.csv').get('train_loss') or [None]
+    known = ('epochs','bs','lr','m','size','n_in','pretrained','minutes','mended')
+    return {k: settings.get(k) for k in known} | dict(
+        started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=losses[-1],
+        ranks=[o['rank'] for o in (health.before,health.rows[-1])] if health.rows else None,
+        collapsed=any(o in health.ill for o in FATAL))
+
 def write_run(
     out:Path, # Folder
     learn:Learner, # Trained
     feats:dict, # name → features and labels of the two parts, 'trained encoder' among them
     warned:list=(), # Messages of the warnings while training
+    facts:dict|None=None, # As `run_facts` returns them; None leaves the verdict out
     **meta # What the encoder's file is to remember: stats, size
 )->None:
-    "Write what came out of a run: encoder, results, pictures, report"
+    "Write what came out of a run: encoder, results and verdict, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
     record = compare_parts(feats) | dict(said=_with_epochs(learn.health.said, warned))
+    if facts: record |= facts | dict(verdict=verdict(record, facts))
     write_atomic(out/'results.json', json.dumps(record, indent=1).encode())
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)

@@ -29,9 +29,9 @@ def _split(items, source, valid, seed):
     n = len(items)
     if isinstance(valid, str):
         column = column_values(source, valid)
-        if column is not None: return _by_column(column, valid)
+        if column is not None: return parts_by_column(column, valid)
         held = _held_by_name(items, source, valid)
-    elif isinstance(valid, Real): held = _held_by_chance(n, float(valid), seed)
+    elif isinstance(valid, Real): held = held_by_chance(n, float(valid), seed)
     else:
         held = torch.zeros(n, dtype=torch.bool)
         held[positions(valid, n, 'valid')] = True
@@ -46,8 +46,12 @@ def _held_by_name(items, source, valid):
     raise invalid(f'{valid=}', 'is no folder of the source with pictures in it, and no column of a table',
                   'Name a folder in the source or a column, or pass the part to hold out, in [0,1)')
 
-def _held_by_chance(n, part, seed):
-    "A part of all, drawn by a generator of its own: building loaders leaves the random state alone"
+def held_by_chance(
+    n:int, # Pictures there are
+    part:float, # To hold out, in [0,1)
+    seed:int, # The same seed holds out the same
+)->torch.Tensor: # (n,) bool, True for those held out
+    "Draw a part of all, drawn by a generator of its own: building loaders leaves the random state alone"
     if 0<=part<1: return torch.randperm(n, generator=torch.Generator().manual_seed(seed)) < int(part*n)
     raise invalid(f'valid={part!r}', 'must be in [0,1)', 'Pass the part to hold out, or the name of a folder')
 
@@ -55,8 +59,11 @@ def _held_by_chance(n, part, seed):
 _words = dict.fromkeys(['train','training','false','0','0.0'], 'train')
 _words |= dict.fromkeys(['valid','validation','val','dev','true','1','1.0'], 'valid')
 
-def _by_column(column, name):
-    "Indices of (train, valid) by what a column says of each row"
+def parts_by_column(
+    column, # What it says of each row: train or valid, in words or as False or True
+    name:str, # Of the column, for the error
+)->list: # Indices of (train, valid); rows that say something else are in neither
+    "Split rows by a column of their table"
     words = [str(o).strip().lower() for o in column]
     parts = [[i for i,o in enumerate(words) if _words.get(o)==part] for part in ('train','valid')]
     others = sorted({o for o in words if o not in _words})

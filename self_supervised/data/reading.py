@@ -59,6 +59,14 @@ def _open(f):
     if os.path.exists(f): raise Unreadable('not a file')  # a named pipe, say, would wait for ever
     raise Unreadable(f'there is no file {os.path.abspath(f)!r}', 'Pass folder, from which relative paths start')
 
+def picture_shape(
+    f, # Item
+)->tuple|None: # (h,w) as it is stored; None where PIL cannot tell
+    "Read how large a picture is; it is not decoded"
+    try:
+        with _open(f) as im: return im.height,im.width
+    except Exception: return None
+
 # PIL's limit is one name for all threads: one at a time sets it aside, and no process forks meanwhile
 _limit = threading.Lock()
 if hasattr(os, 'register_at_fork'):

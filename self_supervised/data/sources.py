@@ -201,24 +201,36 @@ def _check_source(source):
 
 def _in_path(path, column, label, folder, suffixes, any_file):
     "Pictures of a tar, of a folder of tars, of a folder, of a pattern or a text file; or one picture"
+    if any_file and suffixes is None: suffixes = '*'
     is_wanted = _ending_in(suffixes)
     if path.is_dir() and (tars := sorted(f for f in path.glob('*') if _is_tar(f))):
         beside = [f for f,_ in _walk(path) if Path(f) not in tars]
         items = _in_tars(tars, column, label, is_wanted)
         return _listed(items, dict(Counter(items.left_out)+Counter(_count(beside, is_wanted))))
-    if path.is_file() and not _is_tar(path) and (names := _names(path, folder, is_wanted)):
-        return _in_list(names, column, label, None, is_wanted)
-    if path.is_file(): return _in_tars([path], column, label, is_wanted)
+    if path.is_file(): return _in_file(path, column, label, folder, is_wanted)
     _refuse_parts(column, label)
-    if not path.exists() and glob.has_magic(os.fspath(path)): return _in_pattern(path, is_wanted)
-    return picture_files(path, '*' if any_file and suffixes is None else suffixes)
+    if path.exists(): return picture_files(path, suffixes)
+    if glob.has_magic(os.fspath(path)): return _in_pattern(path, is_wanted)
+    if path.suffix:
+        fix = 'Pass a picture, a folder or tar of them, a pattern such as pics/*.jpg, or a csv or text file with paths'
+        raise invalid(f'path={str(path)!r}', 'is not an existing file or folder', fix)
+    return picture_files(path, suffixes)
 
-def _names(path, folder, is_wanted):
-    "Paths that a file stands for: one picture for itself, a text file for its lines; none for another"
-    if is_wanted(path): return [path]
-    if path.suffix.lower()!='.txt': return []
+def _in_file(path, column, label, folder, is_wanted):
+    "Pictures of a tar or a text file; or one picture"
+    if _is_tar(path): return _in_tars([path], column, label, is_wanted)
+    if path.suffix.lower()=='.txt': return _in_list(_names(path, folder), column, label, None, is_wanted)
+    if is_wanted(path): return _in_list([path], column, label, None, is_wanted)
+    if tarfile.is_tarfile(path): return _in_tars([path], column, label, is_wanted)
+    raise invalid(f'path={str(path)!r}', 'is no picture, and no tar, csv or text file with pictures',
+                  f"Pass one of these or a folder; for this kind suffixes, e.g. '{path.suffix or '*'}', and reader")
+
+def _names(path, folder):
+    "Paths in the lines of a text file"
     lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
-    return [os.path.join(folder or path.parent, o.strip()) for o in lines if o.strip()]
+    names = [os.path.join(folder or path.parent, o.strip()) for o in lines if o.strip()]
+    if names: return names
+    raise invalid(f'path={str(path)!r}', 'has no line', 'Write one path per line')
 
 def _in_pattern(path, is_wanted):
     "Pictures whose paths fit a pattern, each file once"

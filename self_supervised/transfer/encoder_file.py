@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import parametrize
 
 from .. import __version__
-from ..core import checked, first_line, invalid, undisturbed, write_atomic
+from ..core import checked, first_line, invalid, shape_in_words, undisturbed, write_atomic
 from ..layers import create_encoder
 from ..record import check_record, record_of, unwrapped
 
@@ -214,18 +214,15 @@ def fill_weights(
     "Load `weights` if every name and shape is that of `net`; raise otherwise, with nothing loaded"
     own = net.state_dict()
     names = sorted(own.keys() | weights.keys())
-    wrong = [k for k in names if _shape(own, k)!=_shape(weights, k)]
+    wrong = [k for k in names if shape_in_words(own, k)!=shape_in_words(weights, k)]
     if wrong:
         holds = f'the architecture {arch!r}' if arch else 'another architecture'
-        example = f'{wrong[0]!r}, {_shape(weights, wrong[0])} in the file and {_shape(own, wrong[0])} in the network'
+        k = wrong[0]
+        example = f'{k!r}, {shape_in_words(weights, k)} in the file and {shape_in_words(own, k)} in the network'
         problem = f'holds {holds}, and the network is a {name or network_name(net)}'
         differ = f'{len(wrong)} of {len(names)} weights differ, e.g. {example}'
         raise invalid(f'path={str(path)!r}', f'{problem}: {differ}', fix)
     net.load_state_dict(weights)
-
-def _shape(weights, k):
-    "The shape of weight `k` in words"
-    return f'of shape {tuple(weights[k].shape)}' if k in weights else 'missing'
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #load
 @checked

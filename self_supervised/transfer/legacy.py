@@ -46,10 +46,13 @@ def _unpickle(path):
         with torch.serialization.safe_globals(_safe_types):
             return torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as e:
-        raise invalid(given, f'holds no plain weights ({_reason(e)})', _rewrite) from None
+        raise invalid(given, f'holds no plain weights ({why_not_read(e)})', _rewrite) from None
 
-def _reason(e):
-    "Why torch did not read a file: the code it would run, where it names any"
+# %% ../../nbs/76_transfer.legacy.ipynb #why
+def why_not_read(
+    e:Exception, # Of `torch.load(weights_only=True)`
+)->str: # In a few words
+    "Say why torch did not read a file: the code it would run, where it names any"
     code = re.search(r'GLOBAL (\S+)', str(e))
     return f'reading it would run {code[1]}' if code else 'it is broken or of another kind'
 

@@ -6,32 +6,35 @@
 __all__ = []
 
 # %% ../../nbs/60_vision.checks.ipynb #imports
+from functools import partial
 from warnings import warn
 
 import torch
+from fastai.callback.core import FetchPredsCallback
 from fastai.callback.mixup import MixHandler
 from fastai.learner import AvgMetric, Learner
 from fastai.metrics import AccumMetric
-from fastai.torch_core import num_distrib
+from fastai.torch_core import get_model, num_distrib
 from fastcore.xtras import is_listy
 from torch import Tensor, nn
 
 from ..core import batch_size_of, device_of, first_line, invalid, plain, undisturbed
 from ..layers import ClipEncoder, input_channels, input_dims
+from ..data.batches import batch_parts, is_second_view, peek
 from ..fit import check_recipe
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
 def prepare(
     x:Tensor, # A batch as it comes from the loader: floating point in [0,1], or uint8
 )->Tensor: # Plain float32 tensor in [0,1]
-    "Convert a batch of pictures, clips or vectors to what the views expect"
+    "Convert a batch of pictures, clips, series or vectors to what the views expect"
     if x.dtype==torch.uint8: x = x.float()/255
     if not x.is_floating_point():
         raise invalid(f'x.dtype={x.dtype}', 'is neither bytes nor floating point',
                       'Pass uint8 in 0..255 or floats in [0,1], and columns of a table by table_dls', TypeError)
-    if x.dim() not in (2,4,5):
-        raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of pictures, clips or vectors',
-                      'Pass (bs,c,h,w), clips (bs,c,t,h,w) or vectors (bs,c)')
+    if x.dim() not in (2,3,4,5):
+        raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of pictures, clips, series or vectors',
+                      'Pass (bs,c,h,w), clips (bs,c,t,h,w), series (bs,c,t) or vectors (bs,c)')
     return plain(x).float()
 
 def split_batch(
@@ -43,26 +46,43 @@ def split_batch(
     if isinstance(xb, Tensor): return torch.cat([xb, yb]),()
     return xb[0],yb
 
+def first_parts(
+    dl, # A loader of fastai or torch
+    model:nn.Module, # On the device the pictures shall be on
+)->tuple: # Pictures, or ready views of them, a tuple; labels and the rest
+    "Take a batch from `dl`, and leave the order of the next ones as it is"
+    views,labels = batch_parts(peek(dl))
+    return tuple(v.to(device_of(model)) for v in views),labels
+
 def first_batch(
     dl, # A loader of fastai or torch
     model:nn.Module, # On the device the pictures shall be on
 )->Tensor: # Pictures of a batch
-    "Take a batch from `dl`, and leave the order of the next ones as it is"
-    rng = getattr(dl, 'rng', None)   # fastai's loaders have one of their own
-    state = rng.getstate() if rng else None
-    b = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
-    if rng: dl.rng.setstate(state)
-    return (b[0] if is_listy(b) else b).to(device_of(model))
+    "Take the pictures of a batch from `dl`, and leave the order of the next ones as it is"
+    return first_parts(dl, model)[0][0]
+
+def ready_views(
+    xb:tuple|Tensor, # Inputs of a batch, as fastai splits it from its labels
+    yb:tuple|Tensor=(), # Labels, among which fastai may count the last view
+)->tuple: # Views, prepared; labels
+    "Take the views that a loader has made, or raise where there are fewer than two of each picture"
+    views,labels = batch_parts(xb if isinstance(xb, Tensor) else (*xb,*yb))
+    if len(views)<2:
+        shape = tuple(getattr(views[0], 'shape', ())) if views else ()
+        raise invalid('aug_pipelines=None', f'needs a loader of ready views, and a batch holds one, of shape {shape}',
+                      'Pass pipelines such as get_byol_aug_pipelines(size), or let the loader bring (x0,x1)')
+    return tuple(map(prepare, views)),labels
 
 # %% ../../nbs/60_vision.checks.ipynb #10c029
 def check_pipelines(
     augs, # What was given as `aug_pipelines`
-)->list: # The same as a list
-    "Raise unless `augs` is a list of at least two callables"
+)->list|None: # The same as a list
+    "Raise unless `augs` is a list of at least two callables, or None"
+    if augs is None: return None   # the loader brings views
     if is_listy(augs) and len(augs)>=2 and all(map(callable, augs)): return list(augs)
     given = f'{type(augs).__name__} of {len(augs)}' if is_listy(augs) else type(augs).__name__
     raise invalid(f'aug_pipelines={given}', 'must be a list of two or more callables, one per view',
-                  'Pass get_byol_aug_pipelines(size) or [aug1, aug2]')
+                  'Pass get_byol_aug_pipelines(size) or [aug1, aug2], or None where the loader brings views (x0,x1)')
 
 def check_alone(
     learn:Learner, # About to be fitted
@@ -88,6 +108,9 @@ def check_companions(
         if isinstance(cb, MixHandler):
             raise invalid(f'cbs={cb}', 'blends pictures together with their labels, and BYOL has no labels',
                           f'Leave {cb} out: the views are the augmentation', TypeError)
+        if isinstance(cb, FetchPredsCallback) and cb.with_decoded:
+            raise invalid('FetchPredsCallback(with_decoded=True)', 'decodes predictions, and BYOL has no labels',
+                          'Pass with_decoded=False', TypeError)
     for metric in learn.metrics:
         if _wants_labels(metric):
             raise invalid(
@@ -112,16 +135,33 @@ def check_loader(
     try: n_batches = len(dls.train)
     except TypeError: return   # a stream does not know its length
     if n_batches: return
-    n = len(dls.train.dataset)
+    n = len(getattr(dls.train, 'dataset', ()))
     raise invalid(f'bs={batch_size_of(dls.train)}', f'is too large: {n} pictures do not fill one batch',
                   f'Pass bs={max(n,1)} or less, or more pictures')
+
+def check_length(
+    dl, # The loader to train on
+)->None:
+    "Raise for a loader without a length: schedules and progress bars ask for it"
+    try: len(dl)
+    except TypeError as e:
+        raise invalid(f'dls.train={type(dl).__name__}', 'states no length, and schedules need the batches per epoch',
+                      'Give it __len__, such as .with_length(n) of a WebLoader', TypeError) from e
+
+def loss_for_labels(
+    loss_func, # Given to a `Learner`
+)->bool: # False for a function or a class of your own
+    "Is it a loss of torch's or fastai's, which compares predictions with labels?"
+    while isinstance(loss_func, partial): loss_func = loss_func.func
+    owner = loss_func if hasattr(loss_func, '__name__') else type(loss_func)
+    return (getattr(owner, '__module__', None) or '').partition('.')[0] in ('torch','fastai')
 
 def check_before_fit(
     learn:Learner, # With a `BYOL` callback
 )->None:
     "Raise for what cannot be trained, and warn of a recipe that does not fit"
     check_alone(learn)
-    check_model(getattr(learn.model, 'module', learn.model))
+    check_model(get_model(learn.model))
     check_companions(learn)
     check_loader(learn.dls)
     check_recipe(learn)
@@ -148,11 +188,30 @@ def check_batch(
 
 def check_inputs(
     xb:tuple|Tensor, # Inputs of a batch, as fastai splits it from its labels
+    yb:tuple|Tensor=(), # Labels
+    stated:bool=True, # Does the data itself say which are labels?
 )->None:
-    "Warn when a batch has inputs beside the first: there is nothing that would look at them"
-    if isinstance(xb, Tensor) or len(xb)==1: return
-    warn(f"a batch has {len(xb)} inputs and the views are made of the first alone, shape {tuple(xb[0].shape)}. "
-         "Set dls.n_inp=1 if the others are labels, or leave them out.")
+    "Raise or warn when a batch has inputs beside the first: there is nothing that would look at them"
+    if isinstance(xb, Tensor): return
+    shape = tuple(getattr(xb[0], 'shape', ()))
+    second = any(is_second_view(xb[0], o) for o in (*xb[1:],*yb))
+    ready = 'Pass aug_pipelines=None to take them as the views'
+    if second and not stated:
+        raise invalid(f'aug_pipelines with a batch of {len(xb)+len(yb)} tensors',
+                      f'would look at the first alone, and others are pictures too, of shape {shape}',
+                      f'{ready}, or let the loader bring each picture once')
+    if len(xb)>1:
+        warn(f"a batch has {len(xb)} inputs and the views are made of the first alone, shape {shape}. "
+             f"Set dls.n_inp=1 if the others are labels, or leave them out. {ready}.")
+    elif second:
+        warn(f"a batch has a label of the shape of its pictures, {shape}, and nothing looks at it. "
+             f"If both are views of one picture: {ready}.")
+
+def states_labels(
+    dls, # `DataLoaders`
+)->bool: # False where fastai guesses that the last of a batch is the label
+    "Does the data say which parts of a batch are labels?"
+    return 'n_inp' in vars(dls) or hasattr(getattr(dls.train, 'dataset', None), 'n_inp')
 
 def check_range(
     x:Tensor, # Pictures, clips, or vectors, which may have any range
@@ -186,23 +245,25 @@ def _misfit(encoder, v, reason):
     shape,n_in = tuple(v.shape),v.shape[1]
     try: c = input_channels(encoder)
     except ValueError: c = n_in
-    fits = input_dims(encoder) in (v.dim()-2, None) or isinstance(encoder, ClipEncoder)
+    dims = input_dims(encoder)
+    fits = dims in (v.dim()-2, None) or isinstance(encoder, ClipEncoder)
     given = f'encoder={type(encoder).__name__}'
     if fits and c!=n_in:
         return invalid(given, f'takes {c} channels, and the pictures have {n_in} channels, shape {shape}',
                        f'Build it with create_encoder(..., n_in={n_in})')
+    if v.dim()==3 and dims==2:
+        return invalid(given, f'takes pictures (bs,c,h,w), and views of shape {shape} are series (bs,c,t)',
+                       'Pass x[:,None] for grey pictures without a channel, or an encoder of nn.Conv1d for series')
     return invalid(given, f'and its projector cannot take views of shape {shape} ({reason})',
                    'Wrap a network that returns a map in create_encoder(net), '
                    'and pass ClipEncoder(encoder) or a 3D network for clips, create_mlp_encoder for vectors')
 
 def check_first_batch(
-    xb:tuple|Tensor, # Inputs, as fastai splits them from the labels
     x:Tensor, # Pictures (bs,c,h,w), prepared
     views:tuple, # Views of them
     model:nn.Module, # With `online` and `encoder`; left as it is
     clipped:bool=True, # Do the views clip to [0,1]?
 )->None:
     "Look once whether pictures, views and network fit together"
-    check_inputs(xb)
     check_range(x, clipped)
     check_online(model, x, views)

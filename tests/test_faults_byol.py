@@ -1,0 +1,797 @@
+"BYOL's callback, `fit_byol` and logging, as users combine them: each test names its law; nothing is left out in silence, nothing ends late"
+import math, sys, types, warnings
+from functools import partial
+from itertools import permutations
+
+import matplotlib; matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import (
+    Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
+    CancelValidException, FetchPredsCallback)
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.training import GradientAccumulation, ShortEpochCallback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastcore.foundation import L
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from self_supervised.callback.checkpoint import Checkpoint
+from self_supervised.callback.guard import Guard
+from self_supervised.callback.health import Health
+from self_supervised.callback.probe import Probe
+from self_supervised.core import seed_everything, warn_once
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.ema import cosine_momentum, ema_update
+from self_supervised.evaluate.features import embed
+from self_supervised.fit import batch_size
+from self_supervised.lars import LARS
+from self_supervised.layers import create_encoder
+from self_supervised.recipes import Recipe, byol_recipe
+from self_supervised.transfer.encoder_file import load_encoder, save_encoder
+from self_supervised.vision.byol import (
+    BYOL, BYOLLoss, byol_learner, byol_loss, create_byol_model, create_simsiam_model, get_byol_aug_pipelines)
+
+pytestmark = pytest.mark.filterwarnings('ignore:batchnorm sees')
+NAN,INF = float('nan'),float('inf')
+N,BS,SIDE = 32,8,8
+X = torch.rand(N,1,SIDE,SIDE, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(N)%4
+
+def model(n_in=1, encoder=None, create=create_byol_model):
+    "A small network, the same each time"
+    torch.manual_seed(0)
+    return create(encoder or create_encoder('tiny_resnet', n_in=n_in, pretrained=False), hidden_size=16, projection_size=8)
+
+def noisy(x): return x+.05*torch.randn_like(x)
+AUGS = [noisy,noisy]
+def dls(n_valid=0, x=X, y=None, bs=BS): return tensor_dls(x, y, splits=(range(len(x)-n_valid), range(len(x)-n_valid, len(x))), bs=bs, seed=0)
+def learner(data=None, augs=AUGS, net=None, path='.', **kwargs):
+    seed_everything(0)
+    learn = byol_learner(dls() if data is None else data, net or model(), augs, path=path, **kwargs)
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = lambda *_: None
+    return learn
+
+def quiet(f, *args, **kwargs):
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); return f(*args, **kwargs)
+
+def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values()])
+
+# A loss of your own
+
+class Mine:
+    "Mean of negative cosines, and how often it was asked, in training and without gradients"
+    def __init__(self): self.calls = []
+    def __call__(self, preds, *targs):
+        assert isinstance(preds, tuple) and len(preds)==len(targs) and not any(t.requires_grad for t in targs)
+        self.calls.append(torch.is_grad_enabled())
+        return -sum(F.cosine_similarity(q, z).mean() for q,z in zip(preds, targs))/len(targs)
+
+HOW = dict(byol_learner=lambda mine,data: byol_learner(data, model(), AUGS, loss_func=mine),
+           learner=lambda mine,data: Learner(data, model(), loss_func=mine, cbs=BYOL(AUGS)),
+           added=lambda mine,data: Learner(data, model(), loss_func=mine).add_cb(BYOL(AUGS)))
+
+@pytest.mark.parametrize('how', HOW)
+def test_a_loss_of_your_own_is_the_one_that_trains(how, tmp_path):
+    "However it is passed: in training, validation and `lr_find`; the losses on record are its own, and it comes back with the callback's removal"
+    mine = Mine()
+    learn = HOW[how](mine, dls(n_valid=BS))
+    learn.path = tmp_path
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, lr=1e-3)
+        assert mine.calls==[True]*3+[False]
+        assert all(-1<=l<=1 for l in learn.recorder.losses) and -1<=learn.recorder.values[-1][1]<=1
+        learn.validate(); assert mine.calls[4:]==[False]
+        learn.lr_find(num_it=3, show_plot=False, suggest_funcs=()); assert len(mine.calls)>5
+    learn.remove_cb(BYOL)
+    if how!='byol_learner': assert learn.loss_func is mine
+
+def test_a_loss_of_your_own_decides_the_gradients():
+    "A run on 2·`byol_loss` with half the rate ends where a run on `byol_loss` ends; a loss of 0 leaves weights where they are"
+    def run(loss, lr, **kw):
+        learn = learner(loss_func=loss, **kw); learn.opt_func = partial(LARS, exclude_adapt=lambda p: True); quiet(learn.fit, 1, lr=lr)
+        return torch.cat([p.detach().flatten() for p in learn.model.online.parameters()])
+    base = run(None, 1e-2)
+    assert torch.equal(run(byol_loss, 1e-2), base)
+    assert torch.allclose(run(lambda p,*t: 2*byol_loss(p,*t), .5e-2), base, atol=1e-6)
+    start = torch.cat([p.detach().flatten() for p in model().online.parameters()])
+    assert torch.equal(run(lambda p,*t: 0*byol_loss(p,*t), 1e-2), start) and not torch.equal(base, start)
+
+def test_a_loss_of_your_own_leaves_model_loss_alone():
+    "`model.loss` is byol_loss, whatever the learner trains with"
+    learn = learner(loss_func=Mine())
+    v = X[:4],X[4:8]
+    with torch.no_grad(): assert torch.allclose(learn.model.loss(*v), byol_loss(learn.model(*v), *reversed(learn.model.project(*v))))
+
+def test_a_loss_of_your_own_gives_losses_of_single_items():
+    "fastai asks for them with `reduction='none'`"
+    learn = learner(dls(n_valid=BS), loss_func=lambda preds, *targs, reduction='mean': byol_loss(preds, *targs, reduction=reduction))
+    *_,losses = learn.get_preds(with_loss=True)
+    assert losses.shape==(BS,)
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), nn.MSELoss(), F.mse_loss, partial(F.cross_entropy, label_smoothing=.1)], ids=str)
+def test_a_loss_for_labels_is_refused_or_named(loss):
+    "`byol_learner` refuses it; a `Learner`, of which fastai demands a loss, trains with byol_loss and says so"
+    with pytest.raises(TypeError, match='compares predictions with labels'): byol_learner(dls(), model(), AUGS, loss_func=loss)
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='compares predictions with labels.*byol_loss is used'):
+        learn = Learner(dls(), model(), loss_func=loss, cbs=BYOL(AUGS))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert 0<learn.recorder.losses[0]<8 and repr(learn.loss_func)=='byol_loss'
+
+def test_the_loss_that_data_brings_is_left_out_in_silence():
+    "Labelled data offers cross-entropy; nobody typed it"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn = Learner(dls(y=Y), model(), cbs=BYOL(AUGS))
+    assert repr(learn.loss_func)=='byol_loss'
+
+# Ready views
+
+class Views(Dataset):
+    "Two views of each picture, drawn when they are asked for, in one of several forms"
+    def __init__(self, form, x=X, y=Y): self.form,self.x,self.y = form,x,y
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i):
+        v = [noisy(self.x[i]),noisy(self.x[i])]
+        return FORMS[self.form](v, self.y[i], f'{i}.png')
+
+FORMS = {'(x0,x1)': lambda v,y,name: tuple(v),
+         '(x0,x1,y)': lambda v,y,name: (*v,y),
+         '((x0,x1),y)': lambda v,y,name: (v,y),
+         '((x0,x1),y,name)': lambda v,y,name: (v,y,name),
+         '[x0,x1]': lambda v,y,name: v,
+         '([x0,x1],)': lambda v,y,name: (v,),
+         'dict of two': lambda v,y,name: dict(view1=v[0], view2=v[1], label=y, name=name),
+         'dict of a list': lambda v,y,name: dict(name=name, views=v, label=y),
+         '(dict,y)': lambda v,y,name: (dict(a=v[0], b=v[1]), y)}
+LABELLED = [k for k in FORMS if 'y' in k or 'dict of' in k]
+
+def ready(form, n_valid=1, **kwargs):
+    "Loaders of torch that bring the views"
+    load = partial(DataLoader, batch_size=BS, **kwargs)
+    return DataLoaders(load(Views(form), shuffle=True, drop_last=True), *[load(Views(form)) for _ in range(n_valid)], device='cpu')
+
+class Seen(Callback):
+    "What the model got"
+    order = 100
+    def before_fit(self): self.xs,self.labels = [],[]
+    def before_batch(self): self.xs.append(self.xb); self.labels.append(self.learn.byol.labels)
+
+@pytest.mark.parametrize('form', FORMS)
+def test_ready_views_are_the_views(form):
+    "Both reach the model, in the order the loader brings them, and nothing is drawn of them; labels are no views"
+    learn = learner(ready(form), None, cbs=(seen := Seen()))
+    seed_everything(3); learn.fit(1, lr=1e-3)
+    seed_everything(3)
+    for b,got in zip(learn.dls.train, seen.xs):
+        views = [o for o in flat(b) if o.is_floating_point()]
+        assert len(got)==2 and all(torch.equal(a, v) for a,v in zip(got, views))
+    assert len(learn.recorder.losses)==N//BS
+    if form in LABELLED: assert any(isinstance(o, torch.Tensor) and o.dtype==torch.int64 for o in seen.labels[0])
+
+def flat(b):
+    "Tensors of a batch"
+    if isinstance(b, torch.Tensor): return [b]
+    if isinstance(b, dict): b = list(b.values())
+    return [t for o in b if not isinstance(o, str) for t in flat(o)]
+
+@pytest.mark.parametrize('form', FORMS)
+def test_everything_works_on_ready_views(form, tmp_path):
+    "`show`, `validate`, `lr_find`, `get_preds`, health, guard and `embed`; a learner without the callback is as it was"
+    learn = learner(ready(form), None, path=tmp_path)
+    with learn.no_bar():
+        assert learn.byol.show(2).shape==(2,2)
+        learn.fit_byol(2, 'adamw')
+        assert np.isfinite(learn.recorder.values).all() and learn.health.rows
+        assert np.isfinite(learn.validate()).all()
+        learn.lr_find(num_it=3, show_plot=False, suggest_funcs=())
+        preds,targs = learn.get_preds(dl=learn.dls.valid)[:2]
+        assert preds[0].shape==(N,8)
+        assert learn.byol.show(3).shape==(3,2)
+    plt.close('all')
+    feats,labels = embed(learn.model.encoder, learn.dls.valid)
+    assert len(feats)==N
+    assert (labels is not None)==(form in LABELLED) and (labels is None or torch.equal(labels, Y))
+    learn.remove_cb(BYOL)
+    assert '_split' not in vars(learn)
+
+@pytest.mark.parametrize('form', ['(x0,x1)', 'dict of two', '((x0,x1),y,name)'])
+def test_the_guard_sees_both_ready_views(form):
+    "NaN in the second view alone leaves the batch out, before it does harm"
+    data = ready(form, 0)
+    data.train.dataset.x = X.clone()
+    bad = learner(DataLoaders([spoiled(b, i==1) for i,b in enumerate(data.train)], device='cpu'), None)
+    quiet(bad.fit, 1, lr=1e-3)
+    assert bad.guard.skipped==[(0,1,'inputs')] and torch.isfinite(weights(bad)).all()
+
+def spoiled(b, bad):
+    if not bad: return b
+    flat(b)[1][0,0,0,0] = NAN
+    return b
+
+@pytest.mark.parametrize('form', LABELLED)
+def test_probes_take_labels_beside_ready_views(form):
+    "The learner's own data is probed with its first view and label; another set as ever"
+    learn = learner(ready(form), None, cbs=Probe(n=N, every=1))
+    quiet(learn.fit, 1, lr=1e-3)
+    assert 0<=learn.recorder.values[-1][-1]<=1
+    learn = learner(ready('(x0,x1)'), None, cbs=Probe((X,Y), (X,Y)))
+    quiet(learn.fit, 1, lr=1e-3)
+
+def test_probes_without_labels_say_so():
+    "A second view is no label"
+    with pytest.raises(ValueError, match='has no labels to evaluate with'): learner(ready('(x0,x1)'), None, cbs=Probe()).fit(1)
+
+def test_a_run_on_ready_views_resumes_exactly(tmp_path):
+    "Cut in the middle of an epoch and gone on with: weights and losses are those of the run that was not cut"
+    def run(folder, cut=None):
+        stop = [Stop(cut)] if cut else []
+        learn = learner(ready('((x0,x1),y,name)'), None, cbs=[Checkpoint(tmp_path/folder, every=1), *stop])
+        quiet(learn.fit, 2, lr=1e-3)
+        return learn
+    whole = run('a')
+    with pytest.raises(KeyboardInterrupt): run('b', 6)
+    again = run('b')
+    assert torch.equal(weights(again), weights(whole)) and torch.equal(torch.stack(again.recorder.losses), torch.stack(whole.recorder.losses))
+
+class Stop(Callback):
+    order = 2000
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.train_iter==self.at: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('form', ['(x0,x1)', '((x0,x1),y)', 'dict of two', '[x0,x1]'])
+def test_pipelines_with_ready_views_are_refused(form):
+    "It would train on the first view alone"
+    with pytest.raises(ValueError, match='others are pictures too.*aug_pipelines=None'): learner(ready(form)).fit(1)
+
+def test_data_that_states_its_labels_may_have_pictures_as_labels():
+    "A tensor of the same shape that the data calls a label is one; it is said"
+    with pytest.warns(UserWarning, match='a label of the shape of its pictures'): learner(tensor_dls(X, X, bs=BS)).fit(1)
+
+def test_without_pipelines_and_views_the_reason_is_given():
+    "A loader of single pictures needs pipelines"
+    for data in (dls(), dls(y=Y), DataLoaders(DataLoader(TensorDataset(X,Y), batch_size=BS), device='cpu')):
+        with pytest.raises(ValueError, match='needs a loader of ready views'): learner(data, None).fit(1)
+        with pytest.raises(ValueError, match='needs a loader of ready views'): learner(data, None).byol.show()
+
+def test_ready_views_may_be_bytes_clips_series_rows_and_crops_of_two_sizes():
+    "As pipelines may make any of them"
+    def fit(views, net):
+        learn = learner(DataLoaders([tuple(views)]*2, device='cpu'), None, net)
+        quiet(learn.fit, 1, lr=1e-3)
+        assert len(learn.recorder.losses)==2 and len(learn.byol.show(2))==2
+        plt.close('all')
+    fit([(X*255).byte()]*2, model())
+    fit([torch.rand(4,2,20)]*2, model(encoder=series_net()))
+    fit([torch.rand(4,6)]*2, model(encoder=nn.Linear(6,5)))
+    fit([torch.rand(4,1,3,8,8)]*2, model(encoder=clip_net()))
+    fit([torch.rand(4,1,s,s) for s in (16,16,8,8,8)], model())
+
+@pytest.mark.parametrize('batch', [dict(video=torch.rand(4,1,3,8,8), audio=torch.rand(4,100), label=torch.arange(4), name=['a']*4),
+                                   dict(audio=torch.rand(4,100), video=torch.rand(4,1,3,8,8))])
+def test_dictionaries_of_clips_are_taken_with_pipelines_too(batch):
+    "PyTorchVideo's form: the tensor of most dimensions is looked at"
+    learn = learner(DataLoaders([batch]*2, device='cpu'), net=model(encoder=clip_net()), cbs=(seen := Seen()))
+    quiet(learn.fit, 1, lr=1e-3)
+    assert all(v.shape==(4,1,3,8,8) for v in seen.xs[0])
+
+def series_net(): return nn.Sequential(nn.Conv1d(2,6,3), nn.BatchNorm1d(6), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+def clip_net(): return nn.Sequential(nn.Conv3d(1,6,3,padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+
+# Loaders that state no batch size
+
+class Stream(IterableDataset):
+    "Ready batches, without an index; of a length only if asked"
+    def __iter__(self): return iter(TensorDataset(X)[i:i+BS] for i in range(0, N, BS))
+
+class WebLike(DataLoader):
+    "webdataset's: batches come from the data set, the length is stated"
+    def __len__(self): return N//BS
+
+class Foreign:
+    "No loader of torch's, only batches and a length"
+    def __iter__(self): return iter([(X[i:i+BS],) for i in range(0, N, BS)])
+    def __len__(self): return N//BS
+
+LOADERS = {'batch_sampler': lambda: DataLoader(TensorDataset(X), batch_sampler=torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(range(N)), BS, True)),
+           'own batch_sampler': lambda: DataLoader(TensorDataset(X), batch_sampler=[list(range(i, i+BS)) for i in range(0, N, BS)]),
+           'web': lambda: WebLike(Stream(), batch_size=None),
+           'list of batches': lambda: [(X[i:i+BS],) for i in range(0, N, BS)],
+           'list of tensors': lambda: [X[i:i+BS] for i in range(0, N, BS)],
+           'another loader': Foreign}
+
+@pytest.mark.parametrize('recipe', ['lars', 'sgd', 'adamw'])
+@pytest.mark.parametrize('kind', LOADERS)
+def test_the_batch_size_is_found_where_none_is_stated(kind, recipe, capsys):
+    "From the first batch; the recipe is that of a loader which states it, and the whole run is trained"
+    learn = learner(DataLoaders(LOADERS[kind](), device='cpu'))
+    assert batch_size(learn)==BS
+    learn.fit_byol(2, recipe)
+    said = byol_recipe(2, BS, recipe, N)
+    assert f'batch {BS};' in capsys.readouterr().out and max(learn.recorder.hps['lr'])==pytest.approx(said.lr) or recipe!='lars'
+    assert len(learn.recorder.losses)==2*N//BS
+
+def test_looking_for_the_batch_size_moves_no_random_number():
+    "Order of the loader and the process's random state are those of a run that was not looked at"
+    g = torch.Generator().manual_seed(1)
+    learn = learner(DataLoaders(DataLoader(TensorDataset(X), batch_sampler=[[0,1],[2,3]], generator=g), device='cpu'))
+    was = torch.get_rng_state(),g.get_state()
+    assert batch_size(learn)==2
+    assert torch.equal(torch.get_rng_state(), was[0]) and torch.equal(g.get_state(), was[1])
+
+def test_accumulated_gradients_count_where_no_batch_size_is_stated():
+    "Three batches of 8 make a step of 24 pictures"
+    learn = learner(DataLoaders(LOADERS['web'](), device='cpu'), cbs=GradientAccumulation(3*BS))
+    assert batch_size(learn)==3*BS
+
+def test_a_loader_without_a_length_is_refused_in_one_line():
+    "fastai's own error has no name in it"
+    learn = learner(DataLoaders(DataLoader(Stream(), batch_size=None), device='cpu'))
+    for fit in (learn.fit, learn.fit_byol, partial(learn.fit_byol, None, steps=3)):
+        with pytest.raises(TypeError, match='states no length'): fit() if isinstance(fit, partial) else fit(1)
+
+def test_an_empty_loader_is_refused_in_one_line():
+    "Also one without a data set"
+    with pytest.raises(ValueError, match='do not fill one batch'): learner(DataLoaders([], device='cpu')).fit(1)
+
+# Steps instead of epochs
+
+@pytest.mark.parametrize('steps', [1, 3, 4, 5, 10])
+@pytest.mark.parametrize('recipe', ['lars', 'adamw'])
+def test_a_number_of_steps(steps, recipe):
+    "The optimizer takes so many, and rate and momentum reach their end with the last; each begun epoch has its row"
+    learn = learner(dls(n_valid=BS, x=torch.cat([X,X[:BS]])), cbs=(count := Count()))
+    learn.fit_byol(steps=steps, recipe=recipe)
+    pcts = [i/steps for i in range(steps)]
+    assert count.taken==steps==len(learn.recorder.losses)==len(learn.byol.momenta)
+    assert count.pcts==pytest.approx(pcts) and learn.pct_train==pytest.approx(1.)
+    assert len(learn.recorder.values)==math.ceil(steps/(N//BS)) and np.isfinite(learn.recorder.values).all()
+    assert learn.byol.momenta==[learn.byol.sched(p) for p in count.pcts]
+
+class Count(Callback):
+    order = 200
+    def before_fit(self): self.taken,self.pcts = 0,[]
+    def before_batch(self):
+        if self.training: self.pcts.append(self.pct_train)
+    def after_step(self): self.taken += 1
+
+def test_steps_are_those_of_the_optimizer():
+    "With two batches accumulated, 3 steps are 6 batches"
+    learn = learner(cbs=[GradientAccumulation(2*BS), count := Count()])
+    learn.fit_byol(steps=3)
+    assert count.taken==3==len(learn.byol.momenta) and len(learn.recorder.losses)==6
+
+def test_whole_epochs_in_steps_are_the_same_run():
+    "Eight steps are two epochs of four"
+    a = learner(); a.fit_byol(2)
+    b = learner(); b.fit_byol(steps=2*N//BS)
+    assert torch.allclose(weights(a), weights(b), atol=1e-7) and a.byol.momenta==pytest.approx(b.byol.momenta)
+
+def test_a_run_of_steps_resumes_exactly(tmp_path):
+    "Cut in its second epoch, and gone on with"
+    def run(folder, cut=None):
+        learn = learner(cbs=[Checkpoint(tmp_path/folder, every=1), *([Stop(cut)] if cut else [])])
+        quiet(learn.fit_byol, steps=7)
+        return learn
+    whole = run('a')
+    with pytest.raises(KeyboardInterrupt): run('b', 5)
+    again = run('b')
+    assert torch.equal(weights(again), weights(whole)) and again.byol.momenta==whole.byol.momenta and again.pct_train==1.
+
+@pytest.mark.parametrize('kw', [dict(), dict(epochs=2, steps=3), dict(steps=0), dict(steps=1.5), dict(steps=True)])
+def test_a_run_has_one_length(kw):
+    "Epochs or steps, whole and above 0"
+    with pytest.raises(ValueError, match='steps|epochs'): learner().fit_byol(**kw)
+
+# Series, clips and rows
+
+KINDS = {'series': (torch.rand(N,2,20), series_net), 'clips': (torch.rand(N,1,3,8,8), clip_net), 'rows': (torch.rand(N,6), lambda: nn.Linear(6,5))}
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_series_clips_and_rows_go_all_the_way(kind, tmp_path):
+    "Training, health, probe, guard, validation, drawing, features, saving and loading: where network and views take them"
+    x,net = KINDS[kind]
+    torch.manual_seed(0)
+    learn = learner(dls(BS, x, Y), net=model(encoder=net()), path=tmp_path, cbs=[Probe((x,Y), (x,Y)), Checkpoint(tmp_path/'c')])
+    with learn.no_bar():
+        assert learn.byol.show(2).shape==(2,3)
+        quiet(learn.fit_byol, 1, 'adamw'); learn.validate(); learn.lr_find(num_it=3, show_plot=False, suggest_funcs=())
+        assert learn.byol.show(2).shape==(2,3)
+    plt.close('all')
+    f,y = embed(learn.model.encoder, learn.dls.valid)
+    assert len(f)==BS and torch.equal(y, Y[-BS:])
+    save_encoder(learn.model.encoder, tmp_path/'e.pth')
+    got = embed(load_encoder(tmp_path/'e.pth', net()), x)[0]
+    assert torch.allclose(got, embed(learn.model.encoder, x)[0])
+
+def test_the_spread_of_series_is_an_independent_number():
+    "Features of a series are those of the network asked by hand"
+    x,net = KINDS['series']
+    enc = create_encoder(series_net())
+    assert torch.allclose(embed(enc, x)[0], enc.eval()(x), atol=1e-6)
+    maps = nn.Conv1d(2,6,3)
+    assert create_encoder(maps)(x).shape[0]==N
+
+def test_pictures_without_a_channel_are_told_from_series():
+    "(bs,h,w) for a network of pictures: the message names both causes"
+    with pytest.raises(ValueError, match=r'are series.*x\[:,None\]'): learner(tensor_dls(X[:,0], bs=BS)).fit(1)
+
+def test_a_picture_is_no_batch():
+    "One dimension, or six, is nothing that views are made of"
+    for shape in ((N,), (N,1,1,1,1,1)):
+        with pytest.raises(ValueError, match='is no batch of pictures, clips, series or vectors'): learner(tensor_dls(torch.rand(shape), bs=BS)).fit(1)
+
+# Numbers
+
+@pytest.mark.parametrize('kw', [dict(lr=NAN), dict(lr=INF), dict(lr=-INF), dict(lr=np.float64(NAN)), dict(lr=slice(NAN)), dict(lr=slice(1e-3,INF)), dict(lr=[NAN,1.]),
+                                dict(wd=NAN), dict(wd=INF), dict(wd=np.float32('inf')), dict(lr='0.1'), dict(lr=True), dict(m=NAN), dict(m=INF), dict(warmup_epochs=NAN),
+                                dict(warmup_epochs=INF), dict(epochs=NAN), dict(epochs=INF), dict(epochs=True), dict(epochs=2.5), dict(epochs=np.float64(2))], ids=str)
+def test_numbers_that_train_nothing_are_refused_before_anything_changes(kw):
+    "In one line, with the name of the argument; no weight and no optimizer is made"
+    learn = learner()
+    with pytest.raises((ValueError,TypeError), match=next(iter(kw)).partition('_')[0]) as e: learn.fit_byol(**{'epochs':2, **kw})
+    assert '\n' not in str(e.value) and not hasattr(learn.recorder, 'losses')
+
+NUMBERS = [np.float64, np.float32, torch.tensor, np.array]
+@pytest.mark.parametrize('kind', NUMBERS, ids=lambda o: o.__name__)
+def test_numbers_of_numpy_and_torch_are_numbers(kind):
+    "Everywhere a number goes: rate, decay, momentum, warm-up; the run is that of Python's numbers"
+    def run(f):
+        learn = learner()
+        learn.fit_byol(2, lr=f(.25), wd=f(.5), m=f(.5), warmup_epochs=f(.5))
+        learn.fit_byol(2, lr=[f(.25)])
+        learn.fit_byol(2, 'adamw', lr=slice(f(.25)), m=cosine_momentum(f(.5), f(1.)))
+        return weights(learn),learn.byol.momenta
+    (a,ma),(b,mb) = run(kind),run(float)
+    assert torch.equal(a, b) and ma==mb
+
+@pytest.mark.parametrize('kind', [np.int64, np.int32, np.uint8, torch.tensor, np.array], ids=lambda o: o.__name__)
+def test_whole_numbers_of_numpy_are_whole_numbers(kind):
+    "Epochs, steps, seeds, batch sizes, of fits, recipes and callbacks"
+    def run(f):
+        seed_everything(f(3))
+        data = tensor_dls(X, splits=(range(24), range(24,32)), bs=8, seed=f(3))
+        seed_everything(f(3), data)
+        learn = byol_learner(data, model(), cbs=[Probe((X,Y), (X,Y), seed=0)], aug_pipelines=AUGS)
+        learn.remove_cb(BYOL); learn.add_cb(BYOL(AUGS, seed=f(5)))
+        with learn.no_bar(), learn.no_logging():
+            quiet(learn.fit_byol, f(2)); quiet(learn.fit_byol, steps=f(2)); learn.byol.show(2, seed=f(1))
+        plt.close('all')
+        return weights(learn),byol_recipe(f(10), f(64), 'lars', f(100)).lr,learn.recorder.values[-1]
+    (a,la,va),(b,lb,vb) = run(kind),run(int)
+    assert torch.equal(a, b) and la==lb and list(va)==list(vb)
+
+@pytest.mark.parametrize('kind', NUMBERS, ids=lambda o: o.__name__)
+def test_optimizers_and_averages_take_numbers_of_numpy(kind):
+    "LARS, its hyper-parameters set later, `ema_update`, `BYOL(m=)`, a recipe of one's own"
+    def run(f):
+        torch.manual_seed(0)
+        a,b = nn.Linear(4,4),nn.Linear(4,4)
+        opt = LARS(a.parameters(), lr=f(.5), mom=f(.5), wd=f(.25), eta=f(.125))
+        a(torch.ones(2,4)).sum().backward(); opt.step()
+        ema_update(b.requires_grad_(False), a, f(.5))
+        learn = learner(); learn.byol.m = f(.75)
+        return torch.cat([p.detach().flatten() for p in (*a.parameters(), *b.parameters())]),learn.byol.m,BYOL(AUGS, m=f(.5)).sched(0.)
+    (a,*ma),(b,*mb) = run(kind),run(float)
+    assert torch.equal(a, b) and ma==mb
+
+@pytest.mark.parametrize('lr', [NAN, INF, -1., np.float32('nan')])
+def test_lars_refuses_rates_that_are_none(lr):
+    "Infinite and NaN, besides negative ones"
+    with pytest.raises(ValueError, match='lr'): LARS(nn.Linear(2,2).parameters(), lr=lr)
+
+def test_masks_are_splits():
+    "Boolean masks, of NumPy, torch or Python, choose what positions choose"
+    mask = np.arange(N)%4>0
+    for m in (mask, torch.as_tensor(mask), mask.tolist()):
+        data = tensor_dls(X, splits=(m, ~mask), bs=BS)
+        assert data.train_ds.idxs.tolist()==np.flatnonzero(mask).tolist() and len(data.valid_ds)==N//4
+
+@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('how', ['inputs', 'loss', 'gradients'])
+def test_a_run_in_which_every_batch_was_skipped_ends_with_an_error(n, how):
+    "Fewer than the guard's row of ten: nothing was trained, and that is no success"
+    class Spoil(Callback):
+        order = -100
+        def after_pred(self):
+            if how=='loss' and self.training: self.learn.pred = tuple(p*NAN for p in self.pred)
+        def after_backward(self):
+            if how=='gradients': next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(NAN)
+    x = X[:n*BS].clone()
+    if how=='inputs': x[:] = NAN
+    learn = learner(dls(x=x), augs=[lambda x: x.clone()]*2, cbs=Spoil())
+    was = weights(learn).clone()
+    for fit in (partial(learn.fit, 2), partial(learn.fit_byol, 2)):
+        with pytest.raises(RuntimeError, match=f'{2*n} batches were all skipped'): quiet(fit)
+    assert torch.equal(weights(learn), was) and not learn.byol.at_hand and len(learn.dls.loaders)==2
+
+def test_a_guard_of_your_own_says_so_too():
+    "It replaces the one that BYOL brings"
+    learn = learner(dls(x=X[:8]*NAN), augs=[lambda x: x.clone()]*2, cbs=Guard(n=50))
+    with pytest.raises(RuntimeError, match='2 batches were all skipped'): quiet(learn.fit, 2)
+
+def test_a_run_with_one_good_batch_ends_well():
+    "The report says the rest"
+    x = X[:2*BS].clone(); x[0] = NAN
+    learn = learner(dls(x=x)); quiet(learn.fit, 1)
+    assert len(learn.guard.skipped)==1 and len(learn.recorder.losses)==1
+
+# Logging
+
+class Writer:
+    "Stands in for TensorBoard's `SummaryWriter` where it is not installed, as strict about numbers as that is"
+    made = []
+    def __init__(self, log_dir=None): self.scalars,self.graphs = [],0; Writer.made.append(self)
+    def add_scalar(self, tag, value, step=None):
+        self.scalars.append((tag, float(value.item() if hasattr(value, 'item') else value), step))
+    def add_graph(self, model, *xb):
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); torch.jit.trace(model, xb, strict=False)
+        self.graphs += 1
+    def close(self): pass
+
+class Run(types.ModuleType):
+    "Stands in for wandb"
+    def __init__(self):
+        super().__init__('wandb'); self.rows = []
+        self.run = types.SimpleNamespace(step=0, summary={}, name='run')
+        self.config = types.SimpleNamespace(update=lambda *a, **k: None)
+    def log(self, row, step=None): self.rows.append((dict(row), step))
+    def watch(self, *a, **k): pass
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    "fastai's callback, its writer replaced by one that keeps what it is given"
+    if not has('tensorboard'):
+        monkeypatch.setitem(sys.modules, 'tensorboard', types.ModuleType('tensorboard'))
+        stub = types.ModuleType('torch.utils.tensorboard'); stub.SummaryWriter = Writer
+        monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', stub)
+    import fastai.callback.tensorboard as tb
+    monkeypatch.setattr(tb, 'SummaryWriter', Writer)
+    Writer.made.clear()
+    return tb.TensorBoardCallback
+
+@pytest.fixture
+def wandb(monkeypatch):
+    "fastai's callback, and what it has logged"
+    run = Run()
+    monkeypatch.setitem(sys.modules, 'wandb', run)
+    sys.modules.pop('fastai.callback.wandb', None)
+    import fastai.callback.wandb as w
+    monkeypatch.setattr(w, 'wandb', run)
+    return w.WandbCallback,run
+
+def has(name):
+    from importlib.util import find_spec
+    return find_spec(name) is not None
+
+RECIPES = ['lars', 'sgd', 'adamw', 'simsiam']
+COLUMNS = {'valid_loss','spread','mean_cosine','rank','feature_rank','knn_accuracy','linear_accuracy'}
+DATA = {'train only': lambda: tensor_dls(X, bs=BS), 'with validation': lambda: dls(BS), 'labelled': lambda: dls(BS, y=Y),
+        'one loader': lambda: DataLoaders(DataLoader(TensorDataset(X), batch_size=BS), device='cpu'),
+        'ready': lambda: ready('((x0,x1),y)')}
+
+def logged(recipe, data, cb, path, **kwargs):
+    learn = learner(DATA[data](), None if data=='ready' else AUGS, model(create=create_simsiam_model if recipe=='simsiam' else create_byol_model), path,
+                    cbs=Probe((X,Y), (X,Y)))
+    quiet(learn.fit_byol, 2, recipe, cbs=cb, **kwargs)
+    return learn
+
+@pytest.mark.parametrize('data', DATA)
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_tensorboard_logs_every_recipe(recipe, data, tensorboard, tmp_path):
+    "With the callback's defaults: losses, hyper-parameters and each column of the table, health and probe among them"
+    learn = logged(recipe, data, tensorboard(log_dir=tmp_path), tmp_path)
+    writer, = Writer.made
+    tags = {t for t,*_ in writer.scalars}
+    has_valid = len(learn.dls.loaders)>1 and len(learn.dls.valid)>0
+    assert tags>=COLUMNS-(set() if has_valid else {'valid_loss'}) | {'train_loss','lr_0','wd_0'}
+    assert len(learn.recorder.values)==2 and len({s for t,_,s in writer.scalars if t=='spread'})==2
+    spread = [v for t,v,_ in writer.scalars if t=='spread']
+    assert spread==pytest.approx([r['spread'] for r in learn.health.rows]) and all(math.isfinite(v) for v in spread)
+    rates = [v for t,v,_ in writer.scalars if t=='lr_0']
+    assert set(learn.recorder.hps['lr'])&set(rates) or recipe=='simsiam'
+
+@pytest.mark.parametrize('data', DATA)
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_wandb_logs_every_recipe(recipe, data, wandb, tmp_path, capsys):
+    "With the callback's defaults: no prediction is fetched, and every column is logged"
+    cls,run = wandb
+    learn = logged(recipe, data, cls(), tmp_path)
+    keys = {k for row,_ in run.rows for k in row}
+    assert keys>=COLUMNS|{'train_loss','raw_loss','lr_0','wd_0'}
+    assert None not in [row[k] for row,_ in run.rows for k in row if k!='valid_loss']
+    assert not learn._grab_cbs(FetchPredsCallback) and 'not able' not in capsys.readouterr().out
+
+@pytest.mark.parametrize('data', DATA)
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_csv_logs_every_recipe(recipe, data, tmp_path):
+    "A row per epoch, a column for each of the table's"
+    learn = logged(recipe, data, CSVLogger('log.csv'), tmp_path)
+    head,*rows = [o.split(',') for o in (tmp_path/'log.csv').read_text().split()]
+    assert COLUMNS<=set(head) and len(rows)==2 and all(len(r)==len(head) for r in rows)
+    assert [float(r[head.index('spread')]) for r in rows]==pytest.approx([r['spread'] for r in learn.health.rows])
+
+def test_real_tensorboard_reads_what_was_logged(tmp_path):
+    "Where it is installed: the file of the run holds the values"
+    pytest.importorskip('tensorboard'); tb = pytest.importorskip('fastai.callback.tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn = logged('adamw', 'train only', tb.TensorBoardCallback(log_dir=tmp_path), tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [e.value for e in events.Scalars('spread')]==pytest.approx([r['spread'] for r in learn.health.rows])
+    assert events.Graph().node
+
+def test_left_out_predictions_are_named(tensorboard, tmp_path):
+    "The default logs them; it is said once that there are none"
+    warn_once.cache_clear()
+    learn = learner(path=tmp_path)
+    with pytest.warns(UserWarning, match='logs no predictions'): learn.fit_byol(1, cbs=tensorboard(log_dir=tmp_path))
+    warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit_byol(1, cbs=tensorboard(log_dir=tmp_path, log_preds=False))
+
+def test_decoded_predictions_are_refused_before_the_first_batch():
+    "They would end the run after its first epoch"
+    learn = learner(dls(BS))
+    with pytest.raises(TypeError, match='with_decoded=False'): learn.fit(1, cbs=FetchPredsCallback(with_decoded=True))
+    learn.fit(1, cbs=(fetch := FetchPredsCallback()))
+    assert fetch.preds[0][0].shape==(BS,8)
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_hyper_parameters_are_numbers(recipe):
+    "Of every recipe: loggers plot them"
+    net = model(create=create_simsiam_model if recipe=='simsiam' else create_byol_model)
+    learn = learner(net=net); learn.fit_byol(1, recipe)
+    assert all(isinstance(v, (int,float)) for h in learn.opt.hypers for v in h.values())
+
+# Drawing views at any moment
+
+def shows(learn, n=2):
+    "A row for each picture, a column for each view, besides the picture"
+    axes = learn.byol.show(n); plt.close('all')
+    assert axes.shape==(n, 3 if learn.byol.augs else 2)
+
+class Raise(Callback):
+    "Raise once"
+    def __init__(self, event, e, order): self.event,self.e,self.order,self.done = event,e,order,False
+    def __call__(self, event):
+        if event!=self.event or self.done: return
+        self.done = True
+        raise self.e
+
+CUTS = [CancelFitException, CancelEpochException, CancelTrainException, CancelBatchException, CancelStepException, KeyboardInterrupt, RuntimeError]
+EVENTS = [('before_fit',-50), ('before_train',100), ('before_batch',-50), ('before_batch',100), ('after_pred',100), ('before_step',100), ('after_batch',-50), ('after_epoch',100)]
+
+@pytest.mark.parametrize('augs', [AUGS, None], ids=['pipelines','ready'])
+@pytest.mark.parametrize('e', CUTS, ids=lambda e: e.__name__)
+def test_views_are_drawn_after_a_fit_that_was_cut_anywhere(e, augs):
+    "In any event, by any exception: the next call draws, and so does the one after the next fit"
+    for event,order in EVENTS:
+        learn = learner(dls() if augs else ready('(x0,x1)'), augs)
+        try: quiet(learn.fit, 1, lr=1e-3, cbs=Raise(event, e, order))
+        except BaseException as err: assert isinstance(err, e), (event, err)
+        shows(learn, 1)
+    learn.fit(1, lr=1e-3); shows(learn)
+
+@pytest.mark.parametrize('augs', [AUGS, None], ids=['pipelines','ready'])
+def test_views_are_drawn_in_every_event(augs):
+    "Before, in, between and after batches; training does not notice"
+    class Look(Callback):
+        order = 100
+        def __call__(self, event): shows(self.learn, 1)
+    def run(*cbs):
+        learn = learner(dls(BS, x=X[:3*BS]) if augs else ready('(x0,x1)', 0), augs)
+        learn.fit(1, lr=1e-3, cbs=cbs)
+        return weights(learn)
+    assert torch.equal(run(Look()), run())
+
+def test_views_are_drawn_after_short_epochs_and_after_load(tmp_path):
+    "The older library's page cuts an epoch and draws"
+    learn = learner(path=tmp_path)
+    learn.fit(1, lr=1e-3, cbs=ShortEpochCallback(.001)); shows(learn)
+    learn.save('m'); learn.load('m'); shows(learn)
+    with learn.no_bar(): learn.lr_find(num_it=2, show_plot=False, suggest_funcs=())
+    shows(learn); learn.validate(); shows(learn)
+
+# Many crops
+
+CROPS = [partial(lambda x,s: F.interpolate(noisy(x), (s,s)), s=s) for s in (8,8,4,4,4,4)]
+
+def by_hand(net, views, n_large):
+    "Mean over the pairs whose target is a large view, twice: independent of `cross` and `byol_loss`"
+    qs,zs = net(*views),net.project(*views)
+    ds = [(F.normalize(qs[i])-F.normalize(zs[j])).square().sum(1).mean() for i,j in permutations(range(len(views)), 2) if j<n_large]
+    return 2*sum(ds)/len(ds)
+
+@pytest.mark.parametrize('create', [create_byol_model, create_simsiam_model])
+def test_small_crops_are_no_targets(create):
+    "2+4 crops: 10 pairs, the mean times two, in the learner and in `model.loss`; at most 8, as with two views"
+    net = model(create=create).eval()
+    torch.manual_seed(0)
+    views = tuple(aug(X[:8]) for aug in CROPS)
+    with torch.no_grad(): want = by_hand(net, views, 2)
+    assert net.loss(*views).item()==pytest.approx(want.item(), rel=1e-5)
+    learn = learner(augs=CROPS, net=model(create=create), cbs=(seen := Pairs()))
+    learn.fit(1, lr=1e-4)
+    assert all(0<=l<=8 for l in learn.recorder.losses) and seen.n==(10,10)
+
+class Pairs(Callback):
+    order = 100
+    def after_pred(self): self.n = len(self.pred),len(self.yb)
+
+def test_three_views_of_one_size_are_all_targets():
+    "Six pairs, their mean times two"
+    net = model().eval()
+    views = tuple(noisy(X[:8]) for _ in range(3))
+    with torch.no_grad(): assert net.loss(*views).item()==pytest.approx(by_hand(net, views, 3).item(), rel=1e-5)
+
+def test_two_views_of_two_sizes_are_both_targets():
+    "As in the published loss"
+    net = model().eval()
+    views = noisy(X[:8]),F.interpolate(noisy(X[:8]), (4,4))
+    with torch.no_grad(): assert net.loss(*views).item()==pytest.approx(by_hand(net, views, 2).item(), rel=1e-5)
+
+def test_two_views_are_what_they_were():
+    "To the bit: the sum over both pairs, in no other order"
+    net = model().eval()
+    v = noisy(X[:8]),noisy(X[:8])
+    with torch.no_grad():
+        (q1,q2),(z1,z2) = net(*v),net.project(*v)
+        assert torch.equal(net.loss(*v), byol_loss((q1,q2), z2, z1)) and torch.equal(BYOLLoss()((q1,q2), z2, z1), byol_loss((q1,q2), z2, z1))
+
+def test_targets_of_small_crops_are_not_computed():
+    "The target sees the large views alone"
+    net = model(); seen = []
+    net.target.register_forward_pre_hook(lambda m,i: seen.append(i[0].shape[-1]))
+    net.loss(*(aug(X[:8]) for aug in CROPS))
+    assert seen==[8,8]
+
+# Small things
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_momenta_have_an_entry_per_step(n):
+    "With n batches accumulated: as many as the target has moved, each that of the step's first batch"
+    class Moves(Callback):
+        order = 100
+        def before_fit(self): self.n,self.was,self.firsts,self.i = 0,self.t(),[],0
+        def t(self): return next(self.learn.model.target.parameters()).clone()
+        def before_batch(self):
+            if self.i%n==0: self.firsts.append(self.learn.pct_train)
+            self.i += 1
+        def after_batch(self): self.n,self.was = self.n+(not torch.equal(self.was, self.t())),self.t()
+    learn = learner(dls(x=torch.cat([X,X[:16]])), cbs=[GradientAccumulation(n*BS), moves := Moves()], )
+    learn.byol.m = cosine_momentum(.5)
+    learn.fit(2, lr=1e-2)
+    assert len(learn.byol.momenta)==moves.n==12//n
+    assert learn.byol.momenta==pytest.approx([cosine_momentum(.5)(p) for p in moves.firsts[:12//n]])
+
+def test_the_way_of_the_target_counts_steps():
+    "Health's judgement of a target that stands still: (1-m) times the steps of the run, accumulated or not"
+    for n in (1,2):
+        learn = learner(cbs=[GradientAccumulation(n*BS)]); learn.byol.m = .75; learn.fit(3, lr=1e-2)
+        assert learn.health.rows[-1]['way']==pytest.approx(.25*3*(N//BS)/n)
+
+@pytest.mark.parametrize('data', [d for d in DATA if d!='ready'])
+def test_a_fit_without_validation_warns_of_nothing(data):
+    "fastprogress's 'Your generator is empty' came with every epoch"
+    learn = byol_learner(DATA[data](), model(), AUGS)
+    learn.logger = lambda *_: None
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        learn.fit(1, lr=1e-3)
+    assert not [w for w in ws if 'generator' in str(w.message)]
+
+def test_completion_offers_what_a_user_calls():
+    "`learn.byol.` and a tab: no events, nothing of fastai's"
+    names = [o for o in dir(learner().byol) if not o.startswith('_')]
+    assert {'show','views','m','momenta','guard','augs'}<=set(names) and len(names)<=12
+    assert all(hasattr(learner().byol, o) for o in names)

@@ -1,0 +1,325 @@
+"byol_finetune, byol_embed --neighbors and byol_pretrain --init, as a user types them, beside independent references"
+import csv, html.parser, json, os, pickle, re, subprocess, sys, tomllib
+from argparse import Namespace
+from types import SimpleNamespace
+from pathlib import Path
+
+import numpy as np, pytest, torch, torchvision
+from fastai.learner import load_learner
+from fastcore.basics import AttrDict
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from torch import nn
+
+from self_supervised.cli import finetune as room
+from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, train_classifier
+from self_supervised.cli.neighbors import near_duplicates, nearest_of_all, outliers
+from self_supervised.data.demo import write_mnist_tiny
+from self_supervised.data.reading import open_picture
+from self_supervised.evaluate.features import embed, linear_accuracy
+from self_supervised.layers import create_encoder
+from self_supervised.transfer.encoder_file import load_encoder, save_encoder
+from self_supervised.transfer.weights import load_weights
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[1]/'pyproject.toml').read_text())['project']['scripts']
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+def run(command, *args, cwd):
+    "Run a command by the script that pip makes of its entry in pyproject.toml"
+    module,name = SCRIPTS[command].split(':')
+    script = Path(cwd).parent/command
+    script.write_text(f"import sys\nfrom {module} import {name}\nif __name__ == '__main__': sys.exit({name}())\n")
+    env = os.environ|dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', PYTHONPATH=str(Path(__file__).parents[1]))
+    return subprocess.run([sys.executable, script, *map(str, args)], cwd=cwd, capture_output=True, text=True, env=env)
+
+class Page(html.parser.HTMLParser):
+    "Sources, figures and tags of a page"
+    def __init__(self, file):
+        super().__init__()
+        self.sources,self.tags,self.links,self.text = [],[],[],''
+        self.feed(Path(file).read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name,value in attrs:
+            if name=='src': self.sources.append(value)
+            if name=='href': self.links.append(value)
+    def handle_data(self, data): self.text += data
+
+def is_self_contained(page):
+    return not page.links and 'script' not in page.tags and page.sources and all(o.startswith('data:image/') for o in page.sources)
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+    "Digits in folders, one with a name that a page could obey, and an encoder"
+    d = tmp_path_factory.mktemp('digits')/'work'
+    write_mnist_tiny(d/'pics')
+    torch.manual_seed(0)
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1, widths=(8,16))
+    save_encoder(net, d/'encoder.safetensors', size=8, stats=[[.3],[.35]])
+    for part in ('train','valid'): (d/'pics'/part/'7').rename(d/'pics'/part/'<b>$x_7')
+    return d
+
+@pytest.fixture(scope='module')
+def done(here):
+    res = run('byol_finetune', 'encoder.safetensors', 'pics', '--valid', 'valid', '--labels-per-class', 10, '--compare', '--epochs', 3, '--no-flip', '--workers', 0, cwd=here)
+    assert res.returncode==0, res.stderr
+    return res,here/'runs/classifier'
+
+def test_files(done):
+    res,out = done
+    assert sorted(o.name for o in out.iterdir())==['classifier.onnx','export.pkl','history.csv','report.html','results.json','settings.json']
+    assert json.loads((out/'settings.json').read_text())['settings']['labels_per_class']==10
+    rows = list(csv.DictReader(open(out/'history.csv')))
+    assert 1<=len(rows)<=3
+    assert not re.search(r'[\x00-\x09\x0b-\x1f█]', res.stdout)   # no bars where there is no terminal
+    for words in ('train_loss','linear on frozen features','fine-tuned','from scratch','balanced accuracy','points','load_learner'): assert words in res.stdout, words
+
+def test_predicts_a_name_a_path_and_a_picture_as_it_was_measured(here, done):
+    "The exported learner on files, beside results.json: accuracy, balanced accuracy and confusion by scikit-learn"
+    results = json.loads((done[1]/'results.json').read_text())
+    learn = load_learner(done[1]/'export.pkl')
+    files = sorted((here/'pics/valid').rglob('*.png'))
+    truth = [f.parent.name for f in files]
+    with learn.no_bar(), learn.no_logging():
+        probs,_ = learn.get_preds(dl=learn.dls.test_dl(files))
+        for f in files[:2]+files[-2:]:
+            words = {str(learn.predict(o)[0]) for o in (str(f), f, Image.open(f))}
+            assert words=={results['vocab'][probs[files.index(f)].argmax()]}
+    said = [results['vocab'][i] for i in probs.argmax(1)]
+    row = results['rows']['fine-tuned']
+    assert row['accuracy']==pytest.approx(np.mean(np.array(said)==np.array(truth)))
+    assert row['balanced accuracy']==pytest.approx(balanced_accuracy_score(truth, said))
+    assert results['confusion']==confusion_matrix(truth, said, labels=results['vocab']).tolist()
+    worst = results['top_losses'][0]
+    i = [str(f.relative_to(here)) for f in files].index(worst['name'])
+    losses = -probs.log()[range(len(files)),[results['vocab'].index(o) for o in truth]]
+    assert losses[i]==pytest.approx(losses.max().item(), rel=1e-3) and worst['loss']==pytest.approx(losses[i].item(), rel=1e-3)
+
+def test_onnx_says_the_same(here, done):
+    ort = pytest.importorskip('onnxruntime')
+    session = ort.InferenceSession(done[1]/'classifier.onnx')
+    labels = json.loads(session.get_modelmeta().custom_metadata_map['self_supervised'])['labels']
+    learn = load_learner(done[1]/'export.pkl')
+    assert labels==list(learn.dls.vocab)
+    files = sorted((here/'pics/valid').rglob('*.png'))[::20]
+    x = torch.stack([torch.Tensor(open_picture(f, 1, 8)) for f in files])
+    with torch.no_grad(): want = learn.model.eval()(x)
+    np.testing.assert_allclose(session.run(None, {'x': x.numpy()})[0], want, rtol=1e-3, atol=1e-3)
+
+def test_the_linear_row_is_linear_accuracy(here, done):
+    "From the labels that the settings name, drawn once more"
+    s = AttrDict(json.loads((done[1]/'settings.json').read_text())['settings'])
+    parts = room.read_labels(here/'pics', AttrDict(s | dict(workers=0)))
+    net = load_encoder(here/'encoder.safetensors')
+    x,y = (torch.cat(o) for o in zip(*(embed(net, o) for o in (parts.train,parts.stop))))
+    test_x,test_y = embed(net, parts.test)
+    row = json.loads((done[1]/'results.json').read_text())['rows']['linear on frozen features']
+    assert row['accuracy']==pytest.approx(linear_accuracy(x, y, test_x, test_y))
+
+def test_the_report_needs_nothing_else_and_obeys_no_name(done):
+    page = Page(done[1]/'report.html')
+    assert is_self_contained(page) and '<b>$x_7' in page.text
+    for words in ('Confusion matrix','Top losses','from scratch','balanced accuracy','Training','load_learner'): assert words in page.text, words
+    assert page.tags.count('figure')==24
+
+def test_the_test_part_is_never_trained_on_and_parts_do_not_overlap(here, monkeypatch):
+    monkeypatch.chdir(here)
+    s = AttrDict(FINETUNE | dict(size=8, n_in=1, valid=.3, label=None, labels_per_class=None, workers=0, seed=3, reading={}))
+    parts = room.read_labels('pics', s)
+    train,stop = ([str(o) for o in dl.dataset.items] for dl in parts.dls)
+    test = [str(o) for o in parts.items]
+    assert len({*train,*stop,*test})==len(train)+len(stop)+len(test)==362
+    for (x,y),files in zip((parts.train,parts.stop,parts.test), (train,stop,test)):
+        assert [Path(o).parent.name for o in files]==[parts.vocab[i] for i in y]
+        want = torch.Tensor(open_picture(files[-1], 1, 8))
+        torch.testing.assert_close(x[-1].float()/(255 if x.dtype==torch.uint8 else 1), want, atol=1/255, rtol=0)
+
+def test_labels_are_drawn_by_class():
+    y = torch.tensor([0]*20+[1]*7+[2]*11)
+    drawn = [draw_labels(y, 5, ['a','b','c'], seed) for seed in (0,0,1)]
+    assert all(y[o].bincount().tolist()==[5,5,5] and o.tolist()==sorted(set(o.tolist())) for o in drawn)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(draw_labels(y, None, ['a','b','c'], 0), torch.arange(38))
+    with pytest.raises(ValueError, match="labels_per_class=8 is more than the 7 pictures of 'b'"): draw_labels(y, 8, ['a','b','c'], 0)
+
+def test_the_best_epoch_is_kept_and_the_fit_stops():
+    "A held-out loss that is told beforehand: the weights are those of its lowest, and `patience` epochs follow"
+    learn = SimpleNamespace(model=nn.Linear(1,1), recorder=SimpleNamespace(values=[]))
+    best = KeepBest(2, start=1.)
+    best.learn = learn
+    for losses,kept,stops in (([.9,.5,.7,.6],2,4), ([1.2,1.1],0,2), ([float('nan')]*2,0,2), ([.9,.8,.7],3,None)):
+        learn.model.weight.data.fill_(0.)
+        best.before_fit()
+        stopped = None
+        for i,loss in enumerate(losses):
+            learn.epoch = i
+            learn.model.weight.data.fill_(i+1.)
+            learn.recorder.values.append([0,loss])
+            try: best.after_epoch()
+            except Exception as e: stopped = i+1
+            if stopped: break
+        best.after_fit()
+        assert (best.epochs,stopped)==(kept,stops) and learn.model.weight.item()==kept
+
+def test_measures_are_those_of_scikit_learn():
+    g = torch.Generator().manual_seed(0)
+    y = torch.cat([torch.zeros(50), torch.ones(9), torch.full((3,), 2.)]).long()
+    out = torch.randn(62, 4, generator=g)
+    pred = out.argmax(1)
+    got = measured(out, y)
+    assert got['accuracy']==pytest.approx((pred==y).double().mean().item())
+    assert got['balanced accuracy']==pytest.approx(np.mean([(pred[y==c]==c).double().mean() for c in range(3)]))
+    assert confusion(out, y).tolist()==confusion_matrix(y, pred, labels=range(4)).tolist()
+
+@pytest.mark.parametrize('right,other,word', [(90,60,'better'), (60,90,'worse'), (60,61,'about as good'), (60,60,'about as good')])
+def test_the_verdict_counts_chance(right, other, word):
+    y = torch.zeros(100).long()
+    a,b = (torch.stack([torch.arange(100)<n, torch.arange(100)>=n], 1).float() for n in (right,other))
+    assert word in compared(a, b, y, 'the other')
+
+@pytest.mark.parametrize('args,words', [
+    (('encoder.safetensors','nowhere'), "path='nowhere' is not an existing folder"),
+    (('nothing.safetensors','pics'), "is not a file"),
+    (('encoder.safetensors','pics/train/3'), 'has one class'),
+    (('encoder.safetensors','pics','--labels-per-class',1), 'labels_per_class=1 must be a whole number, 2 or more'),
+    (('encoder.safetensors','pics','--labels-per-class',1000), 'labels_per_class=1000 is more than the'),
+    (('encoder.safetensors','pics','--valid','2'), 'valid=2 must be in (0,1)'),
+    (('encoder.safetensors','pics','--lr','0'), 'lr=0.0 must be above 0')])
+def test_one_line_and_an_exit_code_for_what_is_wrong(here, args, words):
+    res = run('byol_finetune', *args, '--workers', 0, '--out', 'wrong/run', cwd=here)
+    assert res.returncode==1 and res.stderr.count('\n')==1 and res.stderr.startswith('byol_finetune: ') and words in res.stderr, res.stderr
+    assert not (here/'wrong').exists()
+
+def test_without_onnx_the_rest_is_written(here, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    results,out = finetune('encoder.safetensors', 'pics', 'no_onnx', labels_per_class=4, epochs=1, workers=0, flip_p=0., progress=False)
+    assert (out/'export.pkl').exists() and not (out/'classifier.onnx').exists()
+    assert any("pip install 'self_supervised[onnx]'" in o for o in results['said'])
+    assert "pip install 'self_supervised[onnx]'" in Page(out/'report.html').text
+
+def test_a_folder_in_use_is_left_alone(here, done, monkeypatch):
+    monkeypatch.chdir(here)
+    was = {f.name: f.read_bytes() for f in done[1].iterdir()}
+    _,out = finetune('encoder.safetensors', 'pics', done[1], labels_per_class=4, epochs=1, workers=0, progress=False)
+    assert out.name=='classifier-2' and was=={f.name: f.read_bytes() for f in done[1].iterdir()}
+
+# Neighbours
+
+def test_neighbors_page(here):
+    "A copy that was saved again is found beside its original, noise among the outliers; the page holds all it shows"
+    folder = here/'near'
+    for i,f in enumerate(sorted((here/'pics/train').rglob('*.png'))[:60]):
+        folder.mkdir(exist_ok=True)
+        Image.open(f).save(folder/f'{i}.png')
+    Image.open(folder/'7.png').save(folder/'<script>alert(1)<\x1b[31m>.png', compress_level=1)
+    Image.effect_noise((28,28), 120).save(folder/'noise.png')
+    res = run('byol_embed', 'encoder.safetensors', 'near', '--neighbors', '--workers', 0, cwd=here)
+    assert res.returncode==0, res.stderr
+    assert 'features.html: 1 group of near duplicates' in res.stdout, res.stdout
+    page = Page(here/'features.html')
+    assert is_self_contained(page) and page.tags.count('figure')==2+12 and len(page.sources)==14
+    assert 'near/7.png' in page.text and 'near/<script>alert(1)<\\x1b[31m>.png' in page.text and 'near/noise.png' in page.text
+    assert '\x1b' not in (here/'features.html').read_text()
+
+def test_nearest_groups_and_outliers_against_a_plain_loop():
+    g = torch.Generator().manual_seed(1)
+    f = torch.randn(40, 16, generator=g)
+    f[7] = f[3]+1e-4
+    f[21] = f[7]*2-f.mean(0)*0+1e-4
+    d,i = nearest_of_all(f, 5, chunk=100)
+    c = nn.functional.normalize((f-f.mean(0)).double())
+    for row in range(40):
+        want = sorted((1-(c[row]@c[o]).item(),o) for o in range(40) if o!=row)[:5]
+        np.testing.assert_allclose(d[row], [max(o,0) for o,_ in want], atol=1e-12)
+    assert [3,7] in [o[:2] for o in near_duplicates(d, i)] and all(len(o)>1 for o in near_duplicates(d, i))
+    far = outliers(d, 3)
+    assert [o for o,_ in far]==sorted(range(40), key=lambda o: -d[o].mean())[:3] and far[0][1]>=far[1][1]>=far[2][1]
+
+# Starting weights
+
+class Config:
+    "A class that a reader does not know"
+    def __init__(self): self.lr = .1
+
+def checkpoints(d):
+    "The same ResNet-18 as five libraries write it: name of the file → the weights it holds"
+    torch.manual_seed(1)
+    net,other = torchvision.models.resnet18(),torchvision.models.resnet18()
+    trunk,average = (nn.Sequential(*list(o.children())[:-1]) for o in (net,other))
+    parts = nn.ModuleDict(dict(backbone_momentum=average, backbone=trunk, projection_head=nn.Linear(512,8)))
+    lightning = dict(epoch=1, global_step=9, callbacks={Config: dict(best=torch.tensor(1.))}, hyper_parameters=Namespace(path=Path('x'), cfg=Config()))
+    torch.save(lightning | dict(state_dict=parts.state_dict()), d/'lightly.ckpt')
+    solo = {f'backbone.{k}': v for k,v in net.state_dict().items() if not k.startswith('fc')}
+    solo |= {f'momentum_backbone.{k}': v for k,v in other.state_dict().items() if not k.startswith('fc')}
+    torch.save(lightning | dict(state_dict=solo | {'classifier.weight': torch.rand(10,512)}), d/'solo.ckpt')
+    torch.save(net.state_dict(), d/'timm.pth')
+    torch.save(dict(model={f'module.encoder_q.{k}': v for k,v in net.state_dict().items()}, optimizer=dict(state={0: dict(exp_avg=torch.rand(3))})), d/'moco.pth')
+    torch.save(dict(student={f'backbone.{k}': v for k,v in net.state_dict().items()}, teacher={f'backbone.{k}': v for k,v in other.state_dict().items()}), d/'dino.pth')
+    from safetensors.torch import save_file
+    save_file({k: v.clone() for k,v in net.state_dict().items()}, d/'timm.safetensors')
+    ours = create_encoder('resnet18', pretrained=False)
+    ours.load_state_dict({k: v for k,v in net.state_dict().items() if not k.startswith('fc')})
+    save_encoder(ours, d/'ours.safetensors', size=64, stats=None)
+    return net
+
+def test_init_reads_what_other_libraries_write(tmp_path):
+    net = checkpoints(tmp_path)
+    want = {k: v for k,v in net.state_dict().items() if not k.startswith('fc')}
+    for name in ('lightly.ckpt','solo.ckpt','timm.pth','moco.pth','dino.pth','timm.safetensors','ours.safetensors'):
+        got = load_weights(tmp_path/name, create_encoder('resnet18', pretrained=False)).state_dict()
+        assert got.keys()==want.keys() and all(torch.equal(got[k], want[k]) for k in want), name
+    grey = load_weights(tmp_path/'solo.ckpt', create_encoder('resnet18', pretrained=False, n_in=1))
+    torch.testing.assert_close(grey.conv1.weight, net.conv1.weight.sum(1, keepdim=True))
+
+def make_folder(path): os.mkdir(path)
+
+class Evil:
+    call = make_folder
+    def __reduce__(self): return Evil.call,(str(Evil.folder),)
+
+def test_init_runs_no_code_of_a_file(tmp_path, monkeypatch):
+    Evil.folder = tmp_path/'made'
+    net = create_encoder('resnet18', pretrained=False)
+    torch.save(dict(state_dict=net.state_dict(), hyper_parameters=Evil()), tmp_path/'evil.ckpt')
+    other = load_weights(tmp_path/'evil.ckpt', create_encoder('resnet18', pretrained=False))
+    assert torch.equal(other.conv1.weight, net.conv1.weight) and not Evil.folder.exists()
+    (tmp_path/'plain.pth').write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match='holds no plain weights'): load_weights(tmp_path/'plain.pth', net)
+    monkeypatch.setattr(Evil, 'call', os.mkdir)
+    torch.save(dict(state_dict=net.state_dict(), hyper_parameters=Evil()), tmp_path/'evil.ckpt')
+    with pytest.raises(ValueError, match='reading it would run posix.mkdir'): load_weights(tmp_path/'evil.ckpt', net)
+    assert not Evil.folder.exists()
+
+@pytest.mark.parametrize('make,words', [
+    (lambda: torchvision.models.resnet34(), "'layer1.2.bn1.bias', of shape (64,) in the file and missing in the network"),
+    (lambda: nn.Sequential(*list(torchvision.models.resnet18().children())[:6]), "missing in the file"),
+    (lambda: nn.Linear(2,2), "holds no ResNet ('resnet18')")], ids=['more','less','other'])
+def test_init_refuses_what_does_not_fit_and_changes_nothing(tmp_path, make, words):
+    torch.save(make().state_dict(), tmp_path/'x.pth')
+    net = create_encoder('resnet18', pretrained=False)
+    was = {k: v.clone() for k,v in net.state_dict().items()}
+    with pytest.raises(ValueError) as e: load_weights(tmp_path/'x.pth', net)
+    assert words in str(e.value) and '\n' not in str(e.value)
+    assert all(torch.equal(v, was[k]) for k,v in net.state_dict().items())
+
+def test_pretrain_starts_from_a_file(here):
+    "At a rate of almost nothing the encoder that comes out is the one that went in; the file says which network it is"
+    args = ('pics', '--init', 'encoder.safetensors', '--size', 16, '--bs', 32, '--epochs', 1, '--lr', 1e-12, '--wd', 0, '--hidden-size', 32, '--projection-size', 16, '--workers', 0, '--out', 'started')
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1)
+    save_encoder(net, here/'encoder0.safetensors', size=8, stats=None)
+    res = run('byol_pretrain', *args[:2], 'encoder0.safetensors', *args[3:], cwd=here)
+    assert res.returncode==0 and 'starts from the weights in encoder0.safetensors' in res.stdout, res.stderr
+    out = load_encoder(here/'started/encoder.safetensors')
+    for (k,p),q in zip(out.named_parameters(), net.parameters()): torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
+    settings = json.loads((here/'started/settings.json').read_text())['settings']
+    assert (settings['init'],settings['arch'],settings['n_in'])==('encoder0.safetensors','tiny_resnet',1)
+
+@pytest.mark.parametrize('args,words', [
+    (('--init','encoder.safetensors','--arch','resnet18'), "the network is a ResNet ('resnet18'): 100 of 120 weights differ"),
+    (('--init','nothing.ckpt'), 'is not a file'),
+    (('--init','encoder.safetensors','--pretrained'), 'two places to start from')])
+def test_pretrain_names_what_does_not_fit(here, args, words):
+    res = run('byol_pretrain', 'pics', *args, '--size', 16, '--bs', 32, '--workers', 0, '--out', 'wrong/run', cwd=here)
+    assert res.returncode==1 and res.stderr.count('\n')==1 and words in res.stderr, res.stderr
+    assert not (here/'wrong').exists()
