@@ -11,16 +11,16 @@ __all__ = ['seed_everything', 'adapt_input', 'checkpoint_activations', 'to_group
            'knn_accuracy', 'knn_predict', 'linear_accuracy', 'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe',
            'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
            'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
-           'get_byol_aug_pipelines', 'small_views', 'encoder_info', 'load_encoder', 'save_encoder', 'class_learner',
-           'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old', 'evaluate_encoder',
-           'finetune_eval', 'linear_eval', 'write_report', 'pretrain']
+           'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
+           'class_learner', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
+           'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain']
 
 # %% ../nbs/99_all.ipynb #imports
 from .core import seed_everything
 from .surgery import adapt_input, checkpoint_activations, to_group_norm
 from .layers import (
     ClipEncoder, LayerEncoder, PoolingType, create_cls_module, create_encoder, create_mlp_encoder, create_mlp_module)
-from .augmentations import get_batch_augs, get_multi_aug_pipelines
+from .augmentations import get_batch_augs, get_multi_aug_pipelines, views_for
 from .data.demo import digits, write_mnist_tiny
 from .data.arrays import tensor_dls
 from .data.skipped import check_pictures
@@ -62,7 +62,7 @@ _all_ = [
     'knn_accuracy', 'knn_predict', 'linear_accuracy', 'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe',
     'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
     'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
-    'get_byol_aug_pipelines', 'small_views', 'encoder_info', 'load_encoder', 'save_encoder', 'class_learner',
-    'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old', 'evaluate_encoder',
-    'finetune_eval', 'linear_eval', 'write_report', 'pretrain',
+    'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
+    'class_learner', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
+    'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain',
 ]

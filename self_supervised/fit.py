@@ -7,6 +7,7 @@ __all__ = ['byol_splitter']
 
 # %% ../nbs/23_fit.ipynb #imports
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from fastcore.foundation import L
 from fastcore.xtras import is_listy
 from torch import nn
 
+from .budget import Deadline, check_minutes, measure_pace, steps_within
 from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numbers
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
@@ -73,7 +75,8 @@ def _batchnorm_warning(learn):
     if n>=128: return None
     return (f"batchnorm sees {n} pictures per step, and below 128 BYOL learns less "
             "(ImageNet: 69.6 % at 128, 59.7 % at 64). "
-            "Pass bs=128 or more to the data, or build the model with group norm.")
+            "Pass bs=128 or more to the data (--bs 128), or norm='group' to create_encoder and create_byol_model "
+            "(--norm group).")
 
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):
@@ -245,10 +248,39 @@ def _epochs_of(learn, steps, cbs):
         raise invalid(f'dls.train={type(dl).__name__}', 'states no length', 'Give it __len__', TypeError) from e
     return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
 
+# %% ../nbs/23_fit.ipynb #fit_length
+def _check_length(epochs, steps, minutes, start_epoch):
+    "Raise unless the length of the run is given once"
+    if [epochs,steps,minutes].count(None)!=2:
+        raise invalid(f'{epochs=}, {steps=}, {minutes=}', 'is not the length of a run',
+                      'Pass one of epochs=100, steps=10_000 or minutes=20')
+    if minutes is None: return
+    check_minutes(minutes)
+    if start_epoch: raise invalid(f'{start_epoch=}', 'does not go with minutes', 'Pass epochs, or leave it out')
+
+def _deadline(learn, minutes, recipe, opt_func, begun):
+    "Time some steps with the optimizer to come, and plan the rest of the minutes"
+    check_minutes(minutes, learn)
+    if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
+    opt = recipe.opt if isinstance(recipe, Recipe) else recipe
+    step = measure_pace(learn, opt_func or opt_funcs[opt], min(6., 6*minutes)).step
+    left = max(60*minutes-(time.perf_counter()-begun), step)
+    deadline = Deadline(left, steps_within(learn, left, step))
+    if not rank_distrib(): print(f'{minutes:g} min: about {deadline.steps:,} steps of {brief(step)} s')
+    return deadline
+
+def chosen_recipe(
+    learn:Learner, # With model, data and `BYOL`
+    epochs:int, # Length of the run
+    recipe:str, # 'lars', 'sgd', 'adamw' or 'simsiam'
+)->Recipe:
+    "Return the recipe that `fit_byol` takes when nothing overrules it"
+    return _choose(learn, epochs, recipe, None, dict(m=_byol_callback(learn, None).given))
+
 # %% ../nbs/23_fit.ipynb #03c044
 @patch
 def fit_byol(self:Learner,
-    epochs:int|None=None, # Length of the run, above 0; or pass `steps`
+    epochs:int|None=None, # Length of the run, above 0; or pass `steps` or `minutes`
     # 'lars', 'sgd', 'adamw', 'simsiam', or your own, whose rate and momentum are taken as they are;
     # None: 'lars', or 'simsiam' for a model without a target
     recipe:str|Recipe|None=None,
@@ -263,16 +295,22 @@ def fit_byol(self:Learner,
     start_epoch:int=0, # Skip to this epoch of the schedule, to go on with a run that was cut
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
     steps:int|None=None, # Length of the run in steps of the optimizer, instead of `epochs`; the last epoch is cut there
+    # Length of the run instead of `epochs`, above 0: a few steps are timed, and the run ends when the time is over
+    minutes:float|None=None,
 ):
     "Fit with the published recipe nearest to this run, scaled to its batch, and print what was chosen"
-    if (epochs is None)==(steps is None):
-        raise invalid(f'{epochs=}, {steps=}', 'is not the length of a run', 'Pass epochs=100, or else steps=10_000')
+    begun = time.perf_counter()
+    _check_length(epochs, steps, minutes, start_epoch)
     epochs,steps,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, steps, lr, wd, m, warmup_epochs))
     if steps is not None:
         epochs,limit = _epochs_of(self, steps, cbs)
         cbs = [limit, *L(cbs)]
-    _check_settings(self, epochs, recipe, lr, wd)
+    _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)
+    if minutes is not None:
+        deadline = _deadline(self, minutes, recipe, opt_func, begun)
+        epochs = math.ceil(deadline.steps/len(self.dls.train))
+        cbs = [deadline, *L(cbs)]
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)
     r = _choose(self, epochs, recipe, cbs, overrules)
     constant_predictor = r.opt=='simsiam' and hasattr(self.model, 'predictor')
@@ -282,4 +320,6 @@ def fit_byol(self:Learner,
     sched = _lr_schedule(self.opt, r, lr, constant_predictor)
     check_recipe(self)
     if not rank_distrib(): print(_summary(r, self.opt_func, constant_predictor))
-    self.fit(epochs, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)
+    # A deadline ends the fit, and steps that turn out faster than planned leave time for more
+    n = 3*epochs if any(isinstance(cb, Deadline) for cb in L(cbs)) else epochs
+    self.fit(n, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)

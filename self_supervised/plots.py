@@ -233,7 +233,7 @@ def plot_neighbors(
             _draw(ax, images[j])
             ax.set_title(f'{s:.2f}', fontsize=8, pad=2)
             if labels is not None and labels[j]!=labels[i]: _frame(ax, 'tab:red')
-    axes[0,0].set_title('asked', fontsize=8, pad=2)
+    axes[0,0].set_title('query', fontsize=8, pad=2)
     return axes
 
 def _nearest(feats, idxs, k):

@@ -168,7 +168,7 @@ def test_a_run_at_work_is_not_resumed_by_another(tmp_path):
 
 # R5. Nothing stays behind
 
-@pytest.mark.parametrize('where,error', [('create_encoder', RuntimeError('no such weights')), ('_untrained_features', KeyboardInterrupt()),
+@pytest.mark.parametrize('where,error', [('create_encoder', RuntimeError('no such weights')), ('plan', KeyboardInterrupt()),
                                          ('digit_dls', OSError('gone')), ('run_learner', ValueError('too wide'))])
 def test_a_start_that_failed_leaves_no_folder(tmp_path, monkeypatch, where, error):
     def fail(*args, **kwargs): raise error

@@ -7,11 +7,15 @@ __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'pretrain', 'byol_pretrain']
 
 # %% ../../nbs/94_cli.pretrain.ipynb #imports
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from datetime import datetime
 from difflib import get_close_matches
+from functools import lru_cache, partial
 from inspect import signature
 from pathlib import Path
 
@@ -30,7 +34,11 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from torch import nn
 
+from ..budget import Deadline, check_minutes, measure_pace, steps_within
 from ..core import check_at_least, check_whole, invalid, printable, seed_everything
+from ..augmentations import views_for
+from ..fit import chosen_recipe
+from ..recipes import opt_funcs
 from ..layers import create_encoder
 from ..data.demo import digits
 from ..data.reading import parse_size
@@ -41,10 +49,14 @@ from ..transfer.encoder_file import height_width
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
+from .budget import (
+    TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost)
+from .mend import Mend
 from .options import as_in_training, command, reader_name, reading_options, to_record
 from .pictures import folder_dls, judged_dls, run_pictures, write_held_out
 from .report import as_text
-from .run_folder import recorded_settings, run_folder, write_run, write_settings
+from .run_folder import recorded_settings, run_facts, run_folder, write_run, write_settings
+from .verdict import verdict_text
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c006
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at
@@ -83,13 +95,16 @@ def complete_settings(
     unlabelled:bool, # Ignore folder names?
     bf16:bool, # Train in bfloat16?
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
+    minutes:float|None=None, # Length of the run, instead of epochs
+    norm:str|None=None, # 'group' for small batches
     init:str|None=None, # File of weights to start from
     **settings # Of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete what was asked for by the defaults for this kind of data"
     asked = {name: value for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
-    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init)
+    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init, minutes=minutes,
+                  norm=norm)
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
     s.size = parse_size(s.size)
     s.views = _default_views(s) | (views or {})
@@ -122,6 +137,7 @@ def check_settings(
     "Raise for settings that cannot work"
     for side in s.size if isinstance(s.size, tuple) else [s.size]: check_whole(8, size=side)
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
+    if s.minutes is not None: check_minutes(s.minutes)
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
     if isinstance(s.m, float) and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
@@ -161,19 +177,24 @@ def run_learner(
     progress:bool, # Show bars?
 )->Learner: # To be trained
     "Put a BYOL model around `encoder`, and around that what a run needs"
-    model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=s.size)
-    cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast()]
+    model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=s.size, norm=s.norm)
+    cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast(), Mend(on_change=partial(_note, out, s))]
     if s.bf16: cbs.append(MixedPrecision('bf16'))
-    if not progress and not rank_distrib(): cbs.append(Lines())
+    if not progress and not rank_distrib(): cbs += [Lines(), TimeLeft()]
     cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5)]
     return Learner(dls, model, path=out, cbs=cbs)
+
+def _note(out, s, mended):
+    "Record what the settings became after a collapse"
+    s.mended = mended
+    if not rank_distrib(): write_settings(out, s)
 
 # %% ../../nbs/94_cli.pretrain.ipynb #start
 def starting_encoder(
     s, # Settings of the run
 )->nn.Module: # To be trained
     "Make the network with the weights that it starts from"
-    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size)
+    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size, norm=s.norm)
     if not s.init: return encoder
     load_weights(s.init, encoder)
     if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
@@ -199,9 +220,55 @@ def fit_run(
     start = time.perf_counter()
     bars = nullcontext() if progress else learn.no_bar()
     processes = learn.distrib_ctx() if num_distrib()>1 else nullcontext()
+    cbs = [Deadline(s.seconds, s.steps)] if s.get('steps') else []
     with threads_for(s.size), bars, processes, noted_warnings() as warned:
-        learn.fit_byol(s.epochs, 'adamw', lr=s.lr, wd=s.wd, m=s.m)
+        learn.fit_byol(s.epochs, 'adamw', lr=s.lr, wd=s.wd, m=s.m, cbs=cbs)
     return warned,time.perf_counter()-start
+
+# %% ../../nbs/94_cli.pretrain.ipynb #g94plancode
+def within_minutes(
+    s, # Settings of the run, with `minutes`; size, bs and lr are changed in place
+    items, # Pictures
+    asked:dict, # What is to be kept: size, bs, lr that are not None
+)->None:
+    "Choose size, batch and rate for the minutes"
+    kept = {k: asked.get(k) for k in ('size','bs','lr') if asked.get(k)}
+    n = int(.8*len(items))
+    costs = lru_cache(partial(picture_cost, s))
+    chosen = choose(.8*60*s.minutes, n, native_side(items), costs, kept.get('size'), kept.get('bs'))
+    s.update({k: chosen[k] for k in ('size','bs','lr')} | kept)
+    print(f'{s.minutes:g} min: pictures of {s.size} px, batches of {s.bs}', flush=True)
+
+def _time_left(s, learn, begun):
+    "Time a few steps, and choose their number for what is left of the minutes"
+    out = [cb for cb in learn.cbs if isinstance(cb, (Lines,TimeLeft,History,Checkpoint,Mend))]
+    with threads_for(s.size), learn.removed_cbs(out):
+        pace = measure_pace(learn, opt_funcs['adamw'], min(6.,6*s.minutes))
+    after = after_training(judged_dls(learn.dls), pace.step, s.bs)
+    s.seconds = max(60*s.minutes-(time.perf_counter()-begun)-after, pace.step)
+    s.steps = steps_within(learn, s.seconds, pace.step)
+    s.epochs = math.ceil(s.steps/len(learn.dls.train))
+    print(f'{s.steps:,} steps of {pace.step:.2g} s, about {s.steps/len(learn.dls.train):.1f} epochs; '
+          f'then {duration(after)} to measure and draw', flush=True)
+
+def plan(
+    s, # Settings of the run, completed in place
+    learn:Learner, # To be trained
+    items, # Pictures; None for the digits
+    begun:float, # When the run began, by `time.perf_counter`
+)->None:
+    "Choose what is not chosen yet: the length from the minutes, the momentum from the length"
+    first = not rank_distrib()
+    if s.minutes: _time_left(s, learn, begun)
+    elif first and items is not None: _say_how_long(s, learn, items)
+    if s.m is None: s.m = chosen_recipe(learn, s.epochs, 'adamw').m
+
+def _say_how_long(s, learn, items):
+    "Print how long the run will take"
+    if not isinstance(s.size, int): return
+    n = len(learn.dls.train_ds)
+    text = estimate_text(s, n, native_side(items), lru_cache(partial(picture_cost, s, n=8)))
+    print(text, flush=True)
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c016
 def _as_recorded(path):
@@ -210,17 +277,21 @@ def _as_recorded(path):
     if isinstance(path, (list,tuple)): return [str(o) for o in path] if len(path)>1 else str(path[0])
     return str(path)
 
-def _untrained_features(s, encoder, dls):
-    "Return what the trained encoder is measured against"
+def _measure(dls, nets, stats):
+    "Return the features of each network, and tell which is at work"
     dls = judged_dls(dls)
-    untrained = features_of_parts(encoder, dls, s.views['stats'])
-    return {'raw pixels': features_of_parts(Pixels(), dls, None), 'untrained encoder': untrained}
+    feats = {}
+    for name,net in nets.items():
+        print(f'Measuring {name}', flush=True)
+        feats[name] = features_of_parts(net, dls, None if isinstance(net, Pixels) else stats)
+    return feats
 
 def _begin(s, dls, out, resume):
     "Record the settings of a new run, with the workers that it got; print when a resumed one has no checkpoint"
     if not resume:
         if s.path is not None: write_held_out(out, s, dls)
-        write_settings(out, s | dict(workers=dls.train.fake_l.num_workers))
+        s.workers = dls.train.fake_l.num_workers
+        write_settings(out, s)
     elif not checkpoint_files(out/'checkpoints'): print(f'{out}: no checkpoint yet, the run begins anew')
 
 def _recorded_reading(s):
@@ -237,45 +308,60 @@ def pretrain(
     init=None, # File of weights to start from, as of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
     bf16:bool=False, # Train in bfloat16? Weights, target and optimizer stay in float32
-    views:dict|None=None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
+    # Name of a set of views, see `views_for`; or arguments of `get_byol_aug_pipelines` that differ from the defaults
+    views:str|dict|None=None,
     resume:bool=False, # Resume the run in `out`, with its settings?
-    progress:bool=True, # Show bars?
+    progress:bool=True, # Show bars? With `minutes` there are lines
+    minutes:float|None=None, # Length of the run instead of `epochs`; also chooses what you leave out of size, bs and lr
+    norm:str|None=None, # 'group' for small batches; None for what the network has, and batchnorm in the heads
     # Any of `DIGITS` or `PICTURES` that differ from the default; how pictures are read, as in `reading_options`;
     # `labels` and `holdout`
     **settings
 )->tuple: # The learner, the features of raw pixels, untrained and trained encoder, and the folder
     "Train an encoder with BYOL and write it to a run folder"
+    begun = time.perf_counter()
     check_names(settings)
     settings |= dict(reader=reader_name(settings.get('reader')))
+    if isinstance(views, str): views = views_for(views)
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
-                 bf16=bf16, init=None if init is None else str(init), **settings)
+                 bf16=bf16, init=None if init is None else str(init), minutes=minutes, norm=norm, **settings)
+    if not resume and minutes is not None and settings.get('epochs') is not None:
+        raise invalid(f"{minutes=}, epochs={settings['epochs']}", 'are two lengths', 'Pass one of them')
     if resume:
         asked = recorded_settings(out, views or {}, **asked)
         as_in_training(reading_options(reader=settings['reader']), to_record(asked), f'out={str(out)!r}')
     else: asked['views'] = views
     s = complete_settings(**asked)
     check_settings(s)
-    bs = share_batch(s.bs)
-    seed_everything(s.seed)
     # What is wrong with the pictures is raised before a folder is made
     items = None if s.path is None else run_pictures(s)
-    with run_folder(out, resume) as folder: return _run(s, items, bs, folder, resume, progress)
+    if s.minutes and items is not None and not resume: within_minutes(s, items, settings)
+    bs = share_batch(s.bs)
+    seed_everything(s.seed)
+    with run_folder(out, resume) as folder: return _run(s, items, bs, folder, resume, progress, begun)
 
-def _run(s, items, bs, out, resume, progress):
+def _run(s, items, bs, out, resume, progress, begun):
     "Train, measure, and write what came out to the folder of the run"
+    started = datetime.now().astimezone().isoformat(timespec='seconds')
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
     encoder = starting_encoder(s)
+    as_started = deepcopy(encoder)
     first = not rank_distrib()
-    feats = _untrained_features(s, encoder, dls) if first else {}
-    learn = run_learner(s, dls, encoder, out, progress)
+    learn = run_learner(s, dls, encoder, out, progress and not s.minutes)
+    with noted_warnings() as early:
+        if not resume: plan(s, learn, items, begun)
     if first: _begin(s, dls, out, resume)
     seed_everything(s.seed, dls)
-    warned,seconds = fit_run(learn, s, progress)
-    if not first: return learn,feats,out
-    print(f'Trained in {seconds:.0f} s')
-    feats['trained encoder'] = features_of_parts(encoder, judged_dls(dls), s.views['stats'])
-    write_run(out, learn, feats, warned, stats=s.views['stats'], size=s.size, **_recorded_reading(s))
+    warned,seconds = fit_run(learn, s, progress and not s.minutes)
+    if not first: return learn,{},out
+    print(f'Trained in {duration(seconds)}', flush=True)
+    start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
+    nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}
+    feats = _measure(dls, nets, s.views['stats'])
+    facts = run_facts(learn, s, started, time.perf_counter()-begun)
+    write_run(out, learn, feats, [*early,*warned], facts, stats=s.views['stats'], size=s.size,
+              **_recorded_reading(s))
     return learn,feats,out
 
 # %% ../../nbs/94_cli.pretrain.ipynb #50c017
@@ -296,6 +382,11 @@ def byol_pretrain(
     workers:int=None, # Processes that read pictures (one per core, at most 16)
     seed:int=None, # Random seed (42)
     out:str='runs/byol', # Folder to write to
+    # Length of the run in minutes, instead of epochs; size, batch and rate that you leave out are chosen for it
+    minutes:float=None,
+    # Views for a kind of picture: photo, grey, texture, symbols, satellite, faces or document (photo)
+    views:str=None,
+    norm:str=None, # group: for batches below 128 (batchnorm)
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and everything that has a left and a right
     pretrained:store_true=False, # Start from published weights
     init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
@@ -312,18 +403,25 @@ def byol_pretrain(
 ):
     "Train an encoder on pictures without labels (BYOL), and show what it learned"
     _,_,folder = one_line_errors(
-        'byol_pretrain', pretrain, path, out,
+        'byol_pretrain', _pretrain, path, out, views, no_flip,
         stopped=f'stopped; go on with `byol_pretrain --resume --out {out}`', progress=sys.stdout.isatty(),
-        views=dict(flip_p=0.) if no_flip else None,
-        arch=arch, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
+        arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
         workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, init=init,
         resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 
+def _pretrain(path, out, views, no_flip, **settings):
+    "`pretrain` with a named set of views, and without mirror images where asked for"
+    if views and no_flip: views = views_for(views) | dict(flip_p=0.)
+    elif no_flip: views = dict(flip_p=0.)
+    return pretrain(path, out, views=views, **settings)
+
 def _print_summary(folder):
-    "Print what the features are worth, and how to use the encoder"
-    print(f"\n{as_text(json.loads((folder/'results.json').read_text()))}\n")
-    print(f'{folder}: report.html shows the run, encoder.safetensors holds what it learned. To use it:\n')
+    "Print what the features are worth, how to use the encoder, and the verdict"
+    results = json.loads((folder/'results.json').read_text())
+    print(f'\n{as_text(results)}\n')
+    print(f'{folder}: report.html shows the run, encoder.safetensors is the trained encoder. To use it:\n')
     print('    from self_supervised.transfer.encoder_file import load_encoder')
-    print(f"    encoder = load_encoder('{folder/'encoder.safetensors'}')")
+    print(f"    encoder = load_encoder('{folder/'encoder.safetensors'}')\n")
+    if 'verdict' in results: print(verdict_text(results['verdict']))

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core import invalid, literal, write_atomic
 from ..callback.health import limits
 from .page import data_url, environment, page_style
+from .verdict import verdict_text
 
 # %% ../../nbs/92_cli.report.ipynb #g92read
 def read_history(
@@ -63,6 +64,7 @@ def _draw_columns(ax, history, kind, names):
         ax.plot(*zip(*points), marker='.', ms=3, lw=1.2, label=literal(name.removesuffix(f'_{kind}')))
     if kind in limits: ax.axhline(limits[kind], color='k', lw=.7, ls='--', alpha=.4)
     ax.set_title(literal(kind), fontsize=10)
+    ax.set_xlabel('epoch', fontsize=8)
     ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))  # there is no epoch 1.5
     if len(names)>1: ax.legend(frameon=False, fontsize=8)
 
@@ -107,7 +109,23 @@ _template = '''<!doctype html>
 <style>
 STYLE</style>
 </head><body>
+{% if verdict %}
+<h1>{{ verdict.headline }}</h1>
+{% for o in verdict.details %}
+<p>{{ o }}.</p>
+{% endfor %}
+{% if verdict.advice %}
+<p>What to change, the most promising first:</p>
+<ol>
+{% for o in verdict.advice %}
+<li>{{ o }}</li>
+{% endfor %}
+</ol>
+{% endif %}
+<p>Run <code>{{ name }}</code>{% if when %}, {{ when }}{% endif %}</p>
+{% else %}
 <h1>{{ name }}</h1>
+{% endif %}
 {% if command %}<p><code>{{ command }}</code></p>{% endif %}
 {% for file, why in unread.items() %}
 <p><b><code>{{ file }}</code> cannot be read and is left out: {{ why }}</b></p>
@@ -127,12 +145,20 @@ STYLE</style>
 {% if curves %}
 <h2>Training</h2>
 <p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest.
-Dashed: beyond this limit <code>Health</code> looks closer.</p>
+Beyond a dashed line the health check compares more closely.</p>
 <img alt="A curve for each column of the training table" src="{{ curves }}">
+{% if meanings %}
+<table>
+<tr><th>curve</th><th>meaning</th><th>good values</th></tr>
+{% for kind, (meaning, good) in meanings.items() %}
+<tr><th>{{ kind }}</th><td>{{ meaning }}</td><td>{{ good }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
 {% endif %}
 
 {% if said is not none %}
-<h2>What was warned of</h2>
+<h2>Warnings</h2>
 {% if said %}
 <table>
 <tr><th>epoch</th><th>message</th></tr>
@@ -141,7 +167,7 @@ Dashed: beyond this limit <code>Health</code> looks closer.</p>
 {% endfor %}
 </table>
 {% else %}
-<p>Nothing.</p>
+<p>Warnings: none</p>
 {% endif %}
 {% endif %}
 
@@ -184,6 +210,26 @@ def png_of(
     plt.close(figure)
     return f.getvalue()
 
+# %% ../../nbs/92_cli.report.ipynb #g92meanings
+# Kind of column → what it measures, and what is good
+_meanings = dict(
+    loss=('squared distance of predictions and targets: 0 when they agree, 4 for two views with nothing in common',
+          'falls, and says little else'),
+    spread=('how far the projections lie apart: 1 over the whole sphere, 0 when all are one point', 'above 0.5'),
+    mean_cosine=('how alike the projections of two pictures are: 0 when unrelated, 1 when the same', 'below 0.8'),
+    rank=('directions that the projections use', 'no less than half of the first epochs'),
+    feature_rank=('directions that the features use, of which a classifier makes its choice', 'grows, or stays'))
+
+def _duration(seconds):
+    "Seconds in words"
+    if seconds<90: return f'{seconds:.0f} s'
+    return f'{seconds/60:.0f} min' if seconds<5400 else f'{seconds/3600:.1f} h'
+
+def _when(results):
+    "Date and duration of a run, in words; runs of older versions kept neither"
+    if 'started' not in results: return ''
+    return f"started {results['started'][:16].replace('T', ' ')}, took {_duration(results['seconds'])}"
+
 # %% ../../nbs/92_cli.report.ipynb #g92filescode
 def _read_record(path):
     "Read the settings of a run, and try to set them in tables"
@@ -195,6 +241,8 @@ def _read_results(path):
     "Read the results of a run, and try to set them in columns"
     results = json.loads(path.read_text(encoding='utf-8'))
     as_text(results)
+    _when(results)
+    if 'verdict' in results: verdict_text(results['verdict'])
     # Runs of older versions kept no warnings
     said = [(epoch,message) for epoch,message in results['said']] if 'said' in results else None
     return results | dict(said=said)
@@ -203,7 +251,8 @@ def _read_curves(path):
     "Read a training table, and draw it where it holds a number"
     history = read_history(path)
     png = png_of(plot_history(history)) if _by_kind(history) else None
-    return dict(epochs=len(history.get('epoch', [])), png=png)
+    kinds = {k: v for k,v in _meanings.items() if k in _by_kind(history)}
+    return dict(epochs=len(history.get('epoch', [])), png=png, meanings=kinds)
 
 def _read(reader, file, unread):
     "Call `reader` on a file; {} where there is none, or where it cannot be read: then `unread` gets the reason"
@@ -246,6 +295,9 @@ def _contents(folder):
         results=results,
         columns=_columns(results) if results else [],
         said=results.get('said'),
+        verdict=results.get('verdict'),
+        when=_when(results) if results else '',
+        meanings=curves.get('meanings'),
         curves=data_url(png) if png else None,
         epochs=curves.get('epochs'),
         pictures=_pictures(folder),

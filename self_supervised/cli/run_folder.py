@@ -31,8 +31,10 @@ from ..callback.ranks import once
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
+from .mend import FATAL
 from .pictures import judged_dls
-from .report import write_report
+from .report import read_history, write_report
+from .verdict import verdict
 
 # %% ../../nbs/93_cli.run_folder.ipynb #50c012
 def free_folder(
@@ -187,16 +189,33 @@ def _with_epochs(said, warned):
     others = [(None,message) for message in dict.fromkeys(warned) if message not in known]
     return others+said
 
+def run_facts(
+    learn:Learner, # Trained
+    settings:dict, # Of the run
+    started:str, # Date and time, ISO 8601
+    seconds:float, # Since then
+)->dict: # Plain values
+    "Collect what a run was, and what was seen in it"
+    health = learn.health
+    losses = read_history(learn.path/'history.csv').get('train_loss') or [None]
+    known = ('epochs','bs','lr','m','size','n_in','pretrained','minutes','mended')
+    return {k: settings.get(k) for k in known} | dict(
+        started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=losses[-1],
+        ranks=[o['rank'] for o in (health.before,health.rows[-1])] if health.rows else None,
+        collapsed=any(o in health.ill for o in FATAL))
+
 def write_run(
     out:Path, # Folder
     learn:Learner, # Trained
     feats:dict, # name → features and labels of the two parts, 'trained encoder' among them
     warned:list=(), # Messages of the warnings while training
+    facts:dict|None=None, # As `run_facts` returns them; None leaves the verdict out
     **meta # What the encoder's file is to remember: stats, size
 )->None:
-    "Write what came out of a run: encoder, results, pictures, report"
+    "Write what came out of a run: encoder, results and verdict, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
     record = compare_parts(feats) | dict(said=_with_epochs(learn.health.said, warned))
+    if facts: record |= facts | dict(verdict=verdict(record, facts))
     write_atomic(out/'results.json', json.dumps(record, indent=1).encode())
     write_pictures(out, learn, feats['trained encoder'][1])
     write_report(out)

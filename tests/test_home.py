@@ -1,0 +1,236 @@
+"A user's own pictures: the length of a run in minutes, an honest verdict, a run that mends itself, named views"
+import csv, json, math, random, time, warnings
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from sklearn.metrics import balanced_accuracy_score
+from torch import nn
+
+from self_supervised import budget
+from self_supervised.augmentations import VIEWS, QuarterTurns, get_batch_augs, views_for
+from self_supervised.budget import Deadline, measure_pace
+from self_supervised.cli import pretrain as cli
+from self_supervised.cli.budget import Cost, choose, picture_cost
+from self_supervised.cli.comparison import compare_parts
+from self_supervised.cli.mend import Mend
+from self_supervised.cli.pretrain import byol_pretrain, complete_settings, pretrain
+from self_supervised.cli.verdict import advice, difference, standing, verdict, verdict_text
+from self_supervised.core import seed_everything
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.demo import digits, write_mnist_tiny
+from self_supervised.evaluate.features import compare_features
+from self_supervised.fit import *
+from self_supervised.layers import create_encoder
+from self_supervised.vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
+
+SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, workers=0, hidden_size=32, projection_size=16)
+
+def learner(*cbs, bn=True, bs=128):
+    x,y,splits = digits()
+    seed_everything(0)
+    dls = tensor_dls(x, None, splits, bs=bs, seed=0, device='cpu')
+    seed_everything(0, dls)
+    model = create_byol_model(create_encoder('tiny_resnet', pretrained=False, n_in=1, size=8), 64, 32, bn=bn)
+    return Learner(dls, model, cbs=[BYOL(get_byol_aug_pipelines(8, **digit_views)), *cbs])
+
+def fit(learn, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit_byol(*args, **kwargs)
+    return learn
+
+# ---- the verdict
+
+def results(**accuracies):
+    "A table by name: a number for all draws"
+    rows = {name: dict(linear=dict(mean=v, all=[v]*5), kNN=dict(mean=v, all=[v]*5)) for name,v in accuracies.items()}
+    return dict(rows=rows, measured=rows, chance=dict(accuracy=.1, balanced=.1), n_test=400)
+
+FACTS = dict(steps=300, epochs=100, n_train=320, bs=64, lr=1e-3, m=.9, size=128, n_in=3, ranks=(150,21), loss=1.1)
+
+@pytest.mark.parametrize('trained', [.1, .3, .45, .5])
+def test_a_run_that_made_things_worse_is_not_praised(trained):
+    v = verdict(results(pixels=.5, start=.5, trained=trained), FACTS)
+    assert v['helped']=='no' and 'helped' not in v['headline'] and 1<=len(v['advice'])<=3
+
+def test_the_words_follow_the_numbers():
+    rng = random.Random(0)
+    for _ in range(300):
+        p,s,t = (rng.random() for _ in range(3))
+        v = verdict(results(pixels=p, start=s, trained=t), FACTS)
+        spread = math.sqrt(s*(1-s)/400+t*(1-t)/400)
+        if v['helped']=='yes': assert t>s and t>p-2*spread
+        if t<s-spread: assert v['helped']=='no'
+        assert ('beyond' in v['headline']) == (abs(t-s)<=spread)
+
+def test_a_spread_is_that_of_draws_and_of_held_out_pictures():
+    a,b = ([.5,.6,.7,.6],[.4,.5,.5,.6])
+    d = difference(dict(mean=np.mean(a), all=a), dict(mean=np.mean(b), all=b), 200)
+    diffs = np.subtract(a, b)
+    held = np.mean(a)*(1-np.mean(a))/200+np.mean(b)*(1-np.mean(b))/200
+    assert d['mean']==pytest.approx(diffs.mean()) and d['spread']==pytest.approx((diffs.var(ddof=1)+held)**.5)
+
+def test_accuracies_are_those_of_compare_features_and_balanced_is_sklearns():
+    torch.manual_seed(0)
+    train_y = torch.arange(3).repeat(20)
+    test_y = torch.tensor([0]*60+[1]*20+[2]*5)
+    def feats(y, noise): return torch.nn.functional.one_hot(y, 3).float()+noise*torch.randn(len(y), 3)
+    parts = {name: [(feats(train_y, k), train_y), (feats(test_y, k), test_y)] for name,k in dict(a=.3, b=.9).items()}
+    res = compare_parts(parts, 5, 6)
+    theirs = compare_features({k: (a[0],b[0]) for k,(a,b) in parts.items()}, train_y, test_y, n=5, draws=6)
+    for o in theirs:
+        assert res['rows'][o.name]['linear']['all']==pytest.approx(o.linear.all, abs=1e-7)
+        assert res['rows'][o.name]['kNN']['all']==pytest.approx(o.knn.all, abs=1e-7)
+        assert 'balanced linear' in res['rows'][o.name]        # classes of unequal size
+    from self_supervised.cli.comparison import balanced_mean
+    preds = torch.randint(3, test_y.shape)
+    assert balanced_mean(preds==test_y, test_y)==pytest.approx(balanced_accuracy_score(test_y, preds))
+    assert res['chance']==pytest.approx(dict(accuracy=60/85, balanced=1/3))
+
+def test_advice_names_options_of_the_command():
+    options = cli.byol_pretrain.__wrapped__.__code__.co_varnames
+    for facts in (FACTS, FACTS|dict(collapsed=True), FACTS|dict(steps=5000, loss=3.), FACTS|dict(minutes=5)):
+        for line in advice(facts, 9):
+            assert all(o in options for o in __import__('re').findall(r'--(\w+)', line)), line
+
+# ---- a run
+
+def shortest(tmp_path, **kwargs):
+    write_mnist_tiny(tmp_path/'pics')
+    return pretrain(tmp_path/'pics', tmp_path/'out', progress=False, **SMALL | kwargs)
+
+def test_every_value_that_is_used_is_recorded_and_the_report_begins_with_the_verdict(tmp_path):
+    learn,_,out = shortest(tmp_path, epochs=2)
+    s = json.loads((out/'settings.json').read_text())['settings']
+    assert s['m']==learn.byol.sched(0.) and 0<max(learn.recorder.hps['lr'])<=s['lr']==1e-3
+    res,page = json.loads((out/'results.json').read_text()),(out/'report.html').read_text()
+    assert res['steps']==learn.train_iter and res['seconds']>0 and res['started'][:4].isdigit()
+    body = page[page.index('<body>'):]
+    assert res['verdict']['headline'] in body[:body.index('</h1>')].replace('&#39;', "'").replace('&#34;', '"')
+
+def test_the_command_ends_with_the_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    byol_pretrain(epochs=1)
+    res = json.loads(Path('runs/byol/results.json').read_text())
+    assert capsys.readouterr().out.rstrip().endswith(verdict_text(res['verdict']))
+
+def test_two_lengths_are_refused_and_a_set_of_views_is_known(tmp_path):
+    write_mnist_tiny(tmp_path/'pics')
+    with pytest.raises(ValueError, match='are two lengths'): pretrain(tmp_path/'pics', tmp_path/'out', minutes=1, epochs=2)
+    with pytest.raises(ValueError, match="Choose one of 'photo'"): pretrain(tmp_path/'pics', tmp_path/'out', views='no')
+    assert not (tmp_path/'out').exists()
+
+def test_an_old_run_keeps_its_settings():
+    old = dict(path='p', seed=1, workers=0, pretrained=False, unlabelled=False, bf16=False, views=dict(stats=None), m=None, epochs=3)
+    s = complete_settings(**old)
+    assert (s.minutes,s.norm,s.m,s.epochs)==(None,None,None,3) and not s.get('steps')
+
+# ---- minutes
+
+def test_a_trial_leaves_nothing_behind():
+    "The fit after it is the fit without it, to the last bit"
+    def losses(trial):
+        learn = learner()
+        if trial: measure_pace(learn, learn.opt_func, .5)
+        assert not hasattr(learn, 'lr_finder')
+        fit(learn, 1, 'adamw', lr=1e-3, m=.9)
+        return [o.item() for o in learn.recorder.losses]
+    assert losses(True)==losses(False)
+
+class Clock(Callback):
+    "A clock of its own, by which each step takes as long as it is told"
+    def __init__(self, *seconds): self.seconds,self.now,self.n = seconds,0.,0
+    def perf_counter(self): return self.now
+    def after_step(self):
+        self.now += self.seconds[self.n%len(self.seconds)]
+        self.n += 1
+
+@pytest.mark.parametrize('steps,seconds', [(40,(1.,)), (40,(2.5,)), (40,(.5,)), (7,(1.,3.)), (3000,(1.,))])
+def test_schedules_are_complete_at_the_deadline(steps, seconds, monkeypatch):
+    "A plan of 40 seconds, and steps that take as long, longer or less: the fit ends then, rate and momentum at their ends"
+    clock = Clock(*seconds)
+    monkeypatch.setattr(budget, 'time', clock)
+    deadline = Deadline(40., steps)
+    learn = fit(learner(clock), math.ceil(steps/9), 'adamw', lr=1e-3, m=.9, warmup_epochs=0, cbs=deadline)
+    rates = learn.recorder.hps['lr']
+    assert deadline.pct==1 and learn.pct_train==1 and rates==sorted(rates, reverse=True) and rates[0]>.9e-3
+    if steps!=7: assert 36<=clock.now<=44 and rates[-1]<.1e-3
+    assert {len(o) for o in learn.recorder.values}=={len(learn.recorder.metric_names)-2}      # no row lacks a column
+
+def test_without_delay_a_deadline_takes_the_steps_planned():
+    learn = fit(learner(), 3, 'adamw', lr=1e-3, m=.9, cbs=Deadline(1e4, 20, slack=2.))
+    assert learn.train_iter==20 and len(learn.recorder.values)==3
+    assert {len(o) for o in learn.recorder.values}=={len(learn.recorder.metric_names)-2}      # no row lacks a column
+
+def test_minutes_choose_a_length_and_are_kept_by_a_resume(tmp_path):
+    _,_,out = shortest(tmp_path, minutes=.2)
+    s = json.loads((out/'settings.json').read_text())['settings']
+    assert s['minutes']==.2 and s['steps']>=1 and s['epochs']==math.ceil(s['steps']/9) and s['size']==16 and s['bs']==32
+    assert (out/'encoder.safetensors').exists() and 'verdict' in json.loads((out/'results.json').read_text())
+    (out/'results.json').unlink()
+    _,_,again = pretrain(tmp_path/'pics', out, progress=False, resume=True)
+    assert again==out and json.loads((out/'settings.json').read_text())['settings']==s
+
+def test_more_time_is_never_a_smaller_picture():
+    def cost(size): return Cost(1e-6*size**2, .02, 1e6, 1e8)
+    sizes = [choose(t, 4000, 500, cost)['size'] for t in range(10, 20_000, 500)]
+    assert sizes==sorted(sizes) and sizes[0]==32 and sizes[-1]==128
+    for native in (20,32,60,500):
+        got = choose(1e5, 4000, native, cost)
+        assert got['size']<=max(native, 8) and got['lr']==pytest.approx(1e-3*(got['bs']/128)**.5)
+
+def test_measuring_a_cost_leaves_random_numbers():
+    s = complete_settings(path='p', seed=None, workers=0, pretrained=False, unlabelled=False, bf16=False, views=None, arch='tiny_resnet', n_in=1, hidden_size=32)
+    torch.manual_seed(3)
+    a = torch.rand(4)
+    torch.manual_seed(3)
+    c = picture_cost(s, 16, 4)
+    assert torch.equal(torch.rand(4), a) and c.picture>0 and c.bytes>4*16*16
+
+# ---- collapse
+
+class Break(Callback):
+    "Replace what the encoder has learned by a single direction, from one epoch on"
+    def __init__(self, epoch): self.at = epoch
+    def before_batch(self):
+        if self.training and self.epoch>=self.at:
+            with torch.no_grad(): self.learn.model.projector[-1].weight.mul_(0).add_(1e-3)
+
+def test_a_collapsed_run_ends_with_the_last_good_network_and_says_so(capsys):
+    seen = []
+    learn = learner(Mend(on_change=seen.append), bn=False)
+    was = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    fit(learn, 8, 'adamw', lr=4e-3, m=.9, warmup_epochs=0)
+    mended = learn.mend.mended
+    assert seen[-1]==mended and [o['lr'] for o in mended]==pytest.approx([2e-3,1e-3])
+    assert [o['m'] for o in mended]==pytest.approx([.95,.975]) and learn.epoch<8
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, learn.mend.good[k])
+    if not learn.mend.good_epoch: assert all(torch.equal(was[k], v) for k,v in learn.model.state_dict().items())
+    assert 'Collapsed' in capsys.readouterr().out
+
+def test_a_healthy_run_is_not_touched_by_it():
+    def losses(*cbs): return [o.item() for o in fit(learner(*cbs), 2, 'adamw', lr=4e-3, m=.95).recorder.losses]
+    assert losses(Mend())==losses()
+
+# ---- views
+
+@pytest.mark.parametrize('name', VIEWS)
+def test_what_a_kind_of_picture_forbids_does_not_happen(name):
+    "A picture whose left, top and colour can be told, and the strongest views of it"
+    kw = views_for(name) | dict(resize_scale=(1.,1.), resize_ratio=(1.,1.), stats=None, jitter=False, blur=False, solarize=False)
+    x = torch.zeros(256,3,16,16)
+    x[:, :, :, :8] += .5
+    x[:, :, :4] += .25
+    v = get_batch_augs(16, **kw)(x)
+    left,right,top,bottom = v[..., :4].mean((1,2,3)),v[..., -4:].mean((1,2,3)),v[..., :4, :].mean((1,2,3)),v[..., -4:, :].mean((1,2,3))
+    mirrored,turned = (right>left+.1).any().item(),(top<bottom-.05).any().item()
+    assert turned==(views_for(name)['turn_p']>0)
+    assert mirrored==(views_for(name)['flip_p']>0 or views_for(name)['turn_p']>0)
+
+def test_quarter_turns_lose_nothing():
+    x = torch.rand(64,3,7,7)
+    assert torch.equal(QuarterTurns()(x).flatten(2).sort(2).values, x.flatten(2).sort(2).values)
+    wide = torch.rand(8,1,4,6)
+    assert torch.equal(QuarterTurns()(wide), wide.rot90(2, (-2,-1)))
