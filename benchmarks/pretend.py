@@ -16,6 +16,7 @@ from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.utils._foreach_utils import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -160,6 +161,21 @@ def register():
     if hasattr(torch, NAME): return
     _setup_privateuseone_for_python_backend(NAME, Module())
     fused_devices.add(NAME)
+    _foreach_supported_types.append(OnDevice)   # torch treats them as it treats tensors on a GPU
+    _library.append(torch.library.Library('_', 'IMPL', 'AutocastPrivateUse1'))
+    _library[0].fallback(torch.library.fallthrough_kernel)
+    _library.append(torch.library.Library('aten', 'IMPL', 'AutocastPrivateUse1'))
+    for op in (torch.ops.aten.conv2d, torch.ops.aten.linear): _library[1].impl(op.default.name(), _in_low_precision(op.default))
+
+_library = []   # a kernel lives as long as its library
+
+def _in_low_precision(op):
+    "`op` as autocast calls it"
+    def call(*args, **kwargs):
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+            dtype = torch.get_autocast_dtype(NAME)
+            return op(*[o.to(dtype) if isinstance(o, Tensor) and o.is_floating_point() else o for o in args], **kwargs)
+    return call
 
 def moved(net):
     "Move a network to the device. It gets new parameters: old ones cannot become tensors of another class"

@@ -24,6 +24,7 @@ from self_supervised.layers import create_encoder
 from self_supervised.callback import put_back
 from self_supervised.callback.cpu_memory import keep_memory
 from self_supervised.lars import LARS
+from self_supervised.recipes import opt_funcs
 from self_supervised.fit import byol_splitter
 from self_supervised.vision import byol
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
@@ -32,9 +33,12 @@ from speed_files import write_photos
 
 # name: channels-last?, bfloat16?
 settings = {'float32': (False,False), 'float32, channels-last': (True,False), 'bfloat16, channels-last': (True,True)}
-steps = dict(cpu =[('resnet18', px, 64, o) for px in (64,128) for o in settings],
-             cuda=[('resnet50', 224, 256, 'bfloat16, channels-last'), *(('resnet18', 32, bs, 'bfloat16, channels-last') for bs in (256,512))])
-growth = [('resnet18', px, bs, 'float32, channels-last') for px,bs in ((48,64),(64,32),(64,64),(64,128),(96,64))]
+# recipe: the optimizer of a bare step, from torch where it has one
+bare_opts = dict(lars=LARS, sgd=partial(torch.optim.SGD, momentum=.9, weight_decay=1e-4, fused=True), adamw=partial(torch.optim.AdamW, weight_decay=1e-2, fused=True))
+steps = dict(cpu =[('resnet18', px, 64, o, opt) for px in (64,128) for opt in bare_opts for o in settings if opt!='sgd' or o=='float32, channels-last'],
+             cuda=[('resnet50', 224, 256, 'bfloat16, channels-last', opt) for opt in ('lars','adamw')] +
+                  [('resnet18', 32, bs, 'bfloat16, channels-last', opt) for bs in (256,512) for opt in bare_opts])
+growth = [('resnet18', px, bs, 'float32, channels-last', 'lars') for px,bs in ((48,64),(64,32),(64,64),(64,128),(96,64))]
 
 def model_of(arch, px, device, channels_last):
     "Network with the published heads; for pictures of 32 pixels with the stem that keeps their resolution"
@@ -42,12 +46,12 @@ def model_of(arch, px, device, channels_last):
     model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg', small_stem=px<=32)).to(device)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
-def bare_step(arch, px, bs, setting, device):
+def bare_step(arch, px, bs, setting, device, opt='lars'):
     "A function that takes a step on views that lie ready"
     channels_last,bf16 = settings[setting]
     model = model_of(arch, px, device, channels_last)
     if bf16: model.precision = partial(torch.autocast, device, torch.bfloat16)
-    opt = LARS(list(byol_splitter(model)), lr=.1)
+    opt = bare_opts[opt]([p for ps in byol_splitter(model) for p in ps], lr=rates[opt])
     views = [torch.randn(bs, 3, px, px, device=device) for _ in range(2)]
     def step():
         loss = model.loss(*views)
@@ -55,13 +59,15 @@ def bare_step(arch, px, bs, setting, device):
         ema_update(model.target, model.online, .99)
     return step
 
-def learner(arch, px, bs, setting, device, n=512, cbs=()):
-    "A `Learner` with `BYOL` as it comes"
+rates = dict(lars=.1, sgd=.1, adamw=1e-3)
+
+def learner(arch, px, bs, setting, device, n=512, cbs=(), opt='lars'):
+    "A `Learner` with `BYOL` as it comes, and the optimizer of a recipe"
     channels_last,bf16 = settings[setting]
     x = torch.randint(256, (max(n, 2*bs), 3, px*5//4, px*5//4), dtype=torch.uint8)
     dls = tensor_dls(x, bs=bs, seed=0, device=device)
     cbs = [*cbs, *([ChannelsLast()] if channels_last else []), *([MixedPrecision('bf16')] if bf16 else [])]
-    return byol_learner(dls, model_of(arch, px, device, False), get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=cbs)
+    return byol_learner(dls, model_of(arch, px, device, False), get_byol_aug_pipelines(px), opt_func=opt_funcs[opt], lr=rates[opt], cbs=cbs)
 
 def now(device):
     "Wall and processor time, seconds; work handed to a GPU is waited for"
@@ -88,12 +94,12 @@ def fit_quietly(learn, epochs=1000):
 
 def median(ts): return statistics.median(t.item() for t in ts)
 
-def step_row(arch, px, bs, setting, device, n, warmup=3):
+def step_row(arch, px, bs, setting, opt, device, n, warmup=3):
     "Step of the learner and bare step, in turns"
-    turns = Turns(bare_step(arch, px, bs, setting, device), n, warmup, device)
-    fit_quietly(learner(arch, px, bs, setting, device, cbs=[turns]))
+    turns = Turns(bare_step(arch, px, bs, setting, device, opt), n, warmup, device)
+    fit_quietly(learner(arch, px, bs, setting, device, cbs=[turns], opt=opt))
     mine,bare = (torch.stack(ts)[warmup:] for ts in zip(*turns.times))
-    return dict(arch=arch, px=px, bs=bs, setting=setting, n=n, bare_ms=round(1000*median(bare[:,0]), 1), fit_ms=round(1000*median(mine[:,0]), 1),
+    return dict(arch=arch, px=px, bs=bs, setting=setting, recipe=opt, n=n, bare_ms=round(1000*median(bare[:,0]), 1), fit_ms=round(1000*median(mine[:,0]), 1),
                 ratio=round(median(mine[:,0])/median(bare[:,0]), 3), cpu_ratio=round(median(mine[:,1])/median(bare[:,1]), 3),
                 bare_pictures_a_second=round(bs/median(bare[:,0]), 1), fit_pictures_a_second=round(bs/median(mine[:,0]), 1))
 

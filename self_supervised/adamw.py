@@ -15,6 +15,8 @@ from .core import fused_devices, laid_out_like, same_layout
 # %% ../nbs/19_adamw.ipynb #FusedAdamW
 class FusedAdamW(torch.optim.AdamW):
     "torch's AdamW in one fused kernel where the device has one, right for any order in memory (arXiv:1711.05101)"
+    found_inf = None   # 1. in a tensor on the device: leave the step out (0.: take it), without the host knowing
+
     def __init__(self,
         params, # Parameters, or groups of them as everywhere in torch
         lr:float=1e-3, # Learning rate
@@ -30,8 +32,16 @@ class FusedAdamW(torch.optim.AdamW):
         # In each step: a state that was saved without the fused kernel says so in its groups
         for group in self.param_groups:
             group['fused'] = all([self._prepare(p) for p in group['params'] if p.grad is not None])
+        if self._is_left_out(): return loss
         super().step()
         return loss
+
+    def _is_left_out(self):
+        "Has the host to leave the step out? The fused kernel does it itself"
+        if self.found_inf is None or all(group['fused'] for group in self.param_groups): return False
+        left_out = bool(self.found_inf)
+        self.found_inf = None
+        return left_out
 
     def _prepare(self, p):
         "Bring the gradient of `p`, and its averages, into the order of `p`: can the fused kernel take them?"

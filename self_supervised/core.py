@@ -190,6 +190,12 @@ def without_hooks(
 # Types of devices on which torch's fused optimizers are known to be right
 fused_devices = {'cpu','cuda'}
 
+def can_be_late(
+    device:torch.device, # Of a model
+)->bool: # On a CPU there is nothing to wait for
+    "Does work on `device` go on while the host does something else?"
+    return device.type!='cpu' and device.type in fused_devices
+
 def same_layout(
     a:Tensor, # Any tensor with strides
     b:Tensor, # Of the same shape

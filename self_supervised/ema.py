@@ -23,6 +23,8 @@ def ema_update(
     target:nn.Module|dict, # Network to move, in place; float32 weights. Or a dict of tensors, which may hold dicts
     online:nn.Module|dict, # Network to follow, of the same architecture; or a dict with the same keys
     m:float=.996, # Momentum in [0,1]: 1 leaves `target` where it is, 0 copies `online`
+    # A bool in a tensor on the device of `target`: leave it where it is? Nobody waits for the answer. None: no
+    skip:Tensor|None=None,
 )->None:
     "Move every parameter of `target` a fraction `1-m` of the way to `online` (arXiv:2006.07733, eq. 1)"
     # Parameters only: `target` runs in train mode, so its batchnorms keep running statistics of their own
@@ -30,7 +32,15 @@ def ema_update(
     m = _check_momentum(m)
     _check_pair(targs, ps, m)
     # One fused call; in float32, because the step of a half-precision weight rounds to nothing
-    if targs: get_ema_multi_avg_fn(m)(targs, [p.to(t.dtype) for t,p in zip(targs,ps)], None)
+    ps = [p.to(t.dtype) for t,p in zip(targs,ps)]
+    if targs and skip is None: get_ema_multi_avg_fn(m)(targs, ps, None)
+    elif targs: _move_unless(skip, targs, ps, 1-m)
+
+def _move_unless(skip, targs, ps, part):
+    "Move `targs` a `part` of the way to `ps`, or not at all: what decides is on the device"
+    way = torch._foreach_sub(ps, targs)
+    torch._foreach_mul_(way, ~skip*part)
+    torch._foreach_add_(targs, way)
 
 def _weights(target, online):
     "The tensors of two networks, or of two dicts in the order of `target`'s keys"

@@ -14,7 +14,7 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .core import fused_devices, invalid, plain_numbers, same_layout
+from .core import can_be_late, fused_devices, invalid, plain_numbers, same_layout
 
 # %% ../nbs/21_lars.ipynb #bias_or_norm
 def bias_or_norm(
@@ -35,6 +35,8 @@ def trust_ratio(
 # %% ../nbs/21_lars.ipynb #03c008
 class TorchLARS(torch.optim.Optimizer):
     "LARS as a torch optimizer: SGD with momentum on gradients scaled by `trust_ratio` (arXiv:1708.03888)"
+    found_inf = None   # 1. in a tensor on the device: leave the step out (0.: take it), without the host knowing
+
     def __init__(self,
         params, # Parameters, or groups of them as everywhere in torch
         lr:float, # Learning rate, applied after momentum
@@ -83,14 +85,17 @@ class TorchLARS(torch.optim.Optimizer):
         # torch's fused kernel walks through memory without a look at strides (2.15: silently wrong where they differ)
         fused = all(same_layout(p, g) and same_layout(p, v) and p.device.type in fused_devices
                     for p,g,v in zip(ps, gs, vs))
+        # Only the fused kernel takes the flag; without it the host has to wait
+        if self.found_inf is not None and not fused and self.found_inf: return
         sgd(ps, gs, vs, weight_decay=0., momentum=momentum, lr=lr, dampening=0., nesterov=False, maximize=False,
-            fused=fused or None)
+            fused=fused or None, found_inf=self.found_inf if fused else None)
 
     def _adapted(self, params, weight_decay, eta, **_):
         "Find (parameters with a gradient, what momentum gathers of each, norms of the decayed gradients)"
         ps = [p for p in params if p.grad is not None]
-        gs = [self._decayed(p, weight_decay) for p in ps]
         idxs = [i for i,p in enumerate(ps) if not (self.exclude_adapt and self.exclude_adapt(p))]
+        if ps and all(can_be_late(p.device) for p in ps): return ps,*self._adapted_together(ps, idxs, weight_decay, eta)
+        gs = [self._decayed(p, weight_decay) for p in ps]
         # A judge wants the norms of all
         norms = {i: torch.linalg.vector_norm(gs[i]) for i in (range(len(ps)) if self.judge else idxs)}
         if idxs:
@@ -99,6 +104,18 @@ class TorchLARS(torch.optim.Optimizer):
             ratios = trust_ratio(p_norm, g_norm, eta).unbind()
             for i,ratio in zip(idxs, ratios): gs[i] = torch.mul(gs[i], ratio, out=self._scratch(ps[i]))
         return ps,gs,list(norms.values())
+
+    def _adapted_together(self, ps, idxs, weight_decay, eta):
+        "The same in few launches, each for many tensors; on a GPU memory is quickly had"
+        gs = [p.grad for p in ps]
+        decayed = [i for i,p in enumerate(ps) if weight_decay and self._decays(p)]
+        if decayed: _replace(gs, decayed, torch._foreach_add(_pick(gs, decayed), _pick(ps, decayed), alpha=weight_decay))
+        norms = torch._foreach_norm(gs)
+        if idxs:
+            p_norm = torch.stack(torch._foreach_norm(_pick(ps, idxs)))
+            ratios = trust_ratio(p_norm, torch.stack(_pick(norms, idxs)), eta)
+            _replace(gs, idxs, [g*ratio for g,ratio in zip(_pick(gs, idxs), ratios.unbind())])
+        return gs,list(norms)
 
     def _decayed(self, p, weight_decay):
         "The gradient of `p` with its decay, in memory of our own: `p.grad` stays what backward left"
@@ -125,6 +142,11 @@ class TorchLARS(torch.optim.Optimizer):
         "Copies and pickles keep exclusions and marks, and start without scratch memory and judge"
         kept = {k: getattr(self, k) for k in ('exclude_wd','exclude_adapt','marks')}
         return {**super().__getstate__(), **kept, 'scratch': {}, 'judge': None}
+
+def _pick(xs, idxs): return [xs[i] for i in idxs]
+
+def _replace(xs, idxs, new):
+    for i,x in zip(idxs, new): xs[i] = x
 
 def _check_hypers(lr, mom, wd, eta):
     "Raise for hyper-parameters out of range"

@@ -124,7 +124,7 @@ def test_the_report_needs_nothing_else_and_obeys_no_name(done):
 
 def test_the_test_part_is_never_trained_on_and_parts_do_not_overlap(here, monkeypatch):
     monkeypatch.chdir(here)
-    s = AttrDict(FINETUNE | dict(size=8, n_in=1, valid=.3, label=None, labels_per_class=None, workers=0, seed=3))
+    s = AttrDict(FINETUNE | dict(size=8, n_in=1, valid=.3, label=None, labels_per_class=None, workers=0, seed=3, reading={}))
     parts = room.read_labels('pics', s)
     train,stop = ([str(o) for o in dl.dataset.items] for dl in parts.dls)
     test = [str(o) for o in parts.items]

@@ -186,9 +186,9 @@ def from_elsewhere(folder:Path):
     return [f'{fn.relative_to(folder)}: {"".join(m)}' for fn,text in texts.items() for m in loads.findall(text)]
 
 # What a reader meets first; pages that are not named here follow at the end of their part
-parts = {'Get started': ['tutorial.journey'],
-         'Guides': ['tutorial.not_learning','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables','tutorial.cluster',
-                    'tutorial.other_libraries'],
+parts = {'Get started': ['tutorial.install','tutorial.photographs','tutorial.how_byol_works','tutorial.journey'],
+         'Guides': ['tutorial.settings','tutorial.views','tutorial.not_learning','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables','tutorial.cluster',
+                    'tutorial.other_libraries','tutorial.faq','tutorial.glossary'],
          'Evidence': ['tutorial.cifar10','tutorial.speed','hazards']}
 wings = dict(callback='Callbacks', data='Data', evaluate='Evaluation', transfer='Transfer', vision='BYOL', cli='Commands')
 

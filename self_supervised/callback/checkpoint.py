@@ -174,9 +174,11 @@ class Checkpoint(AttachedCallback):
         "Save what is due"
         done = self.iter+1
         if self.training and done<=self.replay.batches: return self.replay.batch_passed(done)
-        if self.training and done==self.n_iter: self.trained = self.state(done)   # by reference: nothing is copied
+        last = self.training and done==self.n_iter
         due = self.training and self.due.at_step(self.train_iter)
         wish = self.due.wish(self.signals.noted, self.training)
+        if last or due or wish: _settle(self.learn)
+        if last: self.trained = self.state(done)   # by reference: nothing is copied
         if _in_bad_row(self.learn): wish,due = wish if wish>1 else 0,False   # a signal does not wait for better steps
         able = self.training or self.trained    # a validation may come without training
         if not (able and (due or wish)): return
@@ -230,6 +232,10 @@ class Checkpoint(AttachedCallback):
 def _in_training(learn):
     "Is this a fit? `validate` and `get_preds` hold the lock"
     return not (learn.lock.locked() or hasattr(learn, 'lr_finder'))
+
+def _settle(learn):
+    "Wait for what the guard learns of the last batch"
+    for cb in learn._grab_cbs(Guard): cb.settle()
 
 def _in_bad_row(learn):
     "Was the last batch, or step, skipped? Then what was saved before the first of them may be the last that is good"

@@ -6,21 +6,23 @@
 __all__ = ['Guard']
 
 # %% ../../nbs/43_callback.guard.ipynb #imports
+from collections import defaultdict
 from warnings import warn
 
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import LRFinder
-from fastai.callback.training import GradientClip
-from fastai.learner import CastToTensor
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.torch_core import rank_distrib
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..core import invalid, plain
+from ..core import can_be_late, device_of, invalid, plain
 from ..lars import norm_taker
-from .ranks import any_rank
+from .late import Late, record_loss
+from .ranks import any_rank, several
 
 # %% ../../nbs/43_callback.guard.ipynb #32c007
 def finite(
@@ -31,14 +33,22 @@ def finite(
     if not floats: return torch.ones((), dtype=torch.bool, device=xs[0].device)
     return torch.stack([torch.stack(x.aminmax()).isfinite().all() for x in floats]).all()
 
+def finite_rows(
+    xs:list, # Tensors (bs,...); those of whole numbers, or without numbers, are left out
+)->list: # A tensor (bs,) of bools for each
+    "Which rows of each tensor are finite? Nothing waits for the answer"
+    floats = [plain(x).detach() for x in xs if x.is_floating_point() and x.dim() and x.numel()]
+    return [torch.stack(x.reshape(len(x), -1).aminmax(dim=1)).isfinite().all(0) for x in floats]
+
 # %% ../../nbs/43_callback.guard.ipynb #record
 # Reason to skip a batch or a step → what to do about it
 _fixes = dict(
-    inputs    = "Look for them with x.isfinite().all(), and repair them or leave them out",
-    views     = "Look for a division by 0 in the pipelines, since the pictures themselves are finite",
-    loss      = "Lower lr, or train with to_bf16() instead of to_fp16(), since the network has diverged",
-    gradients = "Lower lr, or add GradientClip(), since the network has diverged",
-    overflow  = "Lower lr, or train with to_bf16(), since no loss scale is small enough for float16")
+    inputs     = "Look for them with x.isfinite().all(), and repair them or leave them out",
+    views      = "Look for a division by 0 in the pipelines, since the pictures themselves are finite",
+    loss       = "Lower lr, or train with to_bf16() instead of to_fp16(), since the network has diverged",
+    statistics = "Look for huge numbers in the pictures, or lower lr, since activations are too large for batchnorm",
+    gradients  = "Lower lr, or add GradientClip(), since the network has diverged",
+    overflow   = "Lower lr, or train with to_bf16(), since no loss scale is small enough for float16")
 
 class SkipRecord:
     "What was skipped in one fit"
@@ -84,6 +94,157 @@ def _few(items, n=5):
     "The first `n` items in words"
     return ', '.join(map(str, items[:n])) + (', …' if len(items)>n else '')
 
+# %% ../../nbs/43_callback.guard.ipynb #buffers
+class KeptBuffers:
+    "Copies of a model's buffers from before a forward pass, and what that pass did to them"
+    def __init__(self):
+        self.live = []     # the buffers
+        self.groups = []   # the same, a list for each type and device
+        self.kept = []     # for each list all numbers in a row, as they were
+
+    @torch.no_grad()
+    def keep(self,
+        model:nn.Module, # About to pass a batch
+    )->None:
+        "Copy the buffers"
+        live = list(model.buffers())
+        if len(live)!=len(self.live) or any(a is not b for a,b in zip(live, self.live)): self._group(live)
+        self.kept = [_in_a_row(bs) for bs in self.groups]
+
+    def _group(self, live):
+        self.live = live
+        groups = defaultdict(list)
+        for b in live: groups[b.dtype,b.device].append(b)
+        self.groups = list(groups.values())
+
+    @torch.no_grad()
+    def spoilt(self)->Tensor: # A single bool
+        "Is a number not finite now that was finite before?"
+        floats = [(_in_a_row(bs),kept) for bs,kept in zip(self.groups, self.kept) if kept.is_floating_point()]
+        # Where nothing waits, a look at what is there now is most often enough
+        if all(now.device.type=='cpu' and finite(now) for now,_ in floats): return torch.tensor(False)
+        return torch.stack([(~now.isfinite() & kept.isfinite()).any() for now,kept in floats]).any()
+
+    def _pairs(self):
+        "Buffers and copies, a list of each for each type and device"
+        for bs,kept in zip(self.groups, self.kept):
+            yield bs,[k.view_as(b) for k,b in zip(kept.split([b.numel() for b in bs]), bs)]
+
+    @torch.no_grad()
+    def put_back(self)->None:
+        "Undo what the pass did"
+        for bs,copies in self._pairs(): torch._foreach_copy_(bs, copies)
+
+    @torch.no_grad()
+    def put_back_where(self,
+        bad:Tensor, # A single bool on the device of the buffers; nobody waits for it
+    )->None:
+        "Undo what the pass did if `bad`; the copies are used up"
+        for bs,copies in self._pairs():
+            # As whole numbers: 0 times NaN is NaN, and 0 times its bits is 0
+            bs,copies = ([b.view(_whole[b.itemsize]) for b in o] for o in (bs, copies))
+            torch._foreach_mul_(copies, bad.to(copies[0].dtype))
+            torch._foreach_mul_(bs, (~bad).to(bs[0].dtype))
+            torch._foreach_add_(bs, copies)
+
+def _in_a_row(bs): return torch.cat([b if b.dim()==1 else b.reshape(-1) for b in bs])
+
+_whole = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
+
+# %% ../../nbs/43_callback.guard.ipynb #later
+class LateVerdict:
+    "What is bad about a batch, decided on the device: the host learns of it a step later"
+    def __init__(self,
+        guard:Callback, # With `buffers`, and `learned(why, late, loss)` for what the host learns
+    ):
+        self.guard = guard
+        self.opt = _leaves_out(guard.opt)
+        self.waiting = None   # `Late` verdict on the batch before
+        self.begin([])
+
+    def begin(self,
+        xs:list, # Inputs
+    )->None:
+        "Look at the inputs of a new batch"
+        self.bad = None   # a bool on the device, when all has been looked at
+        self.flags = {}   # reason → bool on the device
+        self.rows = finite_rows(xs)
+        if self.rows: self.flags['inputs'] = ~torch.stack(self.rows).all()
+
+    def look(self,
+        views:list, # Tensors the loss is made of
+        loss:Tensor, # To be sent backward
+    )->None:
+        "Look at the loss, where it comes from, and what the forward pass has left"
+        self.flags['views'] = ~finite(*views)
+        self.flags['loss'] = ~finite(loss)
+        self.flags['statistics'] = self.guard.buffers.spoilt().to(loss.device)
+
+    @torch.no_grad()
+    def judge(self,
+        gs:list, # Gradients, or a norm of each
+    )->None:
+        "Leave the step out where something is not finite"
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gs)))
+        self.flags['gradients'] = ~total.isfinite()
+        self._decide()
+        self.opt.found_inf = self.bad.float()
+
+    def _decide(self):
+        self.bad = torch.stack(list(self.flags.values())).any()
+        self.guard.buffers.put_back_where(self.bad)
+
+    def end(self)->None:
+        "Send the verdict on this batch to the host, and take the one before"
+        if self.flags and self.bad is None: self._decide()   # another callback left the step out
+        self.let_go()
+        before = self.waiting
+        self.waiting = self._send() if self.flags else None
+        if before: self._take(before)
+        if self.guard.record.seen==1: self.settle()   # progress bars and loggers want a loss from the first batch on
+        self.bad = None
+
+    def _send(self):
+        guard = self.guard
+        place = dict(epoch=guard.epoch, batch=guard.iter, n=guard.record.seen, rows=self.rows)
+        flags = torch.stack(list(self.flags.values()))
+        return Late(flags, guard.loss.mean(), why=tuple(self.flags), lr=guard.opt.hypers[-1]['lr'],
+                    has_loss=len(guard.yb)>0, **place)
+
+    def settle(self)->None:
+        "Take the last verdict, which has to be waited for"
+        waiting = self.waiting
+        self.waiting = None
+        if waiting: self._take(waiting)
+
+    def _take(self, late):
+        flags,loss = late.read()
+        why = next((k for k,bad in zip(late.why, flags.tolist()) if bad), None)
+        self.guard.learned(why, late, loss)
+
+    def let_go(self)->None:
+        "Leave the optimizer as it was"
+        self.opt.found_inf = None
+
+def _leaves_out(opt):
+    "The optimizer, inside those that wrap it, which leaves a step out by a flag on the device, or None"
+    while opt is not None and not hasattr(type(opt), 'found_inf'): opt = getattr(opt, 'opt', None)
+    return opt
+
+def _may_be_late(learn):
+    "Can all that happens in a step be decided on the device?"
+    if not can_be_late(device_of(learn.model)) or several() or _leaves_out(learn.opt) is None: return False
+    if any(isinstance(cb, (LRFinder,GradientAccumulation)) for cb in learn.cbs): return False
+    if any(cb.amp_mode==AMPMode.FP16 for cb in learn._grab_cbs(MixedPrecision)): return False   # its scaler waits
+    return not any(recorder.train_metrics for recorder in learn._grab_cbs(Recorder))
+
+def left_out(
+    learn:Learner, # In a step
+)->Tensor|None: # A bool on the device; None where the host has decided
+    "Is this step left out? Nothing waits for the answer"
+    verdicts = [cb.later for cb in learn._grab_cbs(Guard) if cb.run and cb.later]
+    return verdicts[0].bad if verdicts else None
+
 # %% ../../nbs/43_callback.guard.ipynb #32c013
 class Guard(Callback):
     "Skip a batch or a step that is not finite, before it does harm, and report it"
@@ -100,7 +261,8 @@ class Guard(Callback):
     def _forget(self):
         self.record = SkipRecord()          # what was skipped in this fit
         self.row = dict(batch=0, step=0)    # bad batches, and bad steps, since the last good one
-        self.kept = []                      # copies of the model's buffers from before the forward pass
+        self.buffers = KeptBuffers()        # of the model, from before the forward pass
+        self.later = None                   # `LateVerdict`; None where the host decides at once
         self.trial = False                  # is it `lr_find`, which raises the rate until training diverges?
 
     @property
@@ -117,31 +279,38 @@ class Guard(Callback):
         self._let_go()   # of the last step, after a fit that was interrupted
         self._forget()
         self.trial = any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
+        if _may_be_late(self.learn): self.later = LateVerdict(self)
 
     def before_batch(self):
         "Look at the inputs before anything is made of them, and keep what the forward pass will change"
-        xs = self._inputs()
-        bad = ~finite(*xs) if xs else torch.zeros((), dtype=torch.bool)
+        xs = self._inputs(self.xb)
         if not self.training:
-            self.record.held_out += bool(bad)
+            self.record.held_out += not self._all_finite(xs)
             return
         self.record.seen += 1
-        if any_rank(bad): self._skip_batch('inputs', _which(xs))
-        self.kept = [b.clone() for b in self.model.buffers()]
+        if self.later: self.later.begin(xs)
+        elif any_rank(not self._all_finite(xs)): self._skip_batch('inputs', _which(finite_rows(xs)))
+        self.buffers.keep(self.model)
 
-    def _inputs(self):
+    def _inputs(self, xb):
         "The tensors of the batch"
         # fastai slices a batch that is a bare tensor into (x,y)
-        xs = (self.xb,self.yb) if isinstance(self.xb, Tensor) else self.xb
+        xs = (xb,self.yb) if isinstance(xb, Tensor) else xb
         return [x for x in xs if isinstance(x, Tensor)]
 
-    def before_backward(self):
-        "Look at the loss, where autocast is over"
-        if not any_rank(~finite(self.loss_grad)): return
-        self._put_back()
-        self._skip_batch('loss' if finite(*self.xb) else 'views')
+    def _all_finite(self, xs): return bool(finite(*xs)) if xs else True
 
-    def after_backward(self): self.row['batch'] = 0
+    def before_backward(self):
+        "Look at the loss, where autocast is over, and at the buffers"
+        if self.later: return self.later.look(self._inputs(self.xb), self.loss_grad)
+        bad_loss = not self._all_finite([self.loss_grad])
+        if not any_rank(bad_loss or bool(self.buffers.spoilt())): return
+        self.buffers.put_back()
+        if not self._all_finite(self._inputs(self.xb)): self._skip_batch('views')
+        self._skip_batch('loss' if bad_loss else 'statistics')
+
+    def after_backward(self):
+        if not self.later: self.row['batch'] = 0
 
     def before_step(self):
         "Look at the gradients, or let LARS show their norms; a loss scaler looks itself"
@@ -150,24 +319,26 @@ class Guard(Callback):
         # Clipping makes gradients of 0 out of finite ones with an infinite norm: look before
         clipped = any(isinstance(cb, GradientClip) for cb in self.learn.cbs)
         taker = None if clipped else norm_taker(self.opt)
+        judge = self.later.judge if self.later else self._judge
         if taker:
-            taker.show_norms_to(self._judge)
+            taker.show_norms_to(judge)
             return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if grads: self._judge(grads)
+        if grads: judge(grads)
 
     def _judge(self,
         gs:list, # Gradients, or a norm of each, decayed or not: the norm of all is the same
     ):
         "Cancel the step when gradients are not finite"
         if not any_rank(~get_total_norm(gs).isfinite()): return
-        self._put_back()
+        self.buffers.put_back()
         self._skip_step()
 
     def _let_go(self):
         "Judge the steps of this fit only"
         taker = norm_taker(self.opt)
         if taker: taker.show_norms_to(None)
+        if self.later: self.later.let_go()
 
     def after_cancel_step(self):
         "Put on record what the loss scaler has left out"
@@ -178,25 +349,53 @@ class Guard(Callback):
 
     def after_step(self):
         "A row of bad steps ends with one that was taken; this event follows a cancelled one too"
+        if self.later: return
         if not self.skipped or self.skipped[-1][:2]!=(self.epoch,self.iter): self.row['step'] = 0
 
-    def after_batch(self): self.kept = []
+    def after_batch(self):
+        if not (self.later and self.training): return
+        self.later.end()
+        self._hide_from_recorder()   # it has the loss a step later
+
+    def settle(self):
+        "Take the verdict on the last batch, if it has not come yet"
+        if self.later: self.later.settle()
+
+    # Before the recorder closes the epoch
+    def after_cancel_train(self): self.settle()
+    def after_train(self): self.settle()
 
     def after_fit(self):
         "Report, and leave the optimizer"
+        self.settle()    # after a fit that was cancelled
         self._let_go()   # where another callback cancelled the last step before it began
         if self.report() and not rank_distrib(): print(self.report())
 
-    def _put_back(self):
-        "Undo what the forward pass did to the buffers"
-        with torch.no_grad():
-            for b,k in zip(self.model.buffers(), self.kept): b.copy_(k)
-
-    def _skip_batch(self, why, what=''):
-        "Count the batch, put it on record and cancel it"
+    def _hide_from_recorder(self):
         # fastai's recorder passes over a batch without targets; its smooth loss may be shown before there was any
         self.learn.yb = ()
         if not hasattr(self.learn, 'smooth_loss'): self.learn.smooth_loss = torch.tensor(float('nan'))
+
+    def learned(self,
+        why:str|None, # What was bad about an earlier batch, or None
+        late:Late, # Its place
+        loss:Tensor, # Its loss, on the host
+    )->None:
+        "Count a batch or a step that was left out on the device, and let the recorder have the loss"
+        if why: self._tell(why, self.record.seen-late.n)
+        kind = 'step' if why=='gradients' else 'batch'
+        self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
+        if why: self._count(kind, why, _which(late.rows) if why=='inputs' else '', (late.epoch,late.batch))
+        if late.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.lr)
+
+    def _tell(self, why, ago):
+        "Let callbacks know that what they noted `ago` batches ago was left out"
+        for cb in self.learn.cbs:
+            if hasattr(type(cb), 'after_left_out'): cb.after_left_out(why, ago)
+
+    def _skip_batch(self, why, what=''):
+        "Count the batch, put it on record and cancel it"
+        self._hide_from_recorder()
         self._count('batch', why, what)
         raise CancelBatchException()
 
@@ -205,22 +404,18 @@ class Guard(Callback):
         self._count('step', 'gradients')
         raise CancelStepException()
 
-    def _count(self, kind, why, what=''):
+    def _count(self, kind, why, what='', place=None):
         "One more of `kind`: the fit ends with the `n`-th in a row"
         self.row[kind] += 1
         if self.trial and why!='inputs': raise CancelFitException()   # the end that `lr_find` looks for
         row = max(self.row.values())
         end = f'{row} in a row were skipped' if row>=self.n else ''
-        self.record.add(self.epoch, self.iter, why, what, end)
+        self.record.add(*(place or (self.epoch,self.iter)), why, what, end)
 
-def _which(xs):
-    "Name the inputs of a batch that are not finite"
-    bad = set()
-    for x in xs:
-        if not x.is_floating_point() or not x.dim(): continue
-        rows = plain(x).flatten(1) if x.dim()>1 else plain(x)
-        bad.update((~rows.isfinite()).nonzero()[:,0].tolist())
-    return f"inputs {_few(sorted(bad))} of {len(xs[0])}" if bad else "inputs of another process"
+def _which(rows):
+    "Name the inputs of a batch that are not finite, from which rows of each tensor are"
+    bad = (~torch.stack(rows).all(0).cpu()).nonzero().flatten().tolist() if rows else []
+    return f"inputs {_few(bad)} of {len(rows[0])}" if bad else "inputs of another process"
 
 def _scaler(learn):
     "fastai's MixedPrecision, if it scales the loss"

@@ -52,6 +52,8 @@ class Latest:
         self.n = n
         self.seen = 0      # rows so far
         self.kept = None   # a matrix (n,d) for each; None before the first
+        self.added = []    # (first, number) of the rows of the latest two batches
+        self.bad = set()   # rows that turned out to be of a batch that was left out
 
     def add(self,
         *xs:Tensor, # Each (bs,d), d its own
@@ -61,11 +63,24 @@ class Latest:
         if self.kept is None: self.kept = [x.new_zeros(self.n, x.shape[1]) for x in xs]
         rows = torch.arange(self.seen, self.seen+len(xs[0]), device=xs[0].device) % self.n
         for k,x in zip(self.kept, xs): k[rows] = x
+        self.added = [*self.added[-1:], (self.seen,len(xs[0]))]
+        if self.bad: self.bad -= self._places(*self.added[-1])
         self.seen += len(xs[0])
+
+    def _places(self, first, number): return {i%self.n for i in range(first, first+number)}
+
+    def leave_out(self,
+        ago:int, # 0 for the latest batch, 1 for the one before
+    ):
+        "Pass over the rows of a batch until they are written over"
+        if ago<len(self.added): self.bad |= self._places(*self.added[-1-ago])
 
     def rows(self):
         "The rows of each matrix that are filled"
-        return [k[:self.seen] for k in self.kept] if self.kept else []
+        if not self.kept: return []
+        if not self.bad: return [k[:self.seen] for k in self.kept]
+        good = [i for i in range(min(self.seen, self.n)) if i not in self.bad]
+        return [k[torch.tensor(good)] for k in self.kept]
 
     # A run may be cut within an epoch
     def state_dict(self): return dict(seen=self.seen, kept=self.kept)
@@ -223,6 +238,10 @@ class Health(MetricCallback):
         "Measure one step, in the middle of the epoch"
         if self.size is None and self.iter>=self.n_iter//2: self.was = [p.detach().clone() for p in self.online]
     def after_cancel_step(self): self.was = None   # the next one that is taken is measured
+    def after_left_out(self, why, ago):
+        "Forget a batch, or the step that was measured, which the guard has left out on the device"
+        self.size = None
+        if why!='gradients': self.kept.leave_out(ago)
     def after_step(self):
         if self.was is not None: self.size = distance(self.online, self.was)
         self.was = None

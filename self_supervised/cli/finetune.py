@@ -93,8 +93,8 @@ def read_labels(
     items = [every.train_ds.items[i] for i in few.tolist()]
     label = attrgetter('label') if s.label else parent_label
     dls = image_dls(items, s.size, label_func=label, valid=stop.tolist(), **how)
-    parts = _in_memory_if_it_fits([dls.train, dls.valid, every.valid], s, progress)
-    return Parts(*parts, list(every.valid_ds.items), dls, list(dls.vocab))
+    train,stop,test = _in_memory_if_it_fits([dls.train, dls.valid, every.valid], s, progress)
+    return Parts(train, stop, test, list(every.valid_ds.items), dls, list(dls.vocab))
 
 def _check_parts(dls, path, s):
     "Raise where there is nothing to test on, or nothing to tell apart"
@@ -117,7 +117,8 @@ def draw_labels(
         problem = f'is more than the {counts[rare]} pictures of {str(vocab[rare])!r} outside the test part'
         raise invalid(f'labels_per_class={n}', problem, f'Pass {counts[rare]} or fewer')
     if counts.max()<2:
-        raise invalid('path', 'has one picture of each class outside the test part', 'Add some: one of a class to stop by')
+        problem = 'has one picture of each class outside the test part, and none to stop by'
+        raise invalid('path', problem, 'Add some')
     if n is None: return torch.arange(len(y))
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     return torch.cat([order[y[order]==c][:n] for c in range(len(vocab))]).sort().values
@@ -314,9 +315,9 @@ def compared(
     diff = (outputs.argmax(1)==y).double()-(other.argmax(1)==y).double()
     points = 100*diff.mean().item()
     error = 100*diff.std().item()/len(diff)**.5 if len(diff)>1 else inf
-    if abs(points)<=2*error or points==0: return f'Fine-tuned, it is about as good as {name} ({points:+.1f} ± {error:.1f} points)'
-    word = 'better' if points>0 else 'worse'
-    return f'Fine-tuned, it is {word} than {name} ({points:+.1f} ± {error:.1f} points)'
+    if abs(points)<=2*error: word = 'about as good as'
+    else: word = 'better than' if points>0 else 'worse than'
+    return f'Fine-tuned, it is {word} {name} ({points:+.1f} ± {error:.1f} points)'
 
 # %% ../../nbs/98_cli.finetune.ipynb #report
 _page = page_template('''
@@ -334,8 +335,8 @@ _page = page_template('''
 {% endfor %}
 </table>
 <h2>Confusion matrix</h2>
-<p>Rows: what a picture shows. Columns: what the fine-tuned classifier says.{% if hidden %} The {{ shown|length }} classes
-with the most mistakes, of {{ hidden+shown|length }}.{% endif %}</p>
+<p>Rows: what a picture shows. Columns: what the fine-tuned classifier says.{% if hidden %}
+ The {{ shown|length }} classes with the most mistakes, of {{ hidden+shown|length }}.{% endif %}</p>
 <table class="matrix">
 <tr><th></th>{% for c in shown %}<th>{{ vocab[c] }}</th>{% endfor %}<th>right</th></tr>
 {% for r in shown %}
@@ -352,7 +353,8 @@ Wrong labels are often among them.</p>
 <div class="pictures">
 {% for o in worst %}
 <figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}
-<figcaption><b>{{ o.predicted }}</b> {{ '%.2f'|format(o.probability) }}<br>is {{ o.label }}, loss {{ '%.2f'|format(o.loss) }}
+<figcaption><b>{{ o.predicted }}</b> {{ '%.2f'|format(o.probability) }}
+<br>is {{ o.label }}, loss {{ '%.2f'|format(o.loss) }}
 <br>{{ o.name }}</figcaption></figure>
 {% endfor %}
 </div>
@@ -387,6 +389,7 @@ def write_finetune_report(
     results:dict, # What results.json holds
     settings:dict, # All settings
     items:dict, # Name → where the picture is
+    **how # As of `open_picture`: how pictures are read
 )->Path: # The page
     "Write one self-contained page of what came out"
     matrix = torch.tensor(results['confusion'])
@@ -396,10 +399,13 @@ def write_finetune_report(
         return ','.join(str(round(255-part*(255-o))) for o in ((90,170,110) if r==c else (220,80,60)))
     history = out/'history.csv'
     curves = png_of(plot_history(read_history(history))) if history.is_file() else None
-    worst = [o | dict(name=printable(o['name']), src=thumbnail(items.get(o['name'], o['name']))) for o in results['top_losses']]
+    worst = []
+    for o in results['top_losses']:
+        worst.append(o | dict(name=printable(o['name']), src=thumbnail(items.get(o['name'], o['name']), **how)))
     return write_atomic(out/'report.html', _page.render(
-        name=out.resolve().name, command=run_record({})['command'], shown=shown, hidden=len(matrix)-len(shown), shade=shade,
-        matrix=results['confusion'], worst=worst, curves=data_url(curves) if curves else None,
+        name=out.resolve().name, command=run_record({})['command'], shown=shown,
+        hidden=len(matrix)-len(shown), shade=shade, matrix=results['confusion'], worst=worst,
+        curves=data_url(curves) if curves else None,
         columns=['accuracy','balanced accuracy'], settings=settings, export=repr(str(out/'export.pkl')),
         **{k: results[k] for k in ('title','rows','vocab','verdict','epochs','said')}).encode())
 
@@ -472,8 +478,8 @@ def finetune(
     spec,size,stats = encoder_settings(encoder, parse_size(size))
     reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
-    s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, label=label, size=size,
-             n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed,
+    s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, label=label,
+             size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed,
              reading=reading_options_of(encoder, reading))
     check_finetune(s)
     seed_everything(seed)
@@ -488,7 +494,8 @@ def _write(folder, results, model, parts, s):
     "Write what came out; the results, with what could not be written"
     results['said'] += export_classifier(folder, model, parts.dls, s.size, parts.vocab)
     write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
-    write_finetune_report(folder, results, dict(s), {os.fspath(o): o for o in parts.items})
+    write_finetune_report(folder, results, dict(s), {os.fspath(o): o for o in parts.items},
+                          **how_to_read(s.reading))
     return results
 
 # %% ../../nbs/98_cli.finetune.ipynb #check
@@ -506,7 +513,8 @@ def check_finetune(
     for name in 'lr','scratch_lr':
         if not s[name]>0: raise invalid(f'{name}={s[name]}', 'must be above 0', f'Pass e.g. {name}={FINETUNE[name]}')
     if isinstance(s.valid, str) or 0<s.valid<1: return
-    raise invalid(f'valid={s.valid:g}', 'must be in (0,1), the part to test on, or the name of a folder', 'Pass e.g. 0.2')
+    problem = 'must be in (0,1), the part to test on, or the name of a folder'
+    raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
 
 _settings = 'encoder path labels_per_class valid label size n_in compare flip_p workers seed reading'.split()
 

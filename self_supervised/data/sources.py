@@ -217,7 +217,7 @@ def _in_file(path, column, label, folder, is_wanted):
     if is_wanted(path): return _in_list([path], column, label, None, is_wanted)
     if tarfile.is_tarfile(path): return _in_tars([path], column, label, is_wanted)
     raise invalid(f'path={str(path)!r}', 'is no picture, and no tar, csv or text file with pictures',
-                  f"Pass one of these or a folder; for this kind pass suffixes, e.g. '{path.suffix or '*'}', and reader")
+                  f"Pass one of these or a folder; for this kind suffixes, e.g. '{path.suffix or '*'}', and reader")
 
 def _names(path, folder):
     "Paths in the lines of a text file"

@@ -121,7 +121,7 @@ def _record(path):
 def _nothing_found(path, tensors, net):
     "Make the error for a file without the encoder"
     own,there = (', '.join(map(repr, list(names)[:3])) for names in (net.state_dict(), tensors))
-    problem = f'holds no {network_name(net)}: its weights are called {there or "nothing"}, and those of the network {own}'
+    problem = f'holds no {network_name(net)}: its weights are called {there or "nothing"}, those of the network {own}'
     return invalid(f'path={str(path)!r}', problem, _fix_network)
 
 def _fitted(weights, net):

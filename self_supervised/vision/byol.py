@@ -32,7 +32,7 @@ from ..data.arrays import no_labels
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
 from ..callback.core import AttachedCallback
-from ..callback.guard import Guard
+from ..callback.guard import Guard, left_out
 from ..callback.health import Health
 from ..callback.put_back import (
     AnyBatch, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
@@ -488,9 +488,14 @@ class BYOL(BYOLSetup):
         net = self.byol_model
         m = self.m
         self.momenta.append(m)
-        if self.stepped and net.target is not None: ema_update(net.target, net.online, m)
+        if self.stepped and net.target is not None: ema_update(net.target, net.online, m, left_out(self.learn))
         self.stepped = False
         self.begun = None
+
+    def after_left_out(self, why, ago):
+        "Forget the momentum of a batch that the guard has left out on the device"
+        if why!='gradients': del self.momenta[-1-ago]
+
     def after_batch(self): self._let_go()
 
     @property
