@@ -75,8 +75,7 @@ def _batchnorm_warning(learn):
     if n>=128: return None
     return (f"batchnorm sees {n} pictures per step, and below 128 BYOL learns less "
             "(ImageNet: 69.6 % at 128, 59.7 % at 64). "
-            "Pass bs=128 or more to the data (--bs 128), or norm='group' to create_encoder and create_byol_model "
-            "(--norm group).")
+            "Pass bs=128 or more to the data (--bs 128), or build the model with group norm (--norm group).")
 
 # %% ../nbs/23_fit.ipynb #fit_check
 def _check_settings(learn, epochs, recipe, lr, wd):

@@ -109,7 +109,9 @@ class TorchLARS(torch.optim.Optimizer):
         "The same in few launches, each for many tensors; on a GPU memory is quickly had"
         gs = [p.grad for p in ps]
         decayed = [i for i,p in enumerate(ps) if weight_decay and self._decays(p)]
-        if decayed: _replace(gs, decayed, torch._foreach_add(_pick(gs, decayed), _pick(ps, decayed), alpha=weight_decay))
+        if decayed:
+            sums = torch._foreach_add(_pick(gs, decayed), _pick(ps, decayed), alpha=weight_decay)
+            _replace(gs, decayed, sums)
         norms = torch._foreach_norm(gs)
         if idxs:
             p_norm = torch.stack(torch._foreach_norm(_pick(ps, idxs)))

@@ -116,7 +116,7 @@ def test_a_loss_of_your_own_gives_losses_of_single_items():
     *_,losses = learn.get_preds(with_loss=True)
     assert losses.shape==(BS,)
 
-@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), nn.MSELoss(), F.mse_loss, partial(F.cross_entropy, label_smoothing=.1)], ids=str)
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), nn.MSELoss(), F.mse_loss, partial(F.cross_entropy, label_smoothing=.1)], ids=['fastai','module','function','partial'])
 def test_a_loss_for_labels_is_refused_or_named(loss):
     "`byol_learner` refuses it; a `Learner`, of which fastai demands a loss, trains with byol_loss and says so"
     with pytest.raises(TypeError, match='compares predictions with labels'): byol_learner(dls(), model(), AUGS, loss_func=loss)

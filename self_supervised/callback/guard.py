@@ -245,8 +245,52 @@ def left_out(
     verdicts = [cb.later for cb in learn._grab_cbs(Guard) if cb.run and cb.later]
     return verdicts[0].bad if verdicts else None
 
+# %% ../../nbs/43_callback.guard.ipynb #counting
+class Counting(Callback):
+    "What the guard counts, puts on record and tells others: its own part of the work on a batch that is left out"
+    def _hide_from_recorder(self):
+        # fastai's recorder passes over a batch without targets; its smooth loss may be shown before there was any
+        self.learn.yb = ()
+        if not hasattr(self.learn, 'smooth_loss'): self.learn.smooth_loss = torch.tensor(float('nan'))
+
+    def learned(self,
+        why:str|None, # What was bad about an earlier batch, or None
+        late:Late, # Its place
+        loss:Tensor, # Its loss, on the host
+    )->None:
+        "Count a batch or a step that was left out on the device, and let the recorder have the loss"
+        if why: self._tell(why, self.record.seen-late.n)
+        kind = 'step' if why=='gradients' else 'batch'
+        self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
+        if why: self._count(kind, why, _which(late.rows) if why=='inputs' else '', (late.epoch,late.batch))
+        if late.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.lr)
+
+    def _tell(self, why, ago):
+        "Let callbacks know that what they noted `ago` batches ago was left out"
+        for cb in self.learn.cbs:
+            if hasattr(type(cb), 'after_left_out'): cb.after_left_out(why, ago)
+
+    def _skip_batch(self, why, what=''):
+        "Count the batch, put it on record and cancel it"
+        self._hide_from_recorder()
+        self._count('batch', why, what)
+        raise CancelBatchException()
+
+    def _skip_step(self):
+        "Count the step, put it on record and cancel it"
+        self._count('step', 'gradients')
+        raise CancelStepException()
+
+    def _count(self, kind, why, what='', place=None):
+        "One more of `kind`: the fit ends with the `n`-th in a row"
+        self.row[kind] += 1
+        if self.trial and why!='inputs': raise CancelFitException()   # the end that `lr_find` looks for
+        row = max(self.row.values())
+        end = f'{row} in a row were skipped' if row>=self.n else ''
+        self.record.add(*(place or (self.epoch,self.iter)), why, what, end)
+
 # %% ../../nbs/43_callback.guard.ipynb #32c013
-class Guard(Callback):
+class Guard(Counting):
     "Skip a batch or a step that is not finite, before it does harm, and report it"
     order = CastToTensor.order-2   # before BYOL makes views, and long before MixedPrecision
 
@@ -371,47 +415,6 @@ class Guard(Callback):
         self.settle()    # after a fit that was cancelled
         self._let_go()   # where another callback cancelled the last step before it began
         if self.report() and not rank_distrib(): print(self.report())
-
-    def _hide_from_recorder(self):
-        # fastai's recorder passes over a batch without targets; its smooth loss may be shown before there was any
-        self.learn.yb = ()
-        if not hasattr(self.learn, 'smooth_loss'): self.learn.smooth_loss = torch.tensor(float('nan'))
-
-    def learned(self,
-        why:str|None, # What was bad about an earlier batch, or None
-        late:Late, # Its place
-        loss:Tensor, # Its loss, on the host
-    )->None:
-        "Count a batch or a step that was left out on the device, and let the recorder have the loss"
-        if why: self._tell(why, self.record.seen-late.n)
-        kind = 'step' if why=='gradients' else 'batch'
-        self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
-        if why: self._count(kind, why, _which(late.rows) if why=='inputs' else '', (late.epoch,late.batch))
-        if late.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.lr)
-
-    def _tell(self, why, ago):
-        "Let callbacks know that what they noted `ago` batches ago was left out"
-        for cb in self.learn.cbs:
-            if hasattr(type(cb), 'after_left_out'): cb.after_left_out(why, ago)
-
-    def _skip_batch(self, why, what=''):
-        "Count the batch, put it on record and cancel it"
-        self._hide_from_recorder()
-        self._count('batch', why, what)
-        raise CancelBatchException()
-
-    def _skip_step(self):
-        "Count the step, put it on record and cancel it"
-        self._count('step', 'gradients')
-        raise CancelStepException()
-
-    def _count(self, kind, why, what='', place=None):
-        "One more of `kind`: the fit ends with the `n`-th in a row"
-        self.row[kind] += 1
-        if self.trial and why!='inputs': raise CancelFitException()   # the end that `lr_find` looks for
-        row = max(self.row.values())
-        end = f'{row} in a row were skipped' if row>=self.n else ''
-        self.record.add(*(place or (self.epoch,self.iter)), why, what, end)
 
 def _which(rows):
     "Name the inputs of a batch that are not finite, from which rows of each tensor are"
