@@ -166,7 +166,7 @@ class LateVerdict:
         xs:list, # Inputs
     )->None:
         "Look at the inputs of a new batch"
-        self.bad = None   # a bool on the device, when all has been looked at
+        self.bad:Tensor|None = None   # a bool on the device, when all has been looked at
         self.flags = {}   # reason → bool on the device
         self.rows = finite_rows(xs)
         if self.rows: self.flags['inputs'] = ~torch.stack(self.rows).all()
@@ -187,12 +187,13 @@ class LateVerdict:
         "Leave the step out where something is not finite"
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gs)))
         self.flags['gradients'] = ~total.isfinite()
-        self._decide()
-        self.opt.found_inf = self.bad.float()
+        self.opt.found_inf = self._decide().float()
 
     def _decide(self):
-        self.bad = torch.stack(list(self.flags.values())).any()
-        self.guard.buffers.put_back_where(self.bad)
+        bad = torch.stack(list(self.flags.values())).any()
+        self.guard.buffers.put_back_where(bad)
+        self.bad = bad
+        return bad
 
     def end(self)->None:
         "Send the verdict on this batch to the host, and take the one before"
@@ -219,7 +220,7 @@ class LateVerdict:
 
     def _take(self, late):
         flags,loss = late.read()
-        why = next((k for k,bad in zip(late.why, flags.tolist()) if bad), None)
+        why = next((k for k,bad in zip(late.note.why, flags.tolist()) if bad), None)
         self.guard.learned(why, late, loss)
 
     def let_go(self)->None:
@@ -248,6 +249,8 @@ def left_out(
 # %% ../../nbs/43_callback.guard.ipynb #counting
 class Counting(Callback):
     "What the guard counts, puts on record and tells others: its own part of the work on a batch that is left out"
+    row:dict[str,int]   # bad batches, and bad steps, since the last good one
+
     def _hide_from_recorder(self):
         # fastai's recorder passes over a batch without targets; its smooth loss may be shown before there was any
         self.learn.yb = ()
@@ -259,11 +262,11 @@ class Counting(Callback):
         loss:Tensor, # Its loss, on the host
     )->None:
         "Count a batch or a step that was left out on the device, and let the recorder have the loss"
-        if why: self._tell(why, self.record.seen-late.n)
+        if why: self._tell(why, self.record.seen-late.note.n)
         kind = 'step' if why=='gradients' else 'batch'
         self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
-        if why: self._count(kind, why, _which(late.rows) if why=='inputs' else '', (late.epoch,late.batch))
-        if late.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.lr)
+        if why: self._count(kind, why, _which(late.note.rows) if why=='inputs' else '', (late.note.epoch,late.note.batch))
+        if late.note.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.note.lr)
 
     def _tell(self, why, ago):
         "Let callbacks know that what they noted `ago` batches ago was left out"
