@@ -203,5 +203,7 @@ def byol_embed(
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')
     if not neighbors: return
-    items = run(listed_pictures, path, reading)
-    print(run(write_neighbors, Path(out).with_suffix('.html'), names, feats, items, encoder))
+    options = run(reading_options_of, encoder_file(encoder), reading)
+    items = run(listed_pictures, path, options)
+    page = Path(out).with_suffix('.html')
+    print(run(write_neighbors, page, names, feats, items, encoder, **how_to_read(options)))

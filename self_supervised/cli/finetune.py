@@ -165,14 +165,14 @@ class KeepBest(Callback):
         self.start = start        # loss before the first epoch
 
     def before_fit(self):
-        self.loss = self.start    # lowest so far
+        self.lowest = self.start  # loss so far
         self.epochs = 0           # after which it was reached
         self.weights = deepcopy(self.model.state_dict())
 
     def after_epoch(self):
         loss = self.recorder.values[-1][1]
-        if loss<self.loss:
-            self.loss = loss
+        if loss<self.lowest:
+            self.lowest = loss
             self.epochs = self.epoch+1
             self.weights = deepcopy(self.model.state_dict())
         if self.epoch+1-self.epochs>=self.patience: raise CancelFitException()
@@ -457,7 +457,7 @@ def _results(rows, y, parts, tuned, said):
 
 # %% ../../nbs/96_cli.finetune.ipynb #finetune
 def finetune(
-    encoder, # File that `save_encoder` wrote
+    encoder, # File that `save_encoder` wrote, or the folder of a run
     path, # Folder of pictures, a folder per class; or another source of `image_dls`
     out='runs/classifier', # Folder to write to
     labels_per_class:int|None=None, # Labels to use, for a trial; None uses all
@@ -522,7 +522,7 @@ _settings = 'encoder path labels_per_class valid label size n_in compare flip_p 
 @command('encoder', 'path')
 @delegates(reading_options)
 def byol_finetune(
-    encoder:str, # File that byol_pretrain or `save_encoder` wrote
+    encoder:str, # File that byol_pretrain or `save_encoder` wrote, or the folder of a run
     path:str, # Folder of pictures, a folder per class; or a csv file with paths, and --label
     out:str='runs/classifier', # Folder to write to
     labels_per_class:int=None, # Labels of each class to use, for a trial; all without it
