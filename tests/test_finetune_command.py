@@ -67,6 +67,7 @@ def done(here):
 
 def test_files(done):
     res,out = done
+    assert 'shadowing' not in res.stdout+res.stderr
     assert sorted(o.name for o in out.iterdir())==['classifier.onnx','export.pkl','history.csv','report.html','results.json','settings.json']
     assert json.loads((out/'settings.json').read_text())['settings']['labels_per_class']==10
     rows = list(csv.DictReader(open(out/'history.csv')))
