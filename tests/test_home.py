@@ -1,5 +1,5 @@
 "A user's own pictures: the length of a run in minutes, an honest verdict, a run that mends itself, named views"
-import csv, json, math, random, time, warnings
+import csv, json, math, random, re, time, warnings
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -15,7 +15,7 @@ from self_supervised.cli import pretrain as cli
 from self_supervised.cli.budget import Cost, choose, picture_cost
 from self_supervised.cli.comparison import compare_parts
 from self_supervised.cli.mend import Mend
-from self_supervised.cli.embed import byol_embed
+from self_supervised.cli.embed import byol_embed, encoder_file
 from self_supervised.cli.evaluate import part_to_test
 from self_supervised.cli.pictures import labels_of, run_pictures, split_pictures
 from self_supervised.cli.pretrain import (
@@ -321,3 +321,7 @@ def test_pages_read_pictures_as_the_encoder_does(tmp_path, monkeypatch):
     monkeypatch.setattr('self_supervised.cli.neighbors.thumbnail', lambda item, **how: seen.append(how) or '')
     byol_embed(str(encoder), [str(path/'valid')], out=str(tmp_path/'f.npz'), workers=0, neighbors=True)
     assert seen and all(o==dict(ground='black') for o in seen)
+
+def test_an_encoder_that_is_not_there_is_named_as_it_is_called(tmp_path):
+    for name,problem in (('no.safetensors','is not a file'), ('.','is a folder without encoder.safetensors')):
+        with pytest.raises(FileNotFoundError, match=f"^encoder='{re.escape(str(tmp_path/name))}' {problem}. Give one"): encoder_file(tmp_path/name)

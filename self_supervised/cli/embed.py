@@ -41,7 +41,11 @@ def encoder_file(
 )->Path: # The file
     "Take the encoder of a run where its folder is named"
     inside = Path(path)/'encoder.safetensors'
-    return inside if inside.is_file() else Path(path)
+    if inside.is_file(): return inside
+    if Path(path).is_file(): return Path(path)
+    problem = 'is a folder without encoder.safetensors' if Path(path).is_dir() else 'is not a file'
+    fix = 'Give one that `save_encoder` wrote, or the folder of a finished run'
+    raise invalid(f'encoder={str(path)!r}', problem, fix, FileNotFoundError)
 
 def encoder_settings(
     encoder, # File that `save_encoder` wrote

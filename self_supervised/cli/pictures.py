@@ -38,7 +38,7 @@ def run_pictures(
 )->L: # As `picture_items` lists them
     "List the pictures of a run"
     labels = s.get('labels')
-    return listed_pictures(s.path, s, label=None if labels is None or _csv_and_column(labels) else labels)
+    return listed_pictures(s.path, s, label=None if labels is None or csv_and_column(labels) else labels)
 
 def labels_of(
     s, # Settings of the run
@@ -48,7 +48,7 @@ def labels_of(
     labels = s.get('labels')
     if s.unlabelled: return [None]*len(items)
     if labels is None: return [None if isinstance(o, Picture) else parent_label(o) for o in items]
-    if not _csv_and_column(labels): return [None if o.label is None else str(o.label) for o in items]
+    if not csv_and_column(labels): return [None if o.label is None else str(o.label) for o in items]
     names = names_below(s.path, items)
     found = labels_by_name(labels, names)
     if any(o is not None for o in found): return found
@@ -60,10 +60,12 @@ def labels_by_name(
     names, # Of pictures, as `names_below` returns them
 )->list: # A label for each, None for those that are not in the file
     "Look up labels by the path below the source, or by the name of the file alone"
-    known = _labels_in_csv(*_csv_and_column(labels))
+    known = _labels_in_csv(*csv_and_column(labels))
     return [known.get(name, known.get(os.path.basename(name))) for name in names]
 
-def _csv_and_column(labels):
+def csv_and_column(
+    labels, # As of `byol_pretrain --labels`
+)->tuple|None:
     "File and column (or None) of 'file.csv:column'; None for what names no csv file"
     file,colon,column = str(labels).rpartition(':')
     if file.lower().endswith('.csv'): return file,column
@@ -210,7 +212,7 @@ def folder_dls(
 def _label_func(s, split):
     "What takes a picture to its label"
     if s.get('labels') is None: return parent_label
-    if not _csv_and_column(s.labels): return attrgetter('label')
+    if not csv_and_column(s.labels): return attrgetter('label')
     return partial(looked_up, {os.fspath(o): label for o,label in zip(split.items, split.labels)})
 
 def looked_up(
