@@ -7,6 +7,7 @@ __all__ = ['adjust_contrast', 'adjust_saturation', 'adjust_hue', 'resize_boxes',
 
 # %% ../nbs/03_image_ops.ipynb #imports
 from functools import lru_cache
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.xtras import is_listy
 from torch import Tensor
 
-from .core import invalid
+from .core import checked, invalid
 
 # %% ../nbs/03_image_ops.ipynb #img_light
 def adjust_light(
@@ -50,12 +51,14 @@ def on_accelerator(
     return x.device.type!='cpu'
 
 # %% ../nbs/03_image_ops.ipynb #01c012
+@checked
 def adjust_contrast(
     x:Tensor, # Images (bs,c,h,w) in [0,1]
     factor:Tensor, # Contrast of each image (bs,): 0 is flat, 1 leaves it
 )->Tensor: # Images, clipped to [0,1]
     "Stretch each channel about its own mean, as BYOL's authors do (arXiv:2006.07733, appendix B)"
-    return adjust_light(x, factor=factor)
+    check_images(x, factor)
+    return adjust_light(x, factor=factor.to(x.dtype))
 
 # %% ../nbs/03_image_ops.ipynb #img_hsv_code
 def adjust_colour(
@@ -102,21 +105,25 @@ def _lead(x, pull):
     return torch.stack((b-g, r-b, g-r), 1).mul_(pull)
 
 # %% ../nbs/03_image_ops.ipynb #img_saturation
+@checked
 def adjust_saturation(
     x:Tensor, # Images (bs,3,h,w) in [0,1]
     factor:Tensor, # Saturation of each image (bs,), 0 or more: 0 is grey, 1 leaves it
 )->Tensor: # Images in [0,1]
     "Scale S in HSV, at most to 1, as `kornia.enhance.adjust_saturation` does"
-    return adjust_colour(x, factor=factor.clamp(min=0))
+    check_images(x, factor, rgb=True)
+    return adjust_colour(x, factor=factor.clamp(min=0).to(x.dtype))
 
 # %% ../nbs/03_image_ops.ipynb #img_hue
+@checked
 def adjust_hue(
     x:Tensor, # Images (bs,3,h,w) in [0,1]
     turns:Tensor, # To turn each image's colours by (bs,), in turns of the colour circle; 0 leaves them
     most:float=.5, # No turn is longer: with less than a sixth it takes a third of the time
 )->Tensor: # Images in [0,1]
     "Turn H in HSV, as `kornia.enhance.adjust_hue` does for an angle of `2π*turns`"
-    return adjust_colour(x, hue_turn(turns, most))
+    check_images(x, turns, rgb=True)
+    return adjust_colour(x, hue_turn(turns.to(x.dtype), most))
 
 # %% ../nbs/03_image_ops.ipynb #img_grey_code
 def to_grey(
@@ -240,6 +247,7 @@ def resize_cuts(
     return cols.mT.reshape(bs, c, *size).contiguous()
 
 # %% ../nbs/03_image_ops.ipynb #img_resize
+@checked
 def resize_boxes(
     x:Tensor, # Images (bs,c,h,w)
     # Corners of each image's box (bs,4,2): (x,y) of its first and last pixels,
@@ -252,6 +260,7 @@ def resize_boxes(
     table,ends = cut_constants(x.shape, size, x.device)
     return resize_cuts(x, lengths, starts, table, ends, size)
 
+@checked
 def cut_constants(
     shape:tuple, # Of the images: (bs,c,h,w)
     size:tuple, # (h,w) to resize to
@@ -266,9 +275,24 @@ def sides(
     size:int|tuple, # Side of a square, or (h,w), pixels
 )->tuple: # (h,w)
     "Height and width that `size` means"
-    hw = tuple(size) if is_listy(size) else (size,size)
-    if len(hw)==2 and all(isinstance(o, int) and o>0 for o in hw): return hw
-    raise invalid(f'{size=}', 'is no side of a picture', 'Pass pixels, 1 or more, or (h,w)')
+    hw = tuple(size) if is_listy(size) or isinstance(size, np.ndarray) and size.ndim else (size,size)
+    fits = [isinstance(o, Integral) and not isinstance(o, bool) and 0<o<2**16 for o in hw]
+    if len(hw)==2 and all(fits): return int(hw[0]),int(hw[1])
+    raise invalid(f'{size=}', 'is no side of a picture', 'Pass pixels, 1 to 65535, or (h,w)')
+
+def check_images(
+    x:Tensor, # Images (n,c,h,w)
+    amount:Tensor|None=None, # One number per image (n,); None where there is none
+    rgb:bool=False, # Must there be three channels?
+)->None:
+    "Raise unless `x` is a batch of images in floating point, with an amount for each"
+    if not isinstance(x, Tensor) or x.ndim!=4 or not x.is_floating_point() or 0 in x.shape[1:]:
+        given = f'x={type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}'
+        raise invalid(given, 'is no batch of images', 'Pass (n,c,h,w) in floating point', TypeError)
+    if rgb and x.shape[1]!=3:
+        raise invalid(f'x.shape={tuple(x.shape)}', 'is not red, green and blue', 'Pass (n,3,h,w)')
+    if amount is None or amount.numel()==len(x) and amount.dtype!=torch.bool: return
+    raise invalid(f'amount of {amount.numel()} entries', f'is not for {len(x)} images', 'Pass one number per image')
 
 # %% ../nbs/03_image_ops.ipynb #img_ratio
 def view_ratio(
@@ -279,6 +303,7 @@ def view_ratio(
     return 3/4*(w/h),4/3*(w/h)
 
 # %% ../nbs/03_image_ops.ipynb #img_blur
+@checked
 def blur_kernel(
     size:int|tuple, # Side of the view, or its (h,w), pixels
 )->int: # Odd number of taps, at least 3
@@ -309,6 +334,7 @@ def blurred(
     return F.conv2d(F.conv2d(y, taps, groups=groups), taps.mT, groups=groups).view(x.shape)
 
 # %% ../nbs/03_image_ops.ipynb #22c005
+@checked
 def to_picture(
     x:Tensor, # (c,h,w) in [0,1], a clip (c,t,h,w), or a vector (nf,)
 )->np.ndarray: # (h,w) grey or (h,w,3) colour in [0,1], frames side by side; a vector stays as it is
