@@ -265,7 +265,8 @@ class Counting(Callback):
         if why: self._tell(why, self.record.seen-late.note.n)
         kind = 'step' if why=='gradients' else 'batch'
         self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
-        if why: self._count(kind, why, _which(late.note.rows) if why=='inputs' else '', (late.note.epoch,late.note.batch))
+        rows = _which(late.note.rows) if why=='inputs' else ''
+        if why: self._count(kind, why, rows, (late.note.epoch,late.note.batch))
         if late.note.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.note.lr)
 
     def _tell(self, why, ago):
@@ -309,7 +310,7 @@ class Guard(Counting):
     def _forget(self):
         self.record = SkipRecord()          # what was skipped in this fit
         self.row = dict(batch=0, step=0)    # bad batches, and bad steps, since the last good one
-        self.kept_buffers = KeptBuffers()        # of the model, from before the forward pass
+        self.kept_buffers = KeptBuffers()   # of the model, from before the forward pass
         self.later = None                   # `LateVerdict`; None where the host decides at once
         self.trial = False                  # is it `lr_find`, which raises the rate until training diverges?
 

@@ -144,7 +144,8 @@ def estimate_text(
     return (f"{n:,} pictures to train on, {counted(s.epochs, 'epoch')}: {counted(steps, 'step')} of {s.bs} pictures "
             f"at {pixels(s.size)}, "
             f"about {duration(seconds)} and {memory(c, s.bs)/1e9:.1f} GB on this machine. "
-            f"--minutes {budget} would take about {counted(buys['steps'], 'step')} of {buys['bs']} at {pixels(buys['size'])}.")
+            f"--minutes {budget} would take about {counted(buys['steps'], 'step')} of {buys['bs']} "
+            f"at {pixels(buys['size'])}.")
 
 # %% ../../nbs/88_cli.budget.ipynb #after_code
 def after_training(

@@ -127,7 +127,8 @@ def _of_steps(f):
         training = f.get('training') or 60*f['minutes']
         longer = f"--minutes {math.ceil(f['minutes']+(more-1)*training/60)}"
     smaller = f", or train on smaller pictures: --size {f['size']//2}" if _side(f)>64 else ''
-    few = f"{counted(f['steps'], 'step')} {'is' if f['steps']==1 else 'are'} few, and {ENOUGH_STEPS:,} are a fair start"
+    is_few = 'is few' if f['steps']==1 else 'are few'
+    few = f"{counted(f['steps'], 'step')} {is_few}, and {ENOUGH_STEPS:,} are a fair start"
     return f'{few}. Train longer: {longer}{smaller}'
 
 def _side(f): return f['size'] if isinstance(f['size'], int) else 0
@@ -140,7 +141,7 @@ def _of_views(f):
 
 def _of_data(f):
     if f['n_train']>=ENOUGH_PICTURES: return None
-    return f"{counted(f['n_train'], 'picture')} {'is' if f['n_train']==1 else 'are'} few. Add more of the same kind: they need no labels"
+    return f"{f['n_train']:,} pictures are few. Add more of the same kind: they need no labels"
 
 def _of_weights(f):
     if f.get('pretrained') or f.get('init') or f.get('n_in')!=3: return None
