@@ -325,3 +325,12 @@ def test_pages_read_pictures_as_the_encoder_does(tmp_path, monkeypatch):
 def test_an_encoder_that_is_not_there_is_named_as_it_is_called(tmp_path):
     for name,problem in (('no.safetensors','is not a file'), ('.','is a folder without encoder.safetensors')):
         with pytest.raises(FileNotFoundError, match=f"^encoder='{re.escape(str(tmp_path/name))}' {problem}. Give one"): encoder_file(tmp_path/name)
+
+def test_a_single_picture_held_out_does_not_end_a_run_without_a_verdict(tmp_path):
+    files = sorted((write_mnist_tiny(tmp_path/'pics')/'train/3').glob('*.png'))[:5]
+    _,_,out = pretrain([str(o) for o in files], tmp_path/'out', progress=False, epochs=1, **SMALL | dict(bs=4))
+    assert 'verdict' in json.loads((out/'results.json').read_text()) and (out/'report.html').is_file()
+
+def test_pictures_that_are_no_squares_are_trained_on(tmp_path):
+    _,_,out = shortest(tmp_path, epochs=1, size='12,16')
+    assert json.loads((out/'settings.json').read_text())['settings']['size']==[12,16] and (out/'encoder.safetensors').is_file()

@@ -226,7 +226,10 @@ def _judged_dls(s, split, dls):
     "Loaders to measure with; without a held-out part, of some that were trained on, unlabelled"
     parts = [[i for i in part if split.labels[i] is not None] for part in (split.train,split.held)]
     label = _label_func(s, split)
-    if not all(parts): label,parts = None,(split.train,split.held or split.train[::max(1, len(split.train)//1000)])
+    if not all(parts):
+        # How far features lie apart is a matter of two pictures or more
+        some = split.held if len(split.held)>1 else split.train[::max(1, len(split.train)//1000)]
+        label,parts = None,(split.train,some)
     opener = dls.train_ds.opener
     read = PictureReader(s.n_in, s.size, **how_to_read(s))
     tfms = [label,Categorize()] if label else None

@@ -221,7 +221,7 @@ def create_byol_model(
     nlayers:int=2, # Linear layers in each head
     n_in:int|None=None, # Channels of the pictures; None asks the encoder
     # Side of the pictures, pixels, needed for networks that accept only one size; None asks the encoder
-    size:int|None=None,
+    size:int|tuple|None=None,
     predictor_size:int|None=None, # Width of the predictor's hidden layer; None: `hidden_size`
     use_momentum:bool=True, # False trains without a target network, see `create_simsiam_model`
     **kwargs
@@ -245,7 +245,7 @@ def create_simsiam_model(
     nlayers:int=3, # Linear layers of the projector
     norm='batch', # 'batch', 'sync', 'group', 'layer', or any callable of the width
     n_in:int|None=None, # Channels of the pictures; None asks the encoder
-    size:int|None=None, # Side of the pictures, pixels; None asks the encoder
+    size:int|tuple|None=None, # Side of the pictures in pixels, or (h,w); None asks the encoder
 )->BYOLModel: # Without a target
     "Put SimSiam's heads on `encoder`: a norm on the projector's output, none on the predictor's (arXiv:2011.10566)"
     check_vectors(encoder, n_in, size)
