@@ -29,7 +29,7 @@ from .image_ops import (
     mirror_cuts,
     on_accelerator, resize_boxes, resize_cuts, sides, view_ratio)
 from .operations import (
-    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread_steps, take_steps)
+    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread, spread_steps, take_steps)
 from .operations import RandomGaussianBlur as GaussianBlur
 # Not used here: code that imports these from this module, as it could before, goes on working
 from .image_ops import bicubic_taps, weigh_rows # noqa: F401
@@ -67,6 +67,7 @@ class PerImage(Transform):
     def encodes(self, x):
         x = plain(x)
         _check_batch(x)
+        if x.dim()==4: return self.images(x)   # `op` may change the number of channels
         return self.images(x.flatten(*self.joined(x.shape))).unflatten(*self.parted(x.shape))
 
     def joined(self,
@@ -311,7 +312,10 @@ class BicubicCrop(Operation):
 
     def compute(self, x, boxes): return self._clipped(resize_boxes(x, boxes, self.size))
 
-    def spread(self, numbers, idx, shape): return cut_places(*numbers, shape)
+    def spread(self, numbers, idx, shape):
+        "The cut of all pixels to as many leaves an image as it is"
+        h,w = shape[-2:]
+        return cut_places(spread(*numbers, idx, shape[0], torch.tensor([[0,0],[w-1,0],[w-1,h-1],[0,h-1]])), shape)
 
     def shape_after(self, shape): return *shape[:-2],*self.size
 
@@ -330,19 +334,36 @@ def clips_to_unit(
     return all(o.clip for o in crops if isinstance(o, BicubicCrop)) if any(crops) else True
 
 # %% ../nbs/05_augmentations.ipynb #turns
-class QuarterTurns:
+class QuarterTurns(Operation):
     "Turn each image of a batch (bs,c,h,w) by 90, 180 or 270 degrees; by 180 where it is not square"
+    neutral = (0,)
+
     def __init__(self,
         same_on_batch:bool=False, # One draw for all images of a batch?
     ): self.same_on_batch = same_on_batch
-    def __call__(self, x):
-        n = 1 if self.same_on_batch else len(x)
-        turns = torch.randint(1, 4, (n,)).expand(len(x))
+
+    # The turns stay on the host, which then knows how many images take each
+    def __call__(self, x): return self.compute(x, *self.draw(x.shape))
+
+    def draw(self, shape):
+        "Quarter turns of each image (n,), 1 to 3"
+        n = min(1, shape[0]) if self.same_on_batch else shape[0]
+        return (torch.randint(1, 4, (n,)).expand(shape[0]),)
+
+    def compute(self, x, turns):
         if x.shape[-2]!=x.shape[-1]: return x.flip(-1,-2)
         places = [(turns==k).nonzero()[:,0].to(x.device) for k in (1,2,3)]
         res = torch.empty_like(x)
         for k,idx in enumerate(places, 1): res[idx] = x[idx].rot90(k, (-2,-1))
         return res
+
+    def compute_all(self, x, turns):
+        "A quarter turn mirrors at the diagonal and then the rows, three of them the columns, and two do both"
+        turns = turns.view(-1,1,1,1)
+        if x.shape[-2]!=x.shape[-1]: return torch.where(turns>0, x.flip(-1,-2), x)
+        x = torch.where(turns%2==1, x.mT, x)
+        x = torch.where((turns==1)|(turns==2), x.flip(-2), x)
+        return torch.where(turns>1, x.flip(-1), x)
 
 # %% ../nbs/05_augmentations.ipynb #04views
 class Views(Pipeline):

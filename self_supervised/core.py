@@ -207,6 +207,7 @@ def _of_numbers(v):
     return torch.as_tensor(a)
 
 def _to_list(v):
+    if isinstance(v, Iterator): return list(v)   # such as a generator
     if isinstance(v, (str,bytes,dict,set)) or not hasattr(v, '__len__') or not getattr(v, 'ndim', 1): raise _Misfit
     return v
 
@@ -215,7 +216,7 @@ def _to_path(v):
     raise _Misfit
 
 def _to_device(v):
-    if not isinstance(v, (str,torch.device)): raise _Misfit
+    if not isinstance(v, (str,int,torch.device)) or isinstance(v, bool): raise _Misfit
     try: return torch.empty(0, device=v).device   # is it there?
     except (RuntimeError, AssertionError): raise _Misfit from None
 

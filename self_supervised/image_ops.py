@@ -250,15 +250,24 @@ def resize_cuts(
 @checked
 def resize_boxes(
     x:Tensor, # Images (bs,c,h,w)
-    # Corners of each image's box (bs,4,2): (x,y) of its first and last pixels,
+    # Corners of each image's box (bs,4,2), inside of it: (x,y) of its first and last pixels, whole numbers,
     # clockwise from the upper left, as kornia draws them
     boxes:Tensor,
     size:tuple, # (h,w) to resize to
 )->Tensor: # (bs,c,*size)
     "Cut a box out of each image and resize it bicubically, without a loop over the images"
+    if not on_accelerator(boxes): _check_boxes(boxes, x.shape)
     lengths,starts = (o.to(x.device, non_blocking=True) for o in cut_places(boxes, x.shape))
     table,ends = cut_constants(x.shape, size, x.device)
     return resize_cuts(x, lengths, starts, table, ends, size)
+
+def _check_boxes(boxes, shape):
+    "Raise for what would take pixels of a neighbour"
+    ends = torch.tensor([shape[-1], shape[-2]])
+    first,last = boxes[:,0],boxes[:,2]
+    if ((first>=0) & (first<=last) & (last<ends)).all() and torch.equal(boxes, boxes.round()): return
+    raise invalid('boxes', f'must be whole pixels inside of pictures of {shape[-2]} x {shape[-1]}',
+                  'Pass corners (bs,4,2), (x,y) from 0 to (w-1,h-1), first ones before last ones')
 
 @checked
 def cut_constants(

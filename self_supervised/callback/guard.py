@@ -163,13 +163,13 @@ class LateVerdict:
         self.begin([])
 
     def begin(self,
-        xs:list, # Inputs
+        rows:list, # As `finite_rows` finds them in the inputs
     )->None:
         "Look at the inputs of a new batch"
         self.bad:Tensor|None = None   # a bool on the device, when all has been looked at
         self.flags = {}   # reason → bool on the device
-        self.rows = finite_rows(xs)
-        if self.rows: self.flags['inputs'] = ~torch.stack(self.rows).all()
+        self.rows = rows
+        if rows: self.flags['inputs'] = ~torch.cat(rows).all()
 
     def look(self,
         views:list, # Tensors the loss is made of
@@ -347,6 +347,11 @@ class Guard(Counting):
         xs = (xb,self.yb) if isinstance(xb, Tensor) else xb
         return [x for x in xs if isinstance(x, Tensor)]
 
+    def _finite_rows(self, xs):
+        "`finite_rows` of the inputs, of which a bare tensor is one"
+        rows = finite_rows(xs)
+        return [torch.cat(rows)] if rows and isinstance(self.xb, Tensor) else rows
+
     def _all_finite(self, xs): return bool(finite(*xs)) if xs else True
 
     def before_backward(self):
@@ -422,7 +427,7 @@ class Guard(Counting):
 
 def _which(rows):
     "Name the inputs of a batch that are not finite, from which rows of each tensor are"
-    bad = (~torch.stack(rows).all(0).cpu()).nonzero().flatten().tolist() if rows else []
+    bad = sorted({i for o in rows for i in (~o.cpu()).nonzero().flatten().tolist()})
     return f"inputs {_few(bad)} of {len(rows[0])}" if bad else "inputs of another process"
 
 def _scaler(learn):
