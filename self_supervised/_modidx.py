@@ -1450,6 +1450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_supervised.core.brief_repr': ('core.html#brief_repr', 'self_supervised/core.py'),
                                       'self_supervised.core.can_be_late': ('core.html#can_be_late', 'self_supervised/core.py'),
                                       'self_supervised.core.check_at_least': ('core.html#check_at_least', 'self_supervised/core.py'),
+                                      'self_supervised.core.check_flags': ('core.html#check_flags', 'self_supervised/core.py'),
                                       'self_supervised.core.check_numbers': ('core.html#check_numbers', 'self_supervised/core.py'),
                                       'self_supervised.core.check_one_of': ('core.html#check_one_of', 'self_supervised/core.py'),
                                       'self_supervised.core.check_p': ('core.html#check_p', 'self_supervised/core.py'),

@@ -23,7 +23,7 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    check_one_of, check_p, check_stats, check_whole, checked, invalid, number_row, plain, warn_once)
+    check_flags, check_one_of, check_p, check_stats, check_whole, checked, invalid, number_row, plain, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -40,7 +40,6 @@ _all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'r
 class PerImage(Transform):
     "Apply `op` to each image, or each clip as a whole, of a batch with probability `p`"
     split_idx = 0
-    @checked
     def __init__(self,
         op, # Takes and returns a batch (n,c,h,w) in [0,1]; draws its own parameters for each image
         p:float=1., # Probability of each image to be chosen, in [0,1]
@@ -133,6 +132,15 @@ class PerImage(Transform):
         "Draw which images of a batch are changed"
         chosen = torch.rand(1).expand(bs) if self.same_on_batch else torch.rand(bs)
         return (chosen<self.p).nonzero().squeeze(1)
+
+def _check_pair(most, what, **setting):
+    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
+    for name,v in setting.items():
+        # What is below 1e-6 may be 0 in float32
+        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
+        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
+
+def _is_number(o): return isinstance(o, Number) and not isinstance(o, complex) and abs(o)<1e300
 
 def _name(op): return getattr(op, '__name__', type(op).__name__)
 
@@ -433,7 +441,6 @@ def send(
     return [[there[id(o)] for o in os] for os in numbers]
 
 # %% ../nbs/05_augmentations.ipynb #01c021
-@checked
 def get_batch_augs(
     size:int|tuple, # Side of the square view, or its (h,w), pixels
     rotate:bool=False, # Rotate? Not part of the published views
@@ -468,6 +475,8 @@ def get_batch_augs(
     turn_p:float=0.,
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], returns the same with sides of `size`
     "Make a pipeline that draws a random view of every picture, or every clip, of a batch"
+    check_flags(rotate=rotate, jitter=jitter, bw=bw, blur=blur, solarize=solarize)
+    check_flags(same_on_batch=same_on_batch, clip=clip)
     _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', resize_scale=resize_scale)
     if resize_ratio is None: resize_ratio = view_ratio(size)
     _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', resize_ratio=resize_ratio)
@@ -524,19 +533,10 @@ def _jitter_amounts(s):
     if len(s)!=4: raise invalid(f'jitter_s={s!r}', f'has {len(s)} entries', fix)
     return tuple(s)
 
-def _check_pair(most, what, **setting):
-    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
-    for name,v in setting.items():
-        # What is below 1e-6 may be 0 in float32
-        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
-        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
-
 def _check_angle(rotate_deg):
     "Raise unless `rotate_deg` is at most half a turn"
     if _is_number(rotate_deg) and 0<=rotate_deg<=180: return
     raise invalid(f'{rotate_deg=}', 'must be in [0,180]', 'Pass the largest angle in degrees')
-
-def _is_number(o): return isinstance(o, Number) and math.isfinite(o)
 
 def _check_any_range(**operations):
     "Raise for operations that are on and clip to [0,1] themselves"

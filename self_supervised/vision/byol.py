@@ -213,7 +213,6 @@ def _at_least_float32(v, net):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c014
 @delegates(create_mlp_module)
-@checked
 def create_byol_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=4096, # Width of the heads' hidden layer
@@ -237,7 +236,6 @@ def create_byol_model(
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
     return BYOLModel(encoder, projector, predictor, use_momentum)
 
-@checked
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=2048, # Width of the projector's hidden layers
