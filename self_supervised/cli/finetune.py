@@ -559,8 +559,8 @@ def byol_finetune(
     try: part = float(valid)
     except ValueError: part = valid
     how = dict(labels_per_class=labels_per_class, valid=part, labels=labels, size=size, compare=compare,
-               workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5, progress=sys.stdout.isatty(),
-               **reading_options(**kwargs))
+               workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5,
+               progress=sys.stdout.isatty(), **reading_options(**kwargs))
     results,folder = one_line_errors('byol_finetune', finetune, encoder, path, out, **how)
     rows = {name: {k: f'{v:.3f}' for k,v in cells.items()} for name,cells in results['rows'].items()}
     print(f"\n{as_text(results | dict(rows=rows), 'classifier')}\n")
