@@ -23,13 +23,13 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    check_one_of, check_p, check_stats, check_whole, checked, invalid, number_row, plain, warn_once)
+    check_flags, check_one_of, check_p, check_stats, check_whole, checked, invalid, number_row, plain, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
     on_accelerator, resize_boxes, resize_cuts, sides, view_ratio)
 from .operations import (
-    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread_steps, take_steps)
+    Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread, spread_steps, take_steps)
 from .operations import RandomGaussianBlur as GaussianBlur
 # Not used here: code that imports these from this module, as it could before, goes on working
 from .image_ops import bicubic_taps, weigh_rows # noqa: F401
@@ -40,7 +40,6 @@ _all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'r
 class PerImage(Transform):
     "Apply `op` to each image, or each clip as a whole, of a batch with probability `p`"
     split_idx = 0
-    @checked
     def __init__(self,
         op, # Takes and returns a batch (n,c,h,w) in [0,1]; draws its own parameters for each image
         p:float=1., # Probability of each image to be chosen, in [0,1]
@@ -67,6 +66,7 @@ class PerImage(Transform):
     def encodes(self, x):
         x = plain(x)
         _check_batch(x)
+        if x.dim()==4: return self.images(x)   # `op` may change the number of channels
         return self.images(x.flatten(*self.joined(x.shape))).unflatten(*self.parted(x.shape))
 
     def joined(self,
@@ -132,6 +132,15 @@ class PerImage(Transform):
         "Draw which images of a batch are changed"
         chosen = torch.rand(1).expand(bs) if self.same_on_batch else torch.rand(bs)
         return (chosen<self.p).nonzero().squeeze(1)
+
+def _check_pair(most, what, **setting):
+    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
+    for name,v in setting.items():
+        # What is below 1e-6 may be 0 in float32
+        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
+        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
+
+def _is_number(o): return isinstance(o, Number) and not isinstance(o, complex) and abs(o)<1e300
 
 def _name(op): return getattr(op, '__name__', type(op).__name__)
 
@@ -311,7 +320,10 @@ class BicubicCrop(Operation):
 
     def compute(self, x, boxes): return self._clipped(resize_boxes(x, boxes, self.size))
 
-    def spread(self, numbers, idx, shape): return cut_places(*numbers, shape)
+    def spread(self, numbers, idx, shape):
+        "The cut of all pixels to as many leaves an image as it is"
+        h,w = shape[-2:]
+        return cut_places(spread(*numbers, idx, shape[0], torch.tensor([[0,0],[w-1,0],[w-1,h-1],[0,h-1]])), shape)
 
     def shape_after(self, shape): return *shape[:-2],*self.size
 
@@ -330,19 +342,36 @@ def clips_to_unit(
     return all(o.clip for o in crops if isinstance(o, BicubicCrop)) if any(crops) else True
 
 # %% ../nbs/05_augmentations.ipynb #turns
-class QuarterTurns:
+class QuarterTurns(Operation):
     "Turn each image of a batch (bs,c,h,w) by 90, 180 or 270 degrees; by 180 where it is not square"
+    neutral = (0,)
+
     def __init__(self,
         same_on_batch:bool=False, # One draw for all images of a batch?
     ): self.same_on_batch = same_on_batch
-    def __call__(self, x):
-        n = 1 if self.same_on_batch else len(x)
-        turns = torch.randint(1, 4, (n,)).expand(len(x))
+
+    # The turns stay on the host, which then knows how many images take each
+    def __call__(self, x): return self.compute(x, *self.draw(x.shape))
+
+    def draw(self, shape):
+        "Quarter turns of each image (n,), 1 to 3"
+        n = min(1, shape[0]) if self.same_on_batch else shape[0]
+        return (torch.randint(1, 4, (n,)).expand(shape[0]),)
+
+    def compute(self, x, turns):
         if x.shape[-2]!=x.shape[-1]: return x.flip(-1,-2)
         places = [(turns==k).nonzero()[:,0].to(x.device) for k in (1,2,3)]
         res = torch.empty_like(x)
         for k,idx in enumerate(places, 1): res[idx] = x[idx].rot90(k, (-2,-1))
         return res
+
+    def compute_all(self, x, turns):
+        "A quarter turn mirrors at the diagonal and then the rows, three of them the columns, and two do both"
+        turns = turns.view(-1,1,1,1)
+        if x.shape[-2]!=x.shape[-1]: return torch.where(turns>0, x.flip(-1,-2), x)
+        x = torch.where(turns%2==1, x.mT, x)
+        x = torch.where((turns==1)|(turns==2), x.flip(-2), x)
+        return torch.where(turns>1, x.flip(-1), x)
 
 # %% ../nbs/05_augmentations.ipynb #04views
 class Views(Pipeline):
@@ -412,7 +441,6 @@ def send(
     return [[there[id(o)] for o in os] for os in numbers]
 
 # %% ../nbs/05_augmentations.ipynb #01c021
-@checked
 def get_batch_augs(
     size:int|tuple, # Side of the square view, or its (h,w), pixels
     rotate:bool=False, # Rotate? Not part of the published views
@@ -447,6 +475,8 @@ def get_batch_augs(
     turn_p:float=0.,
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], returns the same with sides of `size`
     "Make a pipeline that draws a random view of every picture, or every clip, of a batch"
+    check_flags(rotate=rotate, jitter=jitter, bw=bw, blur=blur, solarize=solarize)
+    check_flags(same_on_batch=same_on_batch, clip=clip)
     _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', resize_scale=resize_scale)
     if resize_ratio is None: resize_ratio = view_ratio(size)
     _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', resize_ratio=resize_ratio)
@@ -503,19 +533,10 @@ def _jitter_amounts(s):
     if len(s)!=4: raise invalid(f'jitter_s={s!r}', f'has {len(s)} entries', fix)
     return tuple(s)
 
-def _check_pair(most, what, **setting):
-    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
-    for name,v in setting.items():
-        # What is below 1e-6 may be 0 in float32
-        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
-        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
-
 def _check_angle(rotate_deg):
     "Raise unless `rotate_deg` is at most half a turn"
     if _is_number(rotate_deg) and 0<=rotate_deg<=180: return
     raise invalid(f'{rotate_deg=}', 'must be in [0,180]', 'Pass the largest angle in degrees')
-
-def _is_number(o): return isinstance(o, Number) and math.isfinite(o)
 
 def _check_any_range(**operations):
     "Raise for operations that are on and clip to [0,1] themselves"

@@ -207,6 +207,7 @@ def _of_numbers(v):
     return torch.as_tensor(a)
 
 def _to_list(v):
+    if isinstance(v, Iterator): return list(v)   # such as a generator
     if isinstance(v, (str,bytes,dict,set)) or not hasattr(v, '__len__') or not getattr(v, 'ndim', 1): raise _Misfit
     return v
 
@@ -215,7 +216,7 @@ def _to_path(v):
     raise _Misfit
 
 def _to_device(v):
-    if not isinstance(v, (str,torch.device)): raise _Misfit
+    if not isinstance(v, (str,int,torch.device)) or isinstance(v, bool): raise _Misfit
     try: return torch.empty(0, device=v).device   # is it there?
     except (RuntimeError, AssertionError): raise _Misfit from None
 
@@ -262,6 +263,12 @@ def _fit(name, v, known, none):
         except _Misfit: pass
     must = ' or '.join(dict.fromkeys([o[1] for o in known]+['None']*none))
     raise invalid(f'{name}={brief_repr(v)}', f'must be {must}', f'Pass {known[0][2]}', TypeError)
+
+def check_flags(
+    **flags # name=value
+)->None:
+    "Raise for what is neither True nor False, nor a number or None in their place"
+    for name,v in flags.items(): _fit(name, v, [_kinds[bool]], False)
 
 def tensor_of(
     name:str, # Of the argument, for the error

@@ -225,22 +225,28 @@ class StepLimit(Callback):
     order = TrainEvalCallback.order+1   # that one counts the batches
     def __init__(self,
         n:int, # Batches
-    ): self.n = n
+        skipped:int=0, # Of those, in epochs that a fit that goes on does not repeat
+    ):
+        self.n = n
+        self.skipped = skipped
+
+    @property
+    def done(self): return self.skipped+self.train_iter
 
     def before_epoch(self):
-        if self.train_iter>=self.n: raise CancelFitException
+        if self.done>=self.n: raise CancelFitException
 
     def before_train(self):
-        left = self.n-self.train_iter
+        left = self.n-self.done
         if left<len(self.dl): self.learn.dl = FirstBatches(self.dl, left)
         self._note()
 
     def after_batch(self):
         if self.training: self._note()
 
-    def _note(self): self.learn.pct_train = self.train_iter/self.n
+    def _note(self): self.learn.pct_train = self.done/self.n
 
-def _epochs_of(learn, steps, cbs):
+def _epochs_of(learn, steps, cbs, start_epoch):
     "Epochs that `steps` of the optimizer begin, and the callback that ends training in the last one"
     check_whole(1, steps=steps)
     n = steps*_batches_per_step(learn, cbs)
@@ -248,7 +254,8 @@ def _epochs_of(learn, steps, cbs):
     try: n_batches = len(dl)
     except TypeError as e:
         raise invalid(f'dls.train={type(dl).__name__}', 'states no length', 'Give it __len__', TypeError) from e
-    return math.ceil(n/max(n_batches//(num_distrib() or 1), 1)),StepLimit(n)
+    n_batches = max(n_batches//(num_distrib() or 1), 1)
+    return math.ceil(n/n_batches),StepLimit(n, start_epoch*n_batches)
 
 # %% ../nbs/23_fit.ipynb #fit_length
 def _check_length(epochs, steps, minutes, start_epoch):
@@ -305,7 +312,7 @@ def fit_byol(self:Learner,
     _check_length(epochs, steps, minutes, start_epoch)
     epochs,steps,lr,wd,m,warmup_epochs = map(plain_numbers, (epochs, steps, lr, wd, m, warmup_epochs))
     if steps is not None:
-        epochs,limit = _epochs_of(self, steps, cbs)
+        epochs,limit = _epochs_of(self, steps, cbs, start_epoch)
         cbs = [limit, *L(cbs)]
     _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)

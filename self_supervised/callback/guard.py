@@ -19,7 +19,7 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..core import can_be_late, checked, device_of, invalid, plain
+from ..core import can_be_late, device_of, invalid, plain
 from ..lars import norm_taker
 from .late import Late, record_loss
 from .ranks import any_rank, several
@@ -163,13 +163,13 @@ class LateVerdict:
         self.begin([])
 
     def begin(self,
-        xs:list, # Inputs
+        rows:list, # As `finite_rows` finds them in the inputs
     )->None:
         "Look at the inputs of a new batch"
         self.bad:Tensor|None = None   # a bool on the device, when all has been looked at
         self.flags = {}   # reason → bool on the device
-        self.rows = finite_rows(xs)
-        if self.rows: self.flags['inputs'] = ~torch.stack(self.rows).all()
+        self.rows = rows
+        if rows: self.flags['inputs'] = ~torch.cat(rows).all()
 
     def look(self,
         views:list, # Tensors the loss is made of
@@ -298,7 +298,6 @@ class Guard(Counting):
     "Skip a batch or a step that is not finite, before it does harm, and report it"
     order = CastToTensor.order-2   # before BYOL makes views, and long before MixedPrecision
 
-    @checked
     def __init__(self,
         n:int=10, # Bad batches, or bad steps, in a row after which to stop with an error; 1 stops at the first
     ):
@@ -346,6 +345,11 @@ class Guard(Counting):
         # fastai slices a batch that is a bare tensor into (x,y)
         xs = (xb,self.yb) if isinstance(xb, Tensor) else xb
         return [x for x in xs if isinstance(x, Tensor)]
+
+    def _finite_rows(self, xs):
+        "`finite_rows` of the inputs, of which a bare tensor is one"
+        rows = finite_rows(xs)
+        return [torch.cat(rows)] if rows and isinstance(self.xb, Tensor) else rows
 
     def _all_finite(self, xs): return bool(finite(*xs)) if xs else True
 
@@ -422,7 +426,7 @@ class Guard(Counting):
 
 def _which(rows):
     "Name the inputs of a batch that are not finite, from which rows of each tensor are"
-    bad = (~torch.stack(rows).all(0).cpu()).nonzero().flatten().tolist() if rows else []
+    bad = sorted({i for o in rows for i in (~o.cpu()).nonzero().flatten().tolist()})
     return f"inputs {_few(bad)} of {len(rows[0])}" if bad else "inputs of another process"
 
 def _scaler(learn):

@@ -75,18 +75,21 @@ class Latest:
         "Pass over the rows of a batch until they are written over"
         if ago<len(self.added): self.bad |= self._places(*self.added[-1-ago])
 
+    def __len__(self): return min(self.seen, self.n)-len(self.bad)
+
     def rows(self):
         "The rows of each matrix that are filled"
         if not self.kept: return []
         if not self.bad: return [k[:self.seen] for k in self.kept]
         good = [i for i in range(min(self.seen, self.n)) if i not in self.bad]
-        return [k[torch.tensor(good)] for k in self.kept]
+        return [k[torch.tensor(good, dtype=torch.long)] for k in self.kept]
 
     # A run may be cut within an epoch
-    def state_dict(self): return dict(seen=self.seen, kept=self.kept)
+    def state_dict(self): return dict(seen=self.seen, kept=self.kept, bad=sorted(self.bad))
     def load_state_dict(self, state):
         self.seen = state['seen']
         self.kept = state['kept']
+        self.bad = set(state.get('bad', ()))   # an older checkpoint has none
 
 # %% ../../nbs/44_callback.health.ipynb #21c010
 # Chosen on seeds 0 to 5 and 11 of the digits, whose narrowest healthy epoch had a spread of 0.043
@@ -174,7 +177,7 @@ class Health(MetricCallback):
     @checked
     def __init__(self,
         # Of the table, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'
-        columns:tuple=('spread','mean_cosine','rank','feature_rank'),
+        columns:tuple|str=('spread','mean_cosine','rank','feature_rank'),
         stop:bool=False, # Stop the fit when something is wrong?
         n:int=512, # Rows of projections to look at, 2 or more
     ):
@@ -243,13 +246,14 @@ class Health(MetricCallback):
         "Forget a batch, or the step that was measured, which the guard has left out on the device"
         self.size = None
         if why!='gradients': self.kept.leave_out(ago)
+        if self.first and not all(o.isfinite().all() for o in self.first): self.first = None   # taken before it was known
     def after_step(self):
         if self.was is not None: self.size = distance(self.online, self.was)
         self.was = None
 
     def after_train(self):
         "Once an epoch: the metrics, and what they mean"
-        if not self.kept.seen: return
+        if len(self.kept)<2: return
         self.latest = self._metrics()
         # The first rows are those of a network in its first steps; an epoch with fewer stands for them, as it ends
         if self.before is None: self.before = projection_metrics(*self.first) if self.first else dict(self.latest)
@@ -257,7 +261,7 @@ class Health(MetricCallback):
         self._warn()
 
     def after_validate(self):
-        if not self.trained and self.kept.seen: self.latest = projection_metrics(*self.kept.rows())
+        if not self.trained and len(self.kept)>1: self.latest = projection_metrics(*self.kept.rows())
 
     @property
     def online(self): return [p for p in self.net.parameters() if p.requires_grad]
@@ -294,7 +298,7 @@ class Health(MetricCallback):
 def plot_health(
     runs, # `learn.health`, or a dict from names to several of them
     # Metrics to draw, each in axes of its own, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'
-    columns:tuple=('spread','mean_cosine','rank','feature_rank'),
+    columns:tuple|str=('spread','mean_cosine','rank','feature_rank'),
     axes=None, # One per column; None makes them
 )->np.ndarray: # The axes
     "Draw the health of one or several runs: in the first steps (0), and after each epoch"

@@ -67,7 +67,7 @@ class Probe(MetricCallback):
         # None takes the learner's
         train=None,
         test=None, # The same, to be tested on; None takes the learner's validation part, or every third of `train`
-        methods:tuple=('knn','linear'), # Both, or the name of one; columns are 'knn_accuracy' and 'linear_accuracy'
+        methods:tuple|str=('knn','linear'), # Both, or the name of one; columns are 'knn_accuracy' and 'linear_accuracy'
         every:int=1, # Epochs from one probe to the next; the last epoch has one, too
         n:int=500, # Pictures of each part at most: the bound of the cost
         # (mean,std) to normalise with, None for [0,1]; 'recorded' (or 'views'): those of the pipelines, which `BYOL`

@@ -212,9 +212,9 @@ def linear_eval(
     # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
     train,
     test, # The same; its labels are met once per seed
-    lrs:tuple=LINEAR_LRS, # Rates to try, ascending, or one; not scaled by the batch
+    lrs:tuple|float=LINEAR_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
-    seeds:tuple=(0,1,2), # Of held-out part, order, views and first weights
+    seeds:tuple|int=(0,1,2), # Of held-out part, order, views and first weights
     # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
     stats:tuple|str|None='recorded',
     **kwargs # For `linear_bank`: views, epochs, bs
@@ -282,10 +282,10 @@ def finetune_eval(
     # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
     train,
     test, # The same; its labels are met once per seed and fraction
-    fractions:tuple=(.01,.1), # Parts of train whose labels are used, or one of them, above 0; with `part` at most 1
-    lrs:tuple=FINETUNE_LRS, # Rates to try, ascending, or one; not scaled by the batch
+    fractions:tuple|float=(.01,.1), # Parts of train whose labels are used, or one of them, above 0; with `part` at most 1
+    lrs:tuple|float=FINETUNE_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
-    seeds:tuple=(0,1,2), # Of held-out part, labels, order, views and first weights
+    seeds:tuple|int=(0,1,2), # Of held-out part, labels, order, views and first weights
     # (mean,std) the encoder was trained with, None for [0,1]; 'recorded': what it recorded, [0,1] without a record
     stats:tuple|str|None='recorded',
     **kwargs # For `fine_tuned`: views, epochs, bs

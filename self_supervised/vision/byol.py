@@ -16,6 +16,7 @@ from random import SystemRandom
 
 import torch
 import torch.nn.functional as F
+from fastai.imports import noop as fastai_noop
 from fastai.learner import CastToTensor, Learner
 from fastai.torch_core import TensorImage, get_model, no_random, num_distrib
 from fastcore.basics import noop
@@ -212,7 +213,6 @@ def _at_least_float32(v, net):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c014
 @delegates(create_mlp_module)
-@checked
 def create_byol_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=4096, # Width of the heads' hidden layer
@@ -236,7 +236,6 @@ def create_byol_model(
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
     return BYOLModel(encoder, projector, predictor, use_momentum)
 
-@checked
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=2048, # Width of the projector's hidden layers
@@ -315,7 +314,8 @@ def _loss_of(learn):
     "What to train with: your own loss, or `byol_loss` where the learner has one that the data brought, or for labels"
     given = learn.loss_func
     if isinstance(given, BYOLLoss): return given
-    if given is getattr(learn.dls.train_ds, 'loss_func', None) or given in (noop, no_labels): return BYOLLoss()
+    data = getattr(learn.dls.train, 'dataset', None)   # a list of batches has none
+    if given is getattr(data, 'loss_func', None) or given in (noop, fastai_noop, no_labels): return BYOLLoss()
     if not loss_for_labels(given): return BYOLLoss(func=given)
     warn_once(f'loss_func={BYOLLoss(func=given)!r} compares predictions with labels, and BYOL has none: byol_loss is '
               'used instead. Leave it out, or pass a loss of your own, loss_func(preds, *targs), as byol_loss is.')
