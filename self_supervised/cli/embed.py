@@ -192,7 +192,6 @@ def write_features(
 # %% ../../nbs/93_cli.embed.ipynb #52c011
 @command('encoder', 'path')
 @delegates(reading_options)
-@checked
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote, or the folder of a run
     path:list, # Pictures: a folder, searched to the bottom; tars; csv or text files with paths; patterns; files
