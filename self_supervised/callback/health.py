@@ -246,7 +246,7 @@ class Health(MetricCallback):
         "Forget a batch, or the step that was measured, which the guard has left out on the device"
         self.size = None
         if why!='gradients': self.kept.leave_out(ago)
-        if self.first and not all(o.isfinite().all() for o in self.first): self.first = None   # taken before it was known
+        if self.first and not all(o.isfinite().all() for o in self.first): self.first = None  # taken before
     def after_step(self):
         if self.was is not None: self.size = distance(self.online, self.was)
         self.was = None
