@@ -269,7 +269,7 @@ def test_late_numbers_wait_until_they_are_there():
     with Pretend() as device:
         late = Late(torch.tensor([1.,2.]).to(NAME), why='test')
         assert late.tensors[0].isnan().all()
-        assert late.read()[0].tolist()==[1.,2.] and late.why=='test' and not device.waits
+        assert late.read()[0].tolist()==[1.,2.] and late.note.why=='test' and not device.waits
 
 def test_a_checkpoint_has_all_that_was_late(tmp_path):
     "Saved in the middle of an epoch, on the device: recorder, momenta and record are those of a run on a CPU"

@@ -19,7 +19,7 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..core import can_be_late, device_of, invalid, plain
+from ..core import can_be_late, checked, device_of, invalid, plain
 from ..lars import norm_taker
 from .late import Late, record_loss
 from .ranks import any_rank, several
@@ -155,7 +155,7 @@ _whole = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 class LateVerdict:
     "What is bad about a batch, decided on the device: the host learns of it a step later"
     def __init__(self,
-        guard:Callback, # With `buffers`, and `learned(why, late, loss)` for what the host learns
+        guard:Callback, # With `kept_buffers`, and `learned(why, late, loss)` for what the host learns
     ):
         self.guard = guard
         self.opt = _leaves_out(guard.opt)
@@ -166,7 +166,7 @@ class LateVerdict:
         xs:list, # Inputs
     )->None:
         "Look at the inputs of a new batch"
-        self.bad = None   # a bool on the device, when all has been looked at
+        self.bad:Tensor|None = None   # a bool on the device, when all has been looked at
         self.flags = {}   # reason → bool on the device
         self.rows = finite_rows(xs)
         if self.rows: self.flags['inputs'] = ~torch.stack(self.rows).all()
@@ -178,7 +178,7 @@ class LateVerdict:
         "Look at the loss, where it comes from, and what the forward pass has left"
         self.flags['views'] = ~finite(*views)
         self.flags['loss'] = ~finite(loss)
-        self.flags['statistics'] = self.guard.buffers.spoilt().to(loss.device)
+        self.flags['statistics'] = self.guard.kept_buffers.spoilt().to(loss.device)
 
     @torch.no_grad()
     def judge(self,
@@ -187,12 +187,13 @@ class LateVerdict:
         "Leave the step out where something is not finite"
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gs)))
         self.flags['gradients'] = ~total.isfinite()
-        self._decide()
-        self.opt.found_inf = self.bad.float()
+        self.opt.found_inf = self._decide().float()
 
     def _decide(self):
-        self.bad = torch.stack(list(self.flags.values())).any()
-        self.guard.buffers.put_back_where(self.bad)
+        bad = torch.stack(list(self.flags.values())).any()
+        self.guard.kept_buffers.put_back_where(bad)
+        self.bad = bad
+        return bad
 
     def end(self)->None:
         "Send the verdict on this batch to the host, and take the one before"
@@ -219,7 +220,7 @@ class LateVerdict:
 
     def _take(self, late):
         flags,loss = late.read()
-        why = next((k for k,bad in zip(late.why, flags.tolist()) if bad), None)
+        why = next((k for k,bad in zip(late.note.why, flags.tolist()) if bad), None)
         self.guard.learned(why, late, loss)
 
     def let_go(self)->None:
@@ -248,6 +249,8 @@ def left_out(
 # %% ../../nbs/43_callback.guard.ipynb #counting
 class Counting(Callback):
     "What the guard counts, puts on record and tells others: its own part of the work on a batch that is left out"
+    row:dict[str,int]   # bad batches, and bad steps, since the last good one
+
     def _hide_from_recorder(self):
         # fastai's recorder passes over a batch without targets; its smooth loss may be shown before there was any
         self.learn.yb = ()
@@ -259,11 +262,12 @@ class Counting(Callback):
         loss:Tensor, # Its loss, on the host
     )->None:
         "Count a batch or a step that was left out on the device, and let the recorder have the loss"
-        if why: self._tell(why, self.record.seen-late.n)
+        if why: self._tell(why, self.record.seen-late.note.n)
         kind = 'step' if why=='gradients' else 'batch'
         self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
-        if why: self._count(kind, why, _which(late.rows) if why=='inputs' else '', (late.epoch,late.batch))
-        if late.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.lr)
+        rows = _which(late.note.rows) if why=='inputs' else ''
+        if why: self._count(kind, why, rows, (late.note.epoch,late.note.batch))
+        if late.note.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.note.lr)
 
     def _tell(self, why, ago):
         "Let callbacks know that what they noted `ago` batches ago was left out"
@@ -294,6 +298,7 @@ class Guard(Counting):
     "Skip a batch or a step that is not finite, before it does harm, and report it"
     order = CastToTensor.order-2   # before BYOL makes views, and long before MixedPrecision
 
+    @checked
     def __init__(self,
         n:int=10, # Bad batches, or bad steps, in a row after which to stop with an error; 1 stops at the first
     ):
@@ -305,7 +310,7 @@ class Guard(Counting):
     def _forget(self):
         self.record = SkipRecord()          # what was skipped in this fit
         self.row = dict(batch=0, step=0)    # bad batches, and bad steps, since the last good one
-        self.buffers = KeptBuffers()        # of the model, from before the forward pass
+        self.kept_buffers = KeptBuffers()   # of the model, from before the forward pass
         self.later = None                   # `LateVerdict`; None where the host decides at once
         self.trial = False                  # is it `lr_find`, which raises the rate until training diverges?
 
@@ -334,7 +339,7 @@ class Guard(Counting):
         self.record.seen += 1
         if self.later: self.later.begin(xs)
         elif any_rank(not self._all_finite(xs)): self._skip_batch('inputs', _which(finite_rows(xs)))
-        self.buffers.keep(self.model)
+        self.kept_buffers.keep(self.model)
 
     def _inputs(self, xb):
         "The tensors of the batch"
@@ -348,8 +353,8 @@ class Guard(Counting):
         "Look at the loss, where autocast is over, and at the buffers"
         if self.later: return self.later.look(self._inputs(self.xb), self.loss_grad)
         bad_loss = not self._all_finite([self.loss_grad])
-        if not any_rank(bad_loss or bool(self.buffers.spoilt())): return
-        self.buffers.put_back()
+        if not any_rank(bad_loss or bool(self.kept_buffers.spoilt())): return
+        self.kept_buffers.put_back()
         if not self._all_finite(self._inputs(self.xb)): self._skip_batch('views')
         self._skip_batch('loss' if bad_loss else 'statistics')
 
@@ -375,7 +380,7 @@ class Guard(Counting):
     ):
         "Cancel the step when gradients are not finite"
         if not any_rank(~get_total_norm(gs).isfinite()): return
-        self.buffers.put_back()
+        self.kept_buffers.put_back()
         self._skip_step()
 
     def _let_go(self):

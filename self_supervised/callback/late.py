@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/39_callback.late.ipynb #imports
+from types import SimpleNamespace
+
 import torch
 from fastai.learner import Learner, Recorder
 from torch import Tensor
@@ -15,7 +17,7 @@ class Late:
     "Tensors on their way to the host"
     def __init__(self,
         *tensors:Tensor, # On a device
-        **notes # What belongs to them, kept as attributes
+        **notes # What belongs to them, kept in `note`
     ):
         device = tensors[0].device
         self.tensors = [t.detach().to('cpu', non_blocking=True) for t in tensors]
@@ -23,7 +25,7 @@ class Late:
         if device.type!='cpu':
             self.arrived = getattr(torch, device.type).Event()
             self.arrived.record()
-        vars(self).update(notes)
+        self.note = SimpleNamespace(**notes)
 
     def read(self)->list: # Of tensors on the host
         "Return the tensors; waits only if they have not arrived"
