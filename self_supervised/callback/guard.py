@@ -19,7 +19,7 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..core import can_be_late, device_of, invalid, plain
+from ..core import can_be_late, checked, device_of, invalid, plain
 from ..lars import norm_taker
 from .late import Late, record_loss
 from .ranks import any_rank, several
@@ -298,6 +298,7 @@ class Guard(Counting):
     "Skip a batch or a step that is not finite, before it does harm, and report it"
     order = CastToTensor.order-2   # before BYOL makes views, and long before MixedPrecision
 
+    @checked
     def __init__(self,
         n:int=10, # Bad batches, or bad steps, in a row after which to stop with an error; 1 stops at the first
     ):
