@@ -10,7 +10,7 @@ from torch import nn
 from self_supervised.augmentations import BicubicCrop, PerImage, QuarterTurns, Views, get_batch_augs
 from self_supervised.callback.health import Health, Latest, plot_health
 from self_supervised.callback.probe import Probe
-from self_supervised.core import checked
+from self_supervised.core import checked, tensor_of
 from self_supervised.evaluate.protocols import finetune_eval, linear_eval, linear_probe
 from self_supervised.image_ops import resize_boxes
 from self_supervised.layers import tiny_resnet
@@ -50,6 +50,20 @@ def test_a_device_may_be_a_number():
     for bad in (True, 99, 'nowhere'):
         with pytest.raises(TypeError, match='a device that is there'): f(bad)
     if torch.cuda.is_available(): assert f(0)==torch.device('cuda', 0)
+
+@pytest.mark.parametrize('mode', ['r', 'r+', 'c'])
+def test_a_mapped_file_stays_a_file(tmp_path, mode):
+    "It may be larger than memory"
+    np.save(tmp_path/'x.npy', X.numpy())
+    a = np.load(tmp_path/'x.npy', mmap_mode=mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        t = tensor_of('x', a[8:])
+    assert t.data_ptr()==a[8:].ctypes.data and torch.equal(t, X[8:])
+    assert torch.equal(tensor_of('x', a[::-1]), X.flip(0))
+    a = np.asarray(X.numpy())
+    a.flags.writeable = False
+    assert tensor_of('x', a).data_ptr()!=a.ctypes.data   # what can be copied is safe
 
 def test_a_rate_for_each_group():
     both = warmup_cosine(np.array([1.,2.]), .1)(.5)
