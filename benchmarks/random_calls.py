@@ -329,7 +329,7 @@ def embed(encoder, dl, stats='recorded', **kw):
 @call(.3, encoder=encoder, seed=seed)
 def untrained(**kw): must(features.untrained(**kw) is not kw['encoder'])
 
-@call(.3, encoder=net, x=pics(1))
+@call(.3, fixed=['encoder'], encoder=net, x=pics(1))
 def embed_labels(encoder, x):
     y = torch.arange(len(x) if hasattr(x, '__len__') and getattr(x, 'ndim', 1) else 3)
     must((lib.embed(encoder, (x, y))[1]==y).all())
@@ -498,7 +498,7 @@ def to_group_norm(**kw): must(not any(isinstance(m, nn.BatchNorm2d) for m in lib
 def bake_weights(model): surgery.bake_weights(model)
 @call(.3, draws=True, changes=['encoder'], encoder=encoder, on=flag)
 def checkpoint_activations(**kw): lib.checkpoint_activations(**kw)
-@call(.5, changes=['net'], net=encoder, layer=one_of(0, -1, '0'), pool=one_of(None,'avg','max',True))
+@call(.5, changes=['net'], net=encoder, layer=one_of(0, -1, '0'), pool=one_of(None,'avg','max'))
 def LayerEncoder(net, layer, **kw): must(lib.LayerEncoder(net, layer, **kw)(torch.rand(2,1,8,8)).ndim>=2)
 calls['LayerEncoder'].draws = True
 @call(.4, draws=True, changes=['encoder'], encoder=net, pool=one_of('mean','max'))

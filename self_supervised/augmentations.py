@@ -23,9 +23,10 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    check_one_of, check_p, check_stats, check_whole, invalid, number_row, plain, warn_once)
+    check_flags, check_one_of, check_p, check_stats, check_whole, checked, invalid, number_row, plain, warn_once)
 from .image_ops import (
-    adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, cut_constants, cut_places, mirror_cuts,
+    adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
+    mirror_cuts,
     on_accelerator, resize_boxes, resize_cuts, sides, view_ratio)
 from .operations import (
     Operation, RandomGrayscale, RandomHorizontalFlip, RandomRotation, RandomSolarize, spread, spread_steps, take_steps)
@@ -132,6 +133,15 @@ class PerImage(Transform):
         chosen = torch.rand(1).expand(bs) if self.same_on_batch else torch.rand(bs)
         return (chosen<self.p).nonzero().squeeze(1)
 
+def _check_pair(most, what, **setting):
+    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
+    for name,v in setting.items():
+        # What is below 1e-6 may be 0 in float32
+        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
+        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
+
+def _is_number(o): return isinstance(o, Number) and not isinstance(o, complex) and abs(o)<1e300
+
 def _name(op): return getattr(op, '__name__', type(op).__name__)
 
 def _left_out(n, what):
@@ -160,6 +170,7 @@ class ColorJitter(Operation):
         saturation=(adjust_saturation, 1., True),
         hue=(adjust_hue, 0., True))
 
+    @checked
     def __init__(self,
         brightness:float|tuple=.4, # Added: U(-b,b), or U(lo,hi) for a pair; 0 leaves it out
         contrast:float|tuple=.4, # Multiplied: U(1-c,1+c) about each channel's mean
@@ -169,13 +180,15 @@ class ColorJitter(Operation):
     ):
         amounts = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
         # (lo,hi) of the amount of each step
-        self.ranges = {k:_range(v, self.steps[k][1]) for k,v in amounts.items() if v!=0}
+        self.ranges = {k:_range(k, v, self.steps[k][1]) for k,v in amounts.items() if not isinstance(v, Number) or v}
         self.same_on_batch = same_on_batch  # one draw for all images
 
     @property
     def most_turn(self): return max(map(abs, self.ranges.get('hue', (0,))))
 
-    def __call__(self, x): return self.compute(x, *self.draw(x.shape))
+    def __call__(self, x):
+        check_images(x)
+        return self.compute(x, *self.draw(x.shape))
 
     def names(self,
         n_in:int, # Channels of the pictures
@@ -226,7 +239,11 @@ class ColorJitter(Operation):
 
     def compute_all(self, x, numbers): return take_steps(x, self.names(x.shape[1]), numbers, self.most_turn)
 
-def _range(v, neutral): return tuple(v) if is_listy(v) else (neutral-v, neutral+v)
+def _range(name, v, neutral):
+    "(lo,hi) of an amount, or of a pair"
+    pair = (neutral-v, neutral+v) if isinstance(v, Number) else tuple(v)
+    if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return pair
+    raise invalid(f'{name}={v!r}', 'is no range', f'Pass a number, 0 or more, or (lo,hi), e.g. {name}=0.2')
 
 def _rows(x, idx): return x.index_select(0, idx.to(x.device, non_blocking=True))
 
@@ -235,17 +252,20 @@ class NormalizeViews(Transform):
     "Subtract `mean` and divide by `std`, channel by channel; `decode` inverts it"
     order = 99  # after all other operations
     split_idx = 0  # training only
+    @checked
     def __init__(self,
         mean, # One number per channel, or one for all
         std, # One number per channel, or one for all
     ):
         super().__init__()
+        check_stats((mean, std))
         self.mean = number_row(mean)  # (1,) or (c,)
         self.std = number_row(std)  # (1,) or (c,)
 
     @property
     def name(self): return f'NormalizeViews(mean={_digits(self.mean)}, std={_digits(self.std)})'
     def encodes(self, x):
+        if plain(x).dim()<2: raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch', 'Pass pictures (bs,c,h,w)')
         mean,std = (o.to(x.device, non_blocking=True) for o in self.draw_all(x.shape))
         return self.compute_all(x, mean, std)
     def decodes(self, x):
@@ -274,6 +294,7 @@ def _digits(t): return [round(o, 3) for o in t.tolist()]
 # %% ../nbs/05_augmentations.ipynb #01c020
 class BicubicCrop(Operation):
     "Cut a random part of each image of a batch (bs,c,h,w) and resize it to `size` bicubically"
+    @checked
     def __init__(self,
         size:int|tuple, # Side of the square view, or its (h,w), pixels
         scale:tuple=(.08,1.), # Part of the area to keep
@@ -285,9 +306,15 @@ class BicubicCrop(Operation):
         self.size = sides(size)  # (h,w) of the view
         if ratio is None: ratio = view_ratio(self.size)
         # kornia draws; its own resizing takes the images one by one
-        self.boxes = ResizedCropGenerator(self.size, scale, ratio)
-        self.same_on_batch = same_on_batch  # one crop for all images
+        _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', scale=scale)
+        _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', ratio=ratio)
+        self.boxes = ResizedCropGenerator(self.size, tuple(scale), tuple(ratio))
+        self.same_on_batch = bool(same_on_batch)  # one crop for all images
         self.clip = clip  # to [0,1]
+
+    def __call__(self, x):
+        check_images(x)
+        return super().__call__(x)
 
     def draw(self, shape): return (self.boxes(shape, self.same_on_batch)['src'],)
 
@@ -448,6 +475,8 @@ def get_batch_augs(
     turn_p:float=0.,
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], returns the same with sides of `size`
     "Make a pipeline that draws a random view of every picture, or every clip, of a batch"
+    check_flags(rotate=rotate, jitter=jitter, bw=bw, blur=blur, solarize=solarize)
+    check_flags(same_on_batch=same_on_batch, clip=clip)
     _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', resize_scale=resize_scale)
     if resize_ratio is None: resize_ratio = view_ratio(size)
     _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', resize_ratio=resize_ratio)
@@ -504,19 +533,10 @@ def _jitter_amounts(s):
     if len(s)!=4: raise invalid(f'jitter_s={s!r}', f'has {len(s)} entries', fix)
     return tuple(s)
 
-def _check_pair(most, what, **setting):
-    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
-    for name,v in setting.items():
-        # What is below 1e-6 may be 0 in float32
-        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
-        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
-
 def _check_angle(rotate_deg):
     "Raise unless `rotate_deg` is at most half a turn"
     if _is_number(rotate_deg) and 0<=rotate_deg<=180: return
     raise invalid(f'{rotate_deg=}', 'must be in [0,180]', 'Pass the largest angle in degrees')
-
-def _is_number(o): return isinstance(o, Number) and math.isfinite(o)
 
 def _check_any_range(**operations):
     "Raise for operations that are on and clip to [0,1] themselves"
@@ -534,21 +554,25 @@ def _no_more(name, fix):
     "Make the error for a name of the older library"
     return invalid(name, 'belongs to the older library and is no more', fix, TypeError)
 
+@checked
 def get_torchvision_batch_augs(*args, **kwargs):
     "Name what replaces the older library's pipeline, which drew once for all pictures of a batch"
     fix = 'Call get_batch_augs(size, same_on_batch=True), or leave same_on_batch out to draw for each picture'
     raise _no_more('get_torchvision_batch_augs', fix)
 
+@checked
 def get_fastai_batch_augs(*args, **kwargs):
     "Name what replaces the older library's pipeline of fastai's operations"
     fix = 'Call get_batch_augs(size, resize_scale=(min_scale,1), jitter_s=max_lighting)'
     raise _no_more('get_fastai_batch_augs', fix)
 
+@checked
 def RandomGaussianBlur(*args, **kwargs):
     "Name what replaces the older library's blur"
     op = 'PerImage(kornia.augmentation.RandomGaussianBlur((9,9), (0.1,2.), p=1.), p)'
     raise _no_more('RandomGaussianBlur', f'Pass blur_p and blur_s to get_batch_augs, or {op} as xtra_tfms')
 
+@checked
 def assert_aug_pipelines(
     aug_pipelines, # Two or more callables, one per view
 )->None:
@@ -564,6 +588,7 @@ def one_a_view(
     kwargs:dict, # For `make`; probabilities and `noise` may be tuples of `n`
 )->list: # `n` pipelines
     "Make `n` pipelines, each with its own entry of what is given as a tuple"
+    if not 1<=n<=1000: raise invalid(f'{n=}', 'must be 1 to 1000 views', 'Pass e.g. n=2')
     each = {k:v for k,v in kwargs.items() if is_listy(v) and (k.endswith('_p') or k=='noise')}
     for k,v in each.items():
         if len(v)==n: continue
@@ -572,6 +597,7 @@ def one_a_view(
 
 # %% ../nbs/05_augmentations.ipynb #aug_multi
 @delegates(get_batch_augs)
+@checked
 def get_multi_aug_pipelines(
     n:int, # Number of pipelines, one per view
     size:int|tuple, # Side of the square view, or its (h,w), pixels
@@ -584,6 +610,7 @@ def get_multi_aug_pipelines(
 class RandomFrames(Transform):
     "Keep `n` frames of each clip (bs,c,t,h,w), from a random one on"
     split_idx = 0
+    @checked
     def __init__(self,
         n:int, # Frames to keep, 1 or more
         stride:int=1, # Keep every stride-th: 1 is the clip's own speed
@@ -599,6 +626,7 @@ class RandomFrames(Transform):
     def name(self): return f'RandomFrames(n={self.n}, stride={self.stride})'
 
     def encodes(self, x):
+        x = plain(x)
         if x.dim()!=5:
             problem = f'is for clips (bs,c,t,h,w), and the batch has shape {tuple(x.shape)}'
             raise invalid(f'frames={self.n}', problem, 'Leave frames out')
@@ -607,6 +635,7 @@ class RandomFrames(Transform):
         if n<span:
             problem = f'with stride {self.stride} spans {span} frames, and the clips have {n}'
             raise invalid(f'frames={self.n}', problem, 'Pass fewer, a smaller stride, or longer clips')
+        if not len(x): return x[:, :, :span:self.stride]
         starts = torch.randint(n-span+1, (1 if self.same_on_batch else len(x),)).expand(len(x))
         return torch.stack([o[:, i:i+span:self.stride] for o,i in zip(plain(x), starts.tolist())])
 
@@ -635,6 +664,7 @@ VIEWS = dict(
     document=dict(resize_scale=(.3,1.), flip_p=0., turn_p=0., jitter=True, jitter_s=(.4,.4,.1,.02), bw=True, blur=True,
                   solarize=False))
 
+@checked
 def views_for(
     name:str, # 'photo', 'grey', 'texture', 'symbols', 'satellite', 'faces' or 'document'
 )->dict: # Arguments of `get_byol_aug_pipelines`, yours to change

@@ -269,6 +269,12 @@ def _fit(name, v, known, none):
     must = ' or '.join(dict.fromkeys([o[1] for o in known]+['None']*none))
     raise invalid(f'{name}={brief_repr(v)}', f'must be {must}', f'Pass {known[0][2]}', TypeError)
 
+def check_flags(
+    **flags # name=value
+)->None:
+    "Raise for what is neither True nor False, nor a number or None in their place"
+    for name,v in flags.items(): _fit(name, v, [_kinds[bool]], False)
+
 def tensor_of(
     name:str, # Of the argument, for the error
     v, # A tensor, an array or a list of numbers

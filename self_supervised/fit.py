@@ -27,7 +27,7 @@ from fastcore.xtras import is_listy
 from torch import nn
 
 from .budget import Deadline, check_minutes, measure_pace, steps_within
-from .core import batch_size_of, check_numbers, check_whole, invalid, plain_numbers
+from .core import batch_size_of, check_numbers, check_whole, checked, invalid, plain_numbers
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
@@ -142,11 +142,14 @@ def _recipe(learn, epochs, recipe, bs):
     return byol_recipe(epochs, bs, recipe, n_items or None)
 
 # %% ../nbs/23_fit.ipynb #byol_splitter
+@checked
 def byol_splitter(
     model:nn.Module, # With `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split into encoder + projector, and predictor. The target is in neither"
     model = get_model(model)
+    if not hasattr(model, 'projector'):
+        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass what create_byol_model returns')
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set

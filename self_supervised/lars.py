@@ -14,9 +14,10 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .core import can_be_late, fused_devices, invalid, plain_numbers, same_layout
+from .core import can_be_late, checked, fused_devices, invalid, plain_numbers, same_layout
 
 # %% ../nbs/21_lars.ipynb #bias_or_norm
+@checked
 def bias_or_norm(
     p:Tensor, # Parameter
 )->bool: # True for what the published recipe neither decays nor adapts
@@ -37,6 +38,7 @@ class TorchLARS(torch.optim.Optimizer):
     "LARS as a torch optimizer: SGD with momentum on gradients scaled by `trust_ratio` (arXiv:1708.03888)"
     found_inf = None   # 1. in a tensor on the device: leave the step out (0.: take it), without the host knowing
 
+    @checked
     def __init__(self,
         params, # Parameters, or groups of them as everywhere in torch
         lr:float, # Learning rate, applied after momentum
@@ -171,6 +173,7 @@ def norm_taker(
 # %% ../nbs/21_lars.ipynb #03c010
 class LARS(OptimWrapper):
     "LARS as published with BYOL, for fastai: an `opt_func`, and as good in a plain loop (arXiv:1708.03888)"
+    @checked
     def __init__(self,
         params, # Parameters, or a list of groups of them
         lr:float, # Learning rate, applied after momentum: of the order of 1, not of 1e-3

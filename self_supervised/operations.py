@@ -96,7 +96,7 @@ class RandomHorizontalFlip(Operation):
 
 class RandomGrayscale(Operation):
     "Turn grey"
-    def compute(self, x): return to_grey(x).expand_as(x)
+    def compute(self, x): return to_grey(x).expand_as(x).contiguous()   # the next operation may write into it
 
 class RandomSolarize(Operation):
     "Invert the bright half of the scale"

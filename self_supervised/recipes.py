@@ -15,11 +15,12 @@ from numbers import Number
 from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
-from .core import check_numbers, check_one_of, invalid, plain_numbers
+from .core import check_numbers, check_one_of, checked, invalid, plain_numbers
 from .adamw import FusedAdamW
 from .lars import LARS
 
 # %% ../nbs/22_recipes.ipynb #03c026
+@checked
 def warmup_cosine(
     lr:float, # Peak, reached at the end of the warm-up
     warmup_pct:float=0., # Part of the run that warms up, in [0,1)
@@ -138,6 +139,7 @@ recipes = Recipes([
 ])
 
 # %% ../nbs/22_recipes.ipynb #03c034
+@checked
 def byol_recipe(
     epochs:int, # Length of the run, above 0
     bs:int=256, # Pictures per step, over all processes and accumulated gradients

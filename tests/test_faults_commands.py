@@ -178,7 +178,7 @@ def test_what_it_does_not_take_is_one_line_with_its_cause(here, encoder, source,
     assert str(e.value).startswith(f'byol_embed: {said}') and '\n' not in str(e.value) and not Path('features.npz').exists()
 
 def test_an_encoder_that_is_none_is_named(here, encoder):
-    for wrong,said in (('pics', "'pics' is not a file"), ('nowhere', "'nowhere' is not a file"), (files_of('pics')[0], 'is not a whole safetensors file')):
+    for wrong,said in (('pics', "'pics' is a folder without encoder.safetensors"), ('nowhere', "'nowhere' is not a file"), (files_of('pics')[0], 'is not a whole safetensors file')):
         with pytest.raises(CliError, match=said): embed.byol_embed(wrong, 'pics', workers=0)
 
 # Names

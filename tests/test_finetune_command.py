@@ -67,6 +67,7 @@ def done(here):
 
 def test_files(done):
     res,out = done
+    assert 'shadowing' not in res.stdout+res.stderr
     assert sorted(o.name for o in out.iterdir())==['classifier.onnx','export.pkl','history.csv','report.html','results.json','settings.json']
     assert json.loads((out/'settings.json').read_text())['settings']['labels_per_class']==10
     rows = list(csv.DictReader(open(out/'history.csv')))
@@ -124,7 +125,7 @@ def test_the_report_needs_nothing_else_and_obeys_no_name(done):
 
 def test_the_test_part_is_never_trained_on_and_parts_do_not_overlap(here, monkeypatch):
     monkeypatch.chdir(here)
-    s = AttrDict(FINETUNE | dict(size=8, n_in=1, valid=.3, label=None, labels_per_class=None, workers=0, seed=3, reading={}))
+    s = AttrDict(FINETUNE | dict(size=8, n_in=1, valid=.3, labels=None, labels_per_class=None, workers=0, seed=3, reading={}))
     parts = room.read_labels('pics', s)
     train,stop = ([str(o) for o in dl.dataset.items] for dl in parts.dls)
     test = [str(o) for o in parts.items]
@@ -323,3 +324,21 @@ def test_pretrain_names_what_does_not_fit(here, args, words):
     res = run('byol_pretrain', 'pics', *args, '--size', 16, '--bs', 32, '--workers', 0, '--out', 'wrong/run', cwd=here)
     assert res.returncode==1 and res.stderr.count('\n')==1 and words in res.stderr, res.stderr
     assert not (here/'wrong').exists()
+
+@pytest.mark.parametrize('valid', [.3, 'valid'])
+def test_labels_from_a_file(here, valid, monkeypatch, capsys):
+    "Names and labels in a csv file; a picture without one is left out, and the exported classifier knows the words"
+    monkeypatch.chdir(here)
+    files = sorted(o.relative_to('pics') for o in Path('pics').rglob('*.png'))
+    rows = [(o, 'three' if o.parent.name=='3' else 'seven') for o in files[1:]]
+    with open('labels.csv', 'w', newline='') as f: csv.writer(f).writerows([('name','label'), *rows])
+    results,out = finetune('encoder.safetensors', 'pics', f'by_file_{valid}', labels='labels.csv', valid=valid, epochs=1, workers=0, progress=False)
+    assert results['vocab']==['seven','three'] and f'1 of {len(files)} pictures have no label' in capsys.readouterr().out
+    n = sum(map(sum, results['confusion']))
+    assert n+results['labels']==len(files)-1
+    if valid=='valid': assert n==sum(o.parts[0]=='valid' for o in files[1:])
+    learn = load_learner(out/'export.pkl')
+    with learn.no_bar(): assert learn.predict(here/'pics'/files[1])[0] in ('three','seven')
+    with pytest.raises(ValueError, match='labels no picture'):
+        Path('others.csv').write_text('name,label\nx.png,a\n')
+        finetune('encoder.safetensors', 'pics', 'none', labels='others.csv', workers=0, progress=False)

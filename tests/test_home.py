@@ -1,5 +1,5 @@
 "A user's own pictures: the length of a run in minutes, an honest verdict, a run that mends itself, named views"
-import csv, json, math, random, time, warnings
+import csv, json, math, random, re, time, warnings
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -15,7 +15,11 @@ from self_supervised.cli import pretrain as cli
 from self_supervised.cli.budget import Cost, choose, picture_cost
 from self_supervised.cli.comparison import compare_parts
 from self_supervised.cli.mend import Mend
-from self_supervised.cli.pretrain import byol_pretrain, complete_settings, pretrain
+from self_supervised.cli.embed import byol_embed, encoder_file
+from self_supervised.cli.evaluate import part_to_test
+from self_supervised.cli.pictures import labels_of, run_pictures, split_pictures
+from self_supervised.cli.pretrain import (
+    byol_pretrain, complete_settings, normalise_as, pretrain, starting_encoder, within_minutes)
 from self_supervised.cli.verdict import advice, difference, standing, verdict, verdict_text
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
@@ -23,6 +27,7 @@ from self_supervised.data.demo import digits, write_mnist_tiny
 from self_supervised.evaluate.features import compare_features
 from self_supervised.fit import *
 from self_supervised.layers import create_encoder
+from self_supervised.transfer.encoder_file import save_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 
 SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, workers=0, hidden_size=32, projection_size=16)
@@ -234,3 +239,89 @@ def test_quarter_turns_lose_nothing():
     assert torch.equal(QuarterTurns()(x).flatten(2).sort(2).values, x.flatten(2).sort(2).values)
     wide = torch.rand(8,1,4,6)
     assert torch.equal(QuarterTurns()(wide), wide.rot90(2, (-2,-1)))
+
+# ---- as it is typed
+
+def settings_for(**kwargs):
+    return complete_settings(**dict(path='p', seed=None, workers=0, pretrained=False, unlabelled=False, bf16=False, views=None) | SMALL | kwargs)
+
+def test_minutes_keep_a_size_as_it_is_typed_and_a_batch_that_fits(tmp_path):
+    path = str(write_mnist_tiny(tmp_path))
+    for size,kept in (('16',16), ('16,24',(16,24))):
+        s = settings_for(path=path, size=size, minutes=1)
+        within_minutes(s, run_pictures(s), dict(size=size))
+        assert s.size==kept and s.bs==64
+    for holdout in ('.9','valid'):
+        s = settings_for(path=path, minutes=1, holdout=holdout)
+        items = run_pictures(s)
+        within_minutes(s, items, {})
+        assert 2<=s.bs<=len(split_pictures(s, items).train)
+
+def test_a_cost_is_measured_at_any_size_and_with_the_norm_asked_for(monkeypatch):
+    s = settings_for(norm='group')
+    assert picture_cost(s, (16,24), 4).bytes>picture_cost(s, 16, 4).bytes
+    seen = []
+    forward = nn.GroupNorm.forward
+    monkeypatch.setattr(nn.GroupNorm, 'forward', lambda self, x: seen.append(self) or forward(self, x))
+    picture_cost(s, 16, 4)
+    assert seen
+
+def test_numbers_of_numpy_are_recorded_as_numbers():
+    s = settings_for(epochs=np.int64(3), lr=np.float32(.5), bs=torch.tensor(8))
+    assert json.loads(json.dumps([s.epochs,s.lr,s.bs]))==[3,.5,8]
+
+def test_views_normalise_as_the_starting_weights_expect(tmp_path):
+    stats = [[.3],[.2]]
+    file = save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), tmp_path/'e.safetensors', stats=stats, size=16)
+    def views(**kwargs):
+        s = settings_for(init=str(file), **kwargs)
+        normalise_as(s, starting_encoder(s))
+        return s.views['stats']
+    assert views()==stats and views(views=dict(stats=None)) is None
+    with pytest.raises(ValueError, match=r"init='no.pth' is not a file"): pretrain(tmp_path, tmp_path/'out', init='no.pth')
+
+def test_a_fit_warns_of_no_name():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        learn = learner()
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(1, 'adamw', lr=1e-3, m=.9)
+    assert not [o for o in seen if 'shadowing' in str(o.message)]
+
+def test_labels_of_a_file_that_names_no_picture_are_refused(tmp_path):
+    path = write_mnist_tiny(tmp_path/'pics')
+    (tmp_path/'l.csv').write_text('name,label\nother.png,a\n')
+    s = settings_for(path=str(path), labels=str(tmp_path/'l.csv'))
+    with pytest.raises(ValueError, match='labels no picture of the source, which has e.g.'): labels_of(s, run_pictures(s))
+
+def test_the_labels_of_a_run_are_not_those_of_other_pictures(tmp_path):
+    "Folders name the classes there"
+    path,run = write_mnist_tiny(tmp_path/'pics'),tmp_path/'run'
+    run.mkdir()
+    (tmp_path/'l.csv').write_text('name,label\nelsewhere.png,a\n')
+    recorded = dict(path='elsewhere', labels=str(tmp_path/'l.csv'), views={})
+    (run/'settings.json').write_text(json.dumps(dict(settings=recorded)))
+    (run/'held_out.csv').write_text('elsewhere.png\n')
+    assert part_to_test(run, str(path), None, None, 42, {})==.2
+    recorded['labels'] = 'cls'
+    (run/'settings.json').write_text(json.dumps(dict(settings=recorded)))
+    assert part_to_test(run, str(path), None, None, 42, {})==.2
+
+def test_advice_fits_the_run():
+    lines = ' '.join(advice(FACTS | dict(init='file.pth'), 9))
+    assert '--pretrained' not in lines
+    after = FACTS | dict(collapsed=True, mended=[dict(lr=5e-4, m=.95), dict(lr=2.5e-4, m=.975)])
+    assert '--lr 0.00013 --m 0.9938' in advice(after)[0]
+    # 100 steps in 60 of 120 seconds: 1,000 take 600 seconds, and a minute to measure
+    assert '--minutes 11' in advice(FACTS | dict(steps=100, minutes=2, training=60.))[0]
+    assert advice(FACTS | dict(steps=1))[0].startswith('1 step is few')
+
+def test_pages_read_pictures_as_the_encoder_does(tmp_path, monkeypatch):
+    path,seen = write_mnist_tiny(tmp_path/'pics'),[]
+    encoder = save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), tmp_path/'e.safetensors', stats=None, size=16, reading=dict(ground='black'))
+    monkeypatch.setattr('self_supervised.cli.neighbors.thumbnail', lambda item, **how: seen.append(how) or '')
+    byol_embed(str(encoder), [str(path/'valid')], out=str(tmp_path/'f.npz'), workers=0, neighbors=True)
+    assert seen and all(o==dict(ground='black') for o in seen)
+
+def test_an_encoder_that_is_not_there_is_named_as_it_is_called(tmp_path):
+    for name,problem in (('no.safetensors','is not a file'), ('.','is a folder without encoder.safetensors')):
+        with pytest.raises(FileNotFoundError, match=f"^encoder='{re.escape(str(tmp_path/name))}' {problem}. Give one"): encoder_file(tmp_path/name)

@@ -154,3 +154,21 @@ def test_wheel_has_the_commands(wheel):
 
 @pytest.mark.parametrize('name,value', pyproject['project']['scripts'].items())
 def test_commands_exist(name, value): assert callable(EntryPoint(name, value, 'console_scripts').load())
+
+def test_contributing_lists_every_room_in_order_and_names_what_there_is():
+    text = (root/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    listed = {}
+    for wing,rooms in re.findall(r'^\| *(\w+/)? *\| (`[^|]*) \|', text, re.M):
+        if wing or '`core`' in rooms: listed[wing.rstrip('/')] = re.findall(r'`(\w+)`', rooms)
+    made = {}
+    for o in notebooks:
+        number,_,name = o.stem.partition('_')
+        if not number.isdigit() or name=='all': continue
+        wing,_,room = name.rpartition('.')
+        made.setdefault(wing, []).append(room)
+    assert listed==made
+    ways = text[text.index('ways through it'):text.index('## What makes')]
+    for room,what in re.findall(r'^\d\. `([\w.]+)`: (.*)', ways, re.M):
+        module = (root/'self_supervised'/(room.replace('.', '/')+'.py')).read_text(encoding='utf-8')
+        for name in re.findall(r'`(\w+)(?:\([\w, ]*\))?`', what):   # those with a dot may be of another room
+            assert re.search(rf'\b{name}\b', module), (room,name)

@@ -155,7 +155,7 @@ _whole = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 class LateVerdict:
     "What is bad about a batch, decided on the device: the host learns of it a step later"
     def __init__(self,
-        guard:Callback, # With `before`, and `learned(why, late, loss)` for what the host learns
+        guard:Callback, # With `kept_buffers`, and `learned(why, late, loss)` for what the host learns
     ):
         self.guard = guard
         self.opt = _leaves_out(guard.opt)
@@ -178,7 +178,7 @@ class LateVerdict:
         "Look at the loss, where it comes from, and what the forward pass has left"
         self.flags['views'] = ~finite(*views)
         self.flags['loss'] = ~finite(loss)
-        self.flags['statistics'] = self.guard.before.spoilt().to(loss.device)
+        self.flags['statistics'] = self.guard.kept_buffers.spoilt().to(loss.device)
 
     @torch.no_grad()
     def judge(self,
@@ -191,7 +191,7 @@ class LateVerdict:
 
     def _decide(self):
         bad = torch.stack(list(self.flags.values())).any()
-        self.guard.before.put_back_where(bad)
+        self.guard.kept_buffers.put_back_where(bad)
         self.bad = bad
         return bad
 
@@ -265,7 +265,8 @@ class Counting(Callback):
         if why: self._tell(why, self.record.seen-late.note.n)
         kind = 'step' if why=='gradients' else 'batch'
         self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
-        if why: self._count(kind, why, _which(late.note.rows) if why=='inputs' else '', (late.note.epoch,late.note.batch))
+        rows = _which(late.note.rows) if why=='inputs' else ''
+        if why: self._count(kind, why, rows, (late.note.epoch,late.note.batch))
         if late.note.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.note.lr)
 
     def _tell(self, why, ago):
@@ -309,7 +310,7 @@ class Guard(Counting):
     def _forget(self):
         self.record = SkipRecord()          # what was skipped in this fit
         self.row = dict(batch=0, step=0)    # bad batches, and bad steps, since the last good one
-        self.before = KeptBuffers()         # of the model, from before the forward pass
+        self.kept_buffers = KeptBuffers()   # of the model, from before the forward pass
         self.later = None                   # `LateVerdict`; None where the host decides at once
         self.trial = False                  # is it `lr_find`, which raises the rate until training diverges?
 
@@ -336,9 +337,9 @@ class Guard(Counting):
             self.record.held_out += not self._all_finite(xs)
             return
         self.record.seen += 1
-        if self.later: self.later.begin(self._finite_rows(xs))
-        elif any_rank(not self._all_finite(xs)): self._skip_batch('inputs', _which(self._finite_rows(xs)))
-        self.before.keep(self.model)
+        if self.later: self.later.begin(xs)
+        elif any_rank(not self._all_finite(xs)): self._skip_batch('inputs', _which(finite_rows(xs)))
+        self.kept_buffers.keep(self.model)
 
     def _inputs(self, xb):
         "The tensors of the batch"
@@ -357,8 +358,8 @@ class Guard(Counting):
         "Look at the loss, where autocast is over, and at the buffers"
         if self.later: return self.later.look(self._inputs(self.xb), self.loss_grad)
         bad_loss = not self._all_finite([self.loss_grad])
-        if not any_rank(bad_loss or bool(self.before.spoilt())): return
-        self.before.put_back()
+        if not any_rank(bad_loss or bool(self.kept_buffers.spoilt())): return
+        self.kept_buffers.put_back()
         if not self._all_finite(self._inputs(self.xb)): self._skip_batch('views')
         self._skip_batch('loss' if bad_loss else 'statistics')
 
@@ -384,7 +385,7 @@ class Guard(Counting):
     ):
         "Cancel the step when gradients are not finite"
         if not any_rank(~get_total_norm(gs).isfinite()): return
-        self.before.put_back()
+        self.kept_buffers.put_back()
         self._skip_step()
 
     def _let_go(self):

@@ -122,7 +122,7 @@ def _settings(cls):
 def _get_attrs(o, names):
     "Pack those attributes of `o` that can be packed"
     state = {}
-    for k in names & vars(o).keys():
+    for k in sorted(names & vars(o).keys()):   # in the same order in each process
         try: state[k] = _pack_attr(vars(o)[k])
         except TypeError: pass
     return state

@@ -17,9 +17,10 @@ from fastai.torch_core import default_device, no_random
 from PIL import Image
 
 from ..layers import create_encoder
-from .verdict import ENOUGH_STEPS
 from ..evaluate.features import linear_predict
+from ..transfer.encoder_file import height_width
 from ..vision.byol import create_byol_model, get_byol_aug_pipelines
+from .verdict import ENOUGH_STEPS, counted
 
 # %% ../../nbs/88_cli.budget.ipynb #cost_code
 # Seconds per picture of a step, and per step beside it (optimizer, target); bytes per picture, and of the weights
@@ -27,15 +28,15 @@ Cost = namedtuple('Cost', 'picture step bytes weights')
 
 def picture_cost(
     s, # Settings of a run: arch, n_in, hidden_size, projection_size, bf16, views, norm
-    size:int, # Side of the pictures, pixels
+    size, # Side of the pictures in pixels, or (h,w)
     n:int=16, # Pictures to measure with
 )->Cost:
     "Measure what a step of training costs at `size`"
     device = default_device()
     with no_random():
-        encoder = create_encoder(s.arch, pretrained=False, n_in=s.n_in, size=size)
-        model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=size).to(device)
-        x = torch.rand(n, s.n_in, size, size, device=device)
+        encoder = create_encoder(s.arch, pretrained=False, n_in=s.n_in, size=size, norm=s.norm)
+        model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=size, norm=s.norm).to(device)
+        x = torch.rand(n, s.n_in, *height_width(size), device=device)
         augs = get_byol_aug_pipelines(size, **s.views)
         opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.)
         kept = _pass(model, augs, x, s.bf16, count=True)
@@ -101,7 +102,7 @@ def choose(
     n:int, # Pictures to train on
     native:int|None, # Their shorter side, pixels
     cost, # From a size to its `Cost`
-    size:int|None=None, # Your own choice
+    size=None, # Your own choice: a side in pixels, or (h,w)
     bs:int|None=None, # Your own choice
 )->dict: # size, bs, lr, and about how many `steps`
     "Choose size and batch for a length in seconds"
@@ -122,6 +123,12 @@ def duration(
     if seconds<5400: return f'{seconds/60:.0f} min'
     return f'{seconds/3600:.1f} h'
 
+def pixels(
+    size, # Side in pixels, or (h,w)
+)->str:
+    "Say how large pictures are"
+    return f"{'×'.join(map(str, size)) if isinstance(size, (tuple,list)) else size} px"
+
 def estimate_text(
     s, # Settings of a run: size, bs, epochs
     n:int, # Pictures to train on
@@ -134,9 +141,11 @@ def estimate_text(
     steps = s.epochs*max(1, n//s.bs)
     seconds = 1.1*steps*(s.bs*c.picture+c.step)
     buys = choose(.85*60*budget, n, native, cost)
-    return (f"{n:,} pictures to train on, {s.epochs} epochs: {steps:,} steps of {s.bs} pictures at {s.size} px, "
+    return (f"{n:,} pictures to train on, {counted(s.epochs, 'epoch')}: {counted(steps, 'step')} of {s.bs} pictures "
+            f"at {pixels(s.size)}, "
             f"about {duration(seconds)} and {memory(c, s.bs)/1e9:.1f} GB on this machine. "
-            f"--minutes {budget} would take about {buys['steps']:,} steps of {buys['bs']} at {buys['size']} px.")
+            f"--minutes {budget} would take about {counted(buys['steps'], 'step')} of {buys['bs']} "
+            f"at {pixels(buys['size'])}.")
 
 # %% ../../nbs/88_cli.budget.ipynb #after_code
 def after_training(

@@ -26,7 +26,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core import check_at_least, invalid, printable, write_atomic
+from ..core import check_at_least, checked, invalid, printable, write_atomic
 from ..data.sources import left_out_text
 from ..data.reading import BadPicture, PictureReader, check_channels, is_array, parse_size, warn_of
 from ..data.skipped import quiet_worker
@@ -41,7 +41,11 @@ def encoder_file(
 )->Path: # The file
     "Take the encoder of a run where its folder is named"
     inside = Path(path)/'encoder.safetensors'
-    return inside if inside.is_file() else Path(path)
+    if inside.is_file(): return inside
+    if Path(path).is_file(): return Path(path)
+    problem = 'is a folder without encoder.safetensors' if Path(path).is_dir() else 'is not a file'
+    fix = 'Give one that `save_encoder` wrote, or the folder of a finished run'
+    raise invalid(f'encoder={str(path)!r}', problem, fix, FileNotFoundError)
 
 def encoder_settings(
     encoder, # File that `save_encoder` wrote
@@ -91,6 +95,7 @@ class _ReadableBatches:
                     good.append(o)
             if good: yield torch.stack(good)
 
+@checked
 def embed_pictures(
     encoder, # File that `save_encoder` wrote, or the folder of a run
     source, # Folder, list, table, data set, pattern or tar of pictures, see `picture_items`; or one picture
@@ -121,6 +126,7 @@ def embed_pictures(
     _check_few_bad(batches.bad, len(items), options.get('max_bad', 1))
     return _finite(batches.names, feats, batches.bad)
 
+@checked
 def reading_options_of(
     encoder, # File
     asked:dict, # As of `reading_options`
@@ -162,13 +168,16 @@ def _check_out(out):
         raise invalid(f'out={str(out)!r}', 'needs pyarrow', 'Run `pip install pyarrow`, or name a .npz file')
     return check_place(out)
 
+@checked
 def write_features(
-    names, # (n,) one per row
+    names:list, # (n,) one per row
     feats:Tensor, # (n,nf)
-    out, # File: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
+    # File: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
+    out:str|Path,
 )->Path: # The file
     "Write features beside the names of what they belong to"
     out = _check_out(out)
+    feats = feats.detach().float().cpu()
     f = BytesIO()
     if out.suffix=='.npz':
         # Text and numbers: reading it runs no code
@@ -183,6 +192,7 @@ def write_features(
 # %% ../../nbs/93_cli.embed.ipynb #52c011
 @command('encoder', 'path')
 @delegates(reading_options)
+@checked
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote, or the folder of a run
     path:list, # Pictures: a folder, searched to the bottom; tars; csv or text files with paths; patterns; files
@@ -203,5 +213,7 @@ def byol_embed(
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
     print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')
     if not neighbors: return
-    items = run(listed_pictures, path, reading)
-    print(run(write_neighbors, Path(out).with_suffix('.html'), names, feats, items, encoder))
+    options = run(reading_options_of, encoder_file(encoder), reading)
+    items = run(listed_pictures, path, options)
+    page = Path(out).with_suffix('.html')
+    print(run(write_neighbors, page, names, feats, items, encoder, **how_to_read(options)))

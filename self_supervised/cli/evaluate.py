@@ -33,8 +33,9 @@ from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .options import command, how_to_read, listed_pictures, reading_options, where_to_look
-from .pictures import (
-    Split, is_held_out, labels_of, looked_up, read_held_out, run_pictures, split_pictures, tell_left_out)
+from self_supervised.cli.pictures import (
+    Split, is_held_out, labels_by_name, labels_of, looked_up, names_below, read_held_out, run_pictures, split_pictures,
+    tell_left_out)
 from .report import as_text
 from .run_folder import read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
@@ -104,7 +105,7 @@ def part_to_test(
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on: as asked for, those that the run held out, or a fifth; print which"
     names,settings = (read_held_out(run),read_settings(run/'settings.json')) if _has_record(run) else (None,{})
-    labels = labels or settings.get('labels')
+    labels = labels or _labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
@@ -112,6 +113,18 @@ def part_to_test(
         split = _recorded_split(s, names, run, settings.get('path'))
         if split: return split
     return holdout if labels is None else split_pictures(s, run_pictures(s))
+
+def _labels_of_run(settings, path, options):
+    "What labelled the pictures of the run, where it labels these; None where their folders do"
+    labels = settings.get('labels')
+    if labels is None or _is_same(path, settings.get('path')): return labels
+    if '.csv' not in labels.lower() or not os.path.isfile(labels.rpartition('.csv')[0]+'.csv'): return None
+    names = names_below(path, run_pictures(AttrDict(dict(path=path) | options)))
+    return labels if any(o is not None for o in labels_by_name(labels, names)) else None
+
+def _is_same(path, trained_on):
+    "Are the pictures at hand those that were trained on?"
+    return str(path)==str(trained_on) or os.path.realpath(str(path))==os.path.realpath(str(trained_on))
 
 def _has_record(run): return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
@@ -131,9 +144,10 @@ def _recorded_split(s, names, run, trained_on):
 
 def _which_part(n, of, path, run, trained_on):
     "Say which pictures are tested on"
-    same = str(path)==str(trained_on) or os.path.realpath(str(path))==os.path.realpath(str(trained_on))
+    same = _is_same(path, trained_on)
     elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
+    if not of: return f'{elsewhere}: a part is drawn by chance'
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, a part is drawn by chance'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
     return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'

@@ -46,7 +46,8 @@ from ..evaluate.protocols import crop_and_flip, draw_part
 from ..transfer.encoder_file import load_encoder
 from ..transfer.finetune import class_learner, split_layers
 from ..transfer.onnx import export_onnx
-from .options import command, how_to_read, reading_options
+from .options import command, how_to_read, listed_pictures, reading_options
+from .pictures import csv_and_column, labels_of, looked_up
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
@@ -84,17 +85,30 @@ def read_labels(
 )->Parts:
     "Read labelled pictures and split them"
     how = dict(n_in=s.n_in, bs=1, workers=s.workers, seed=s.seed, **how_to_read(s.reading))
-    where = {name: s.reading[name] for name in ('column','folder','suffixes','max_bad') if name in s.reading}
-    every = image_dls(path, s.size, label_func=s.label or parent_label, valid=s.valid, check=True, **where, **how)
+    every,label = _all_labels(path, s, how)
     _check_parts(every, path, s)
     y = torch.tensor([int(o) for o in every.train_ds.tls[1]])
     few = draw_labels(y, s.labels_per_class, list(every.vocab), s.seed)
     _,stop = draw_part(y[few], s.part, s.seed)
     items = [every.train_ds.items[i] for i in few.tolist()]
-    label = attrgetter('label') if s.label else parent_label
     dls = image_dls(items, s.size, label_func=label, valid=stop.tolist(), **how)
     train,stop,test = _in_memory_if_it_fits([dls.train, dls.valid, every.valid], s, progress)
     return Parts(train, stop, test, list(every.valid_ds.items), dls, list(dls.vocab))
+
+def _all_labels(path, s, how):
+    "Loaders of all labelled pictures, and what takes one of them to its label"
+    where = {name: s.reading[name] for name in ('column','folder','suffixes','max_bad') if name in s.reading}
+    label = parent_label if s.labels is None else attrgetter('label')
+    func = s.labels or label
+    if s.labels is not None and csv_and_column(s.labels):
+        items = listed_pictures(path, s.reading)
+        found = labels_of(AttrDict(path=path, labels=s.labels, unlabelled=False), items)
+        known = {os.fspath(o): name for o,name in zip(items, found) if name is not None}
+        if len(known)<len(items): print(f'{len(items)-len(known)} of {len(items)} pictures have no label: left out')
+        path = [o for o in items if os.fspath(o) in known]
+        label = func = partial(looked_up, known)
+        where = {name: where[name] for name in ('max_bad',) if name in where}
+    return image_dls(path, s.size, label_func=func, valid=s.valid, check=True, **where, **how),label
 
 def _check_parts(dls, path, s):
     "Raise where there is nothing to test on, or nothing to tell apart"
@@ -102,7 +116,7 @@ def _check_parts(dls, path, s):
         raise invalid(f'valid={s.valid}', f'holds out none of {len(dls.train_ds)} pictures', 'Pass a larger part')
     if len(dls.vocab)>1: return
     problem = f'has one class, {str(dls.vocab[0])!r}, and there is nothing to tell it from'
-    raise invalid(f'path={printable(path)!r}', problem, 'Pass a folder with two folders of pictures or more')
+    raise invalid(f'path={printable(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
 
 def draw_labels(
     y:Tensor, # (n,) classes 0..len(vocab)-1
@@ -165,14 +179,14 @@ class KeepBest(Callback):
         self.start = start        # loss before the first epoch
 
     def before_fit(self):
-        self.loss = self.start    # lowest so far
+        self.lowest = self.start  # loss so far
         self.epochs = 0           # after which it was reached
         self.weights = deepcopy(self.model.state_dict())
 
     def after_epoch(self):
         loss = self.recorder.values[-1][1]
-        if loss<self.loss:
-            self.loss = loss
+        if loss<self.lowest:
+            self.lowest = loss
             self.epochs = self.epoch+1
             self.weights = deepcopy(self.model.state_dict())
         if self.epoch+1-self.epochs>=self.patience: raise CancelFitException()
@@ -457,12 +471,13 @@ def _results(rows, y, parts, tuned, said):
 
 # %% ../../nbs/96_cli.finetune.ipynb #finetune
 def finetune(
-    encoder, # File that `save_encoder` wrote
+    encoder, # File that `save_encoder` wrote, or the folder of a run
     path, # Folder of pictures, a folder per class; or another source of `image_dls`
     out='runs/classifier', # Folder to write to
     labels_per_class:int|None=None, # Labels to use, for a trial; None uses all
     valid=.2, # Part to test on, in (0,1), or the name of a folder in `path`
-    label:str|None=None, # Column of a table with the labels; None takes the names of folders
+    # A csv file with names and labels, or another of `byol_pretrain --labels`; None takes the names of folders
+    labels:str|None=None,
     size=None, # Side in pixels, or (h,w); None: what the encoder's file says
     compare:bool=False, # Train the same network from scratch, too?
     flip_p:float=.5, # Probability that a picture is mirrored
@@ -478,7 +493,7 @@ def finetune(
     spec,size,stats = encoder_settings(encoder, parse_size(size))
     reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
-    s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, label=label,
+    s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
              size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed,
              reading=reading_options_of(encoder, reading))
     check_finetune(s)
@@ -516,19 +531,21 @@ def check_finetune(
     problem = 'must be in (0,1), the part to test on, or the name of a folder'
     raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
 
-_settings = 'encoder path labels_per_class valid label size n_in compare flip_p workers seed reading'.split()
+_settings = 'encoder path labels_per_class valid labels size n_in compare flip_p workers seed reading'.split()
 
 # %% ../../nbs/96_cli.finetune.ipynb #command
 @command('encoder', 'path')
 @delegates(reading_options)
 def byol_finetune(
-    encoder:str, # File that byol_pretrain or `save_encoder` wrote
-    path:str, # Folder of pictures, a folder per class; or a csv file with paths, and --label
+    encoder:str, # File that byol_pretrain or `save_encoder` wrote, or the folder of a run
+    path:str, # Folder of pictures, a folder per class; or another set of pictures, and --labels
     out:str='runs/classifier', # Folder to write to
     labels_per_class:int=None, # Labels of each class to use, for a trial; all without it
     compare:store_true=False, # Train the same network from scratch as well, to compare
     valid:str='.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
-    label:str=None, # Column of a csv file with the labels; without one, the names of folders
+    # Labels, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has others),
+    # or the column of a table
+    labels:str=None,
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
     epochs:int=None, # Epochs at most (20); an epoch is 10 steps or more
     lr:float=None, # Highest learning rate, that of the head (3e-3); lower for the early layers
@@ -541,9 +558,9 @@ def byol_finetune(
     "Train a classifier on few labels, starting from an encoder; test it, and write it for fastai and as ONNX"
     try: part = float(valid)
     except ValueError: part = valid
-    how = dict(labels_per_class=labels_per_class, valid=part, label=label, size=size, compare=compare, workers=workers,
-               seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5, progress=sys.stdout.isatty(),
-               **reading_options(**kwargs))
+    how = dict(labels_per_class=labels_per_class, valid=part, labels=labels, size=size, compare=compare,
+               workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5,
+               progress=sys.stdout.isatty(), **reading_options(**kwargs))
     results,folder = one_line_errors('byol_finetune', finetune, encoder, path, out, **how)
     rows = {name: {k: f'{v:.3f}' for k,v in cells.items()} for name,cells in results['rows'].items()}
     print(f"\n{as_text(results | dict(rows=rows), 'classifier')}\n")

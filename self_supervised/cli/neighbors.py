@@ -92,10 +92,10 @@ keep them on one side of a split.</p>
 </div>
 ''')
 
-def _shown(names, items, i, **more):
+def _shown(names, items, i, how, **more):
     "What the page shows of one picture"
     item = items.get(names[i], names[i])
-    return dict(name=printable(names[i]), src=thumbnail(item), **more)
+    return dict(name=printable(names[i]), src=thumbnail(item, **how), **more)
 
 def write_neighbors(
     out, # Page to write, .html
@@ -104,16 +104,17 @@ def write_neighbors(
     items=(), # Where the pictures are, as of `picture_items`; a name that is none of them is opened as a path
     encoder='', # Name of its file, for the page
     most:int=40, # Groups to show
+    **how # As of `open_picture`: how pictures are read
 )->str: # What was found, in a line
     "Write a page with the near duplicates and the outliers of a set of pictures"
     if len(names)<3: return f'{out}: not written, as {len(names)} pictures have no neighbours to compare'
     distances,rows = nearest_of_all(feats)
     groups,far = near_duplicates(distances, rows),outliers(distances)
     items = {os.fspath(o): o for o in items}
-    shown = [[_shown(names, items, i) for i in group[:20]] for group in groups[:most]]
+    shown = [[_shown(names, items, i, how) for i in group[:20]] for group in groups[:most]]
     page = _page.render(
         name='Near duplicates and outliers', n=len(names), encoder=printable(encoder),
-        groups=shown, n_groups=len(groups), far=[_shown(names, items, i, far=o) for i,o in far])
+        groups=shown, n_groups=len(groups), far=[_shown(names, items, i, how, far=o) for i,o in far])
     write_atomic(out, page.encode())
     plural = '' if len(groups)==1 else 's'
     return f'{out}: {len(groups)} group{plural} of near duplicates, and the pictures least like all others'

@@ -121,7 +121,7 @@ def reading_options(
     reader:str=None, # Function that reads what PIL cannot, as package.module:function
     column:str=None, # Column of a csv file with the paths; in a tar what follows the key, e.g. jpg
     folder:str=None, # Folder that relative paths start from
-    suffixes:str=None, # Endings of the files to read, e.g. .npy or .jpg,.png; '*' for all
+    suffixes:str=None, # Endings of the files to read, e.g. .npy or .jpg,.png; '*' for all (those of pictures)
     max_bad:float=None, # Part of the pictures that may be unreadable before the command stops, in [0,1]
 )->dict: # Name → value, of those that are not None
     "Collect the options of how pictures are found and read"

@@ -38,7 +38,7 @@ def run_pictures(
 )->L: # As `picture_items` lists them
     "List the pictures of a run"
     labels = s.get('labels')
-    return listed_pictures(s.path, s, label=None if labels is None or _csv_and_column(labels) else labels)
+    return listed_pictures(s.path, s, label=None if labels is None or csv_and_column(labels) else labels)
 
 def labels_of(
     s, # Settings of the run
@@ -48,12 +48,24 @@ def labels_of(
     labels = s.get('labels')
     if s.unlabelled: return [None]*len(items)
     if labels is None: return [None if isinstance(o, Picture) else parent_label(o) for o in items]
-    if not (place := _csv_and_column(labels)): return [None if o.label is None else str(o.label) for o in items]
-    known = _labels_in_csv(*place)
-    # By the path below the source, or by the name of the file alone
-    return [known.get(name, known.get(os.path.basename(name))) for name in names_below(s.path, items)]
+    if not csv_and_column(labels): return [None if o.label is None else str(o.label) for o in items]
+    names = names_below(s.path, items)
+    found = labels_by_name(labels, names)
+    if any(o is not None for o in found): return found
+    problem = f'labels no picture of the source, which has e.g. {names[0]!r}'
+    raise invalid(f'labels={str(labels)!r}', problem, 'List paths below the source, or names of files')
 
-def _csv_and_column(labels):
+def labels_by_name(
+    labels, # csv file of names and labels, or 'file.csv:column'
+    names, # Of pictures, as `names_below` returns them
+)->list: # A label for each, None for those that are not in the file
+    "Look up labels by the path below the source, or by the name of the file alone"
+    known = _labels_in_csv(*csv_and_column(labels))
+    return [known.get(name, known.get(os.path.basename(name))) for name in names]
+
+def csv_and_column(
+    labels, # As of `byol_pretrain --labels`
+)->tuple|None:
     "File and column (or None) of 'file.csv:column'; None for what names no csv file"
     file,colon,column = str(labels).rpartition(':')
     if file.lower().endswith('.csv'): return file,column
@@ -97,6 +109,7 @@ Split = namedtuple('Split', 'items labels train held')  # pictures; a label or N
 def split_pictures(
     s, # Settings of the run
     items, # Pictures, as `run_pictures` lists them
+    tell:bool=True, # Print which pictures are not judged?
 )->Split: # Labels that cannot be judged by are None
     "Label pictures, and hold some out"
     labels = labels_of(s, items)
@@ -105,7 +118,7 @@ def split_pictures(
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
-    if left_out: tell_left_out(left_out)
+    if left_out and tell: tell_left_out(left_out)
     train = [i for i,out in enumerate(held) if not out]
     if not train: raise invalid(f"holdout={s.get('holdout')!r}", 'leaves no picture to train on', 'Hold out fewer')
     return Split(items, [o if o in judged else None for o in labels], train, [i for i,out in enumerate(held) if out])
@@ -199,7 +212,7 @@ def folder_dls(
 def _label_func(s, split):
     "What takes a picture to its label"
     if s.get('labels') is None: return parent_label
-    if not _csv_and_column(s.labels): return attrgetter('label')
+    if not csv_and_column(s.labels): return attrgetter('label')
     return partial(looked_up, {os.fspath(o): label for o,label in zip(split.items, split.labels)})
 
 def looked_up(

@@ -39,6 +39,7 @@ from ..core import check_at_least, check_whole, invalid, printable, seed_everyth
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
+from ..record import record_of
 from ..layers import create_encoder
 from ..data.demo import digits
 from ..data.reading import parse_size
@@ -50,13 +51,14 @@ from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pip
 from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
 from .budget import (
-    TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost)
+    TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost, pixels)
 from .mend import Mend
 from .options import as_in_training, command, reader_name, reading_options, to_record
-from .pictures import folder_dls, judged_dls, run_pictures, write_held_out
+from .pictures import (
+    folder_dls, judged_dls, run_pictures, split_pictures, write_held_out)
 from .report import as_text
 from .run_folder import recorded_settings, run_facts, run_folder, write_run, write_settings
-from .verdict import verdict_text
+from .verdict import counted, verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at
@@ -101,7 +103,7 @@ def complete_settings(
     **settings # Of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete what was asked for by the defaults for this kind of data"
-    asked = {name: value for name,value in settings.items() if value is not None}
+    asked = {name: plain_number(value) for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init, minutes=minutes,
                   norm=norm)
@@ -110,10 +112,17 @@ def complete_settings(
     s.views = _default_views(s) | (views or {})
     return s
 
+def plain_number(
+    value, # Any setting
+): # A number of NumPy or torch as Python's, which a file can hold; all else as it is
+    "Return a setting as the record of the run holds it"
+    return value.item() if hasattr(value, 'item') and not getattr(value, 'ndim', 1) else value
+
 def _default_views(s):
     "Return the arguments of `get_byol_aug_pipelines` for this kind of data"
     if s.path is None: return DIGIT_VIEWS
-    return dict(stats=imagenet_stats if s.n_in==3 else None)
+    # Where the run starts from weights, `normalise_as` asks these
+    return {} if s.pretrained or s.init else dict(stats=imagenet_stats if s.n_in==3 else None)
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94names
 def check_names(
@@ -141,6 +150,7 @@ def check_settings(
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
     if isinstance(s.m, float) and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
+    if s.init and not Path(s.init).is_file(): raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
@@ -200,6 +210,13 @@ def starting_encoder(
     if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
     return encoder
 
+def normalise_as(
+    s, # Settings of the run; `views` gets `stats` where it has none
+    encoder:nn.Module, # As `starting_encoder` returns it
+)->None:
+    "Let the views normalise as the starting weights expect, unless you asked for other stats"
+    s.views.setdefault('stats', record_of(encoder).get('stats', imagenet_stats if s.n_in==3 else None))
+
 # %% ../../nbs/91_cli.pretrain.ipynb #g94threadscode
 @contextmanager
 def threads_for(
@@ -232,12 +249,12 @@ def within_minutes(
     asked:dict, # What is to be kept: size, bs, lr that are not None
 )->None:
     "Choose size, batch and rate for the minutes"
-    kept = {k: asked.get(k) for k in ('size','bs','lr') if asked.get(k)}
-    n = int(.8*len(items))
+    kept = {k: s[k] for k in ('size','bs','lr') if asked.get(k) is not None}
+    n = len(split_pictures(s, items, tell=False).train)
     costs = lru_cache(partial(picture_cost, s))
     chosen = choose(.8*60*s.minutes, n, native_side(items), costs, kept.get('size'), kept.get('bs'))
     s.update({k: chosen[k] for k in ('size','bs','lr')} | kept)
-    print(f'{s.minutes:g} min: pictures of {s.size} px, batches of {s.bs}', flush=True)
+    print(f'{s.minutes:g} min: pictures of {pixels(s.size)}, batches of {s.bs}', flush=True)
 
 def _time_left(s, learn, begun):
     "Time a few steps, and choose their number for what is left of the minutes"
@@ -248,7 +265,7 @@ def _time_left(s, learn, begun):
     s.seconds = max(60*s.minutes-(time.perf_counter()-begun)-after, pace.step)
     s.steps = steps_within(learn, s.seconds, pace.step)
     s.epochs = math.ceil(s.steps/len(learn.dls.train))
-    print(f'{s.steps:,} steps of {pace.step:.2g} s, about {s.steps/len(learn.dls.train):.1f} epochs; '
+    print(f'{counted(s.steps, "step")} of {pace.step:.2g} s, about {s.steps/len(learn.dls.train):.1f} epochs; '
           f'then {duration(after)} to measure and draw', flush=True)
 
 def plan(
@@ -265,7 +282,6 @@ def plan(
 
 def _say_how_long(s, learn, items):
     "Print how long the run will take"
-    if not isinstance(s.size, int): return
     n = len(learn.dls.train_ds)
     text = estimate_text(s, n, native_side(items), lru_cache(partial(picture_cost, s, n=8)))
     print(text, flush=True)
@@ -346,6 +362,7 @@ def _run(s, items, bs, out, resume, progress, begun):
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
     encoder = starting_encoder(s)
+    normalise_as(s, encoder)
     as_started = deepcopy(encoder)
     first = not rank_distrib()
     learn = run_learner(s, dls, encoder, out, progress and not s.minutes)

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..core import invalid, literal, write_atomic
 from ..callback.health import limits
+from .budget import duration
 from .page import data_url, environment, page_style
 from .verdict import verdict_text
 
@@ -220,15 +221,10 @@ _meanings = dict(
     rank=('directions that the projections use', 'no less than half of the first epochs'),
     feature_rank=('directions that the features use, of which a classifier makes its choice', 'grows, or stays'))
 
-def _duration(seconds):
-    "Seconds in words"
-    if seconds<90: return f'{seconds:.0f} s'
-    return f'{seconds/60:.0f} min' if seconds<5400 else f'{seconds/3600:.1f} h'
-
 def _when(results):
     "Date and duration of a run, in words; runs of older versions kept neither"
     if 'started' not in results: return ''
-    return f"started {results['started'][:16].replace('T', ' ')}, took {_duration(results['seconds'])}"
+    return f"started {results['started'][:16].replace('T', ' ')}, took {duration(results['seconds'])}"
 
 # %% ../../nbs/89_cli.report.ipynb #g92filescode
 def _read_record(path):

@@ -198,8 +198,9 @@ def run_facts(
     "Collect what a run was, and what was seen in it"
     health = learn.health
     losses = read_history(learn.path/'history.csv').get('train_loss') or [None]
-    known = ('epochs','bs','lr','m','size','n_in','pretrained','minutes','mended')
+    known = ('epochs','bs','lr','size','n_in','pretrained','init','minutes','mended')
     return {k: settings.get(k) for k in known} | dict(
+        m=learn.byol.sched(0.), training=settings.get('seconds'),
         started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=losses[-1],
         ranks=[o['rank'] for o in (health.before,health.rows[-1])] if health.rows else None,
         collapsed=any(o in health.ill for o in FATAL))

@@ -95,9 +95,17 @@ FAR_APART = 2.
 # Part of the rank of the projections in the first steps, below: they have narrowed
 NARROW = .5
 
+def counted(
+    n:int, # How many
+    what:str, # Word for one
+)->str: # '1 step', '1,000 steps'
+    "Say how many there are"
+    return f"{n:,} {what}{'' if n==1 else 's'}"
+
 def _of_alarm(f):
-    "After a collapse alarm: smaller steps, a slower target"
+    "After a collapse alarm: smaller steps and a slower target than those that the run tried last"
     if not f.get('collapsed'): return None
+    if f.get('mended'): f = f | {k: f['mended'][-1][k] for k in ('lr','m')}
     m = 1-(1-f['m'])/4 if f.get('m') is not None else .99
     return f"The projections collapsed. Halve the rate and slow the target down: --lr {f['lr']/2:.2g} --m {m:.4g}"
 
@@ -114,9 +122,13 @@ def _of_steps(f):
     if f['steps']>=ENOUGH_STEPS: return None
     more = ENOUGH_STEPS/max(f['steps'],1)
     longer = f"--epochs {math.ceil(more*f['epochs'])}"
-    if f.get('minutes'): longer = f"--minutes {math.ceil(more*f['minutes'])}"
+    if f.get('minutes'):
+        # Measuring and drawing take no longer for it
+        training = f.get('training') or 60*f['minutes']
+        longer = f"--minutes {math.ceil(f['minutes']+(more-1)*training/60)}"
     smaller = f", or train on smaller pictures: --size {f['size']//2}" if _side(f)>64 else ''
-    few = f"{f['steps']} steps are few, and {ENOUGH_STEPS:,} are a fair start"
+    is_few = 'is few' if f['steps']==1 else 'are few'
+    few = f"{counted(f['steps'], 'step')} {is_few}, and {ENOUGH_STEPS:,} are a fair start"
     return f'{few}. Train longer: {longer}{smaller}'
 
 def _side(f): return f['size'] if isinstance(f['size'], int) else 0
@@ -132,7 +144,7 @@ def _of_data(f):
     return f"{f['n_train']:,} pictures are few. Add more of the same kind: they need no labels"
 
 def _of_weights(f):
-    if f.get('pretrained') or f.get('n_in')!=3: return None
+    if f.get('pretrained') or f.get('init') or f.get('n_in')!=3: return None
     return 'Start from published weights, which is hard to beat with few pictures: --pretrained'
 
 def advice(
@@ -145,7 +157,7 @@ def advice(
 
 def verdict(
     results:dict, # As `compare_parts` returns them, the row of the trained encoder last
-    facts:dict, # Of the run: steps, epochs, n_train, bs, lr, m, size, n_in; where known ranks, loss, collapsed, minutes
+    facts:dict, # Of the run: steps, epochs, n_train, bs, lr, m, size, n_in; where known others of `run_facts`
 )->dict: # `helped` ('yes', 'partly', 'no', 'unknown'), `headline`, `details`, `advice`, `compared` (differences)
     "Judge a run"
     found = _labelled_verdict(results) if 'measured' in results else _unlabelled_verdict(results)

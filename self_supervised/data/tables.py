@@ -79,6 +79,7 @@ class PerFeature(Transform):
     )->Tensor: # (bs,c), the same in all columns of a feature
         "Draw with `f` for each feature, on the host"
         n = x.shape[1]
+        if not n: raise invalid(f'x.shape={tuple(x.shape)}', 'has no columns', 'Pass rows of a table (bs,c)')
         widths = [1]*n if self.widths is None else list(self.widths)
         if sum(widths)!=n:
             problem = f'are {sum(widths)} columns and the rows have {n}'

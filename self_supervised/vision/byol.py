@@ -25,7 +25,8 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import Tensor, nn
 
-from ..core import check_at_least, check_one_of, invalid, plain, plain_numbers, warn_once, without_hooks
+from ..core import (
+    check_at_least, check_one_of, checked, invalid, plain, plain_numbers, tensor_of, warn_once, without_hooks)
 from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import record_of, remember, views_stats
@@ -48,6 +49,7 @@ from .checks import ( # noqa: F401
     check_alone, check_companions, check_loader, check_model, check_range)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c006
+@checked
 def byol_loss(
     preds:tuple|Tensor, # Online predictions, one (bs,d) per view
     *targs:Tensor, # Target projections to match, one (bs,d) per prediction; outside the graph
@@ -55,6 +57,7 @@ def byol_loss(
 )->Tensor: # Scalar in [0, 4*len(preds)], 0 when every pair is parallel
     "Squared distance of the unit vectors, mean over the batch and sum over the views (arXiv:2006.07733, eq. 2)"
     if isinstance(preds, Tensor): preds = (preds,)
+    preds = [tensor_of('preds', q) for q in preds]
     check_one_of(('mean','sum','none'), reduction=reduction)
     if len(preds)!=len(targs):
         raise invalid(f'{len(targs)=}', f'does not match {len(preds)} predictions',
@@ -107,6 +110,7 @@ class Predictions(tuple):
 # %% ../../nbs/61_vision.byol.ipynb #10c011
 class BYOLLoss:
     "`byol_loss`, or a loss of your own, in the form fastai's `Learner` expects"
+    @checked
     def __init__(self,
         # Over the batch: 'mean', 'sum' or 'none'; fastai sets it for a while to get single losses
         reduction:str='mean',
@@ -124,6 +128,7 @@ class BYOLLoss:
     def activation(self, preds): return Predictions(preds)
     def decodes(self, preds): raise nothing_to_show()
 
+@checked
 def mean_of_pairs(
     loss:Tensor, # Sum over pairs
     n:int, # Pairs
@@ -135,6 +140,7 @@ def mean_of_pairs(
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that trails the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
+    @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): what is kept after training
         projector:nn.Module, # (bs,nf) → (bs,d)
@@ -248,6 +254,7 @@ def create_simsiam_model(
     return BYOLModel(encoder, projector, predictor, use_momentum=False)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c016
+@checked
 def embeddings(
     model:BYOLModel, # Left as it is
     dl, # A loader, labelled or not, or a batch (bs,c,h,w)
@@ -275,6 +282,7 @@ class _Both(nn.Module):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c021
 @delegates(get_batch_augs)
+@checked
 def get_byol_aug_pipelines(
     size:int|tuple, # Side of the square views, or their (h,w), pixels
     blur_p:float|tuple=(1.,.1), # Probability to blur: a number for both views, or one for each
@@ -403,6 +411,7 @@ class BYOLSetup(AttachedCallback):
 class BYOL(BYOLSetup):
     "Train a `BYOLModel` to predict its target network's projection of the other view (arXiv:2006.07733)"
     order = CastToTensor.order-1
+    @checked
     def __init__(self,
         # Two or more callables of a batch (bs,c,h,w) in [0,1], one per view; None where the loader brings the views:
         # (x0,x1), ((x0,x1),y), or a dict of them
@@ -547,6 +556,7 @@ def _stretched(v):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c033
 @delegates(Learner.__init__)
+@checked
 def byol_learner(
     dls, # fastai or torch loaders, labelled or not, with a validation part or without
     model:BYOLModel, # To be trained
