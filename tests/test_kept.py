@@ -14,7 +14,6 @@ from self_supervised.core import checked, tensor_of
 from self_supervised.evaluate.protocols import finetune_eval, linear_eval, linear_probe
 from self_supervised.image_ops import resize_boxes
 from self_supervised.layers import tiny_resnet
-from self_supervised.recipes import warmup_cosine
 from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
 from test_hazards import quiet
 
@@ -64,10 +63,6 @@ def test_a_mapped_file_stays_a_file(tmp_path, mode):
     a = np.asarray(X.numpy())
     a.flags.writeable = False
     assert tensor_of('x', a).data_ptr()!=a.ctypes.data   # what can be copied is safe
-
-def test_a_rate_for_each_group():
-    both = warmup_cosine(np.array([1.,2.]), .1)(.5)
-    assert both.tolist()==pytest.approx([warmup_cosine(o, .1)(.5) for o in (1.,2.)])
 
 # Views
 
