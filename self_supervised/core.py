@@ -21,7 +21,7 @@ from numbers import Integral, Number, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TypeVar, Union, cast, get_args, get_origin
-from warnings import warn
+from warnings import catch_warnings, filterwarnings, warn
 
 import numpy as np
 import torch
@@ -202,9 +202,14 @@ def _of_numbers(v):
     if of_tensors: return _to_tensor(torch.stack(list(v)))
     a = np.asarray(v)
     if a.dtype.kind not in 'biuf' or isinstance(v, set): raise _Misfit
-    # torch takes neither the bytes of another machine, nor an array turned around, and warns of one that is read only
-    a = a.astype(a.dtype.newbyteorder('='), copy=not a.flags.writeable or min(a.strides, default=0)<0)
-    return torch.as_tensor(a)
+    # torch takes neither the bytes of another machine, nor an array turned around, and warns of one that is read only.
+    # A file that is mapped may be larger than memory: no copy
+    mapped = isinstance(v, np.memmap)
+    a = a.astype(a.dtype.newbyteorder('='), copy=min(a.strides, default=0)<0 or not (mapped or a.flags.writeable))
+    if a.flags.writeable: return torch.as_tensor(a)
+    with catch_warnings():
+        filterwarnings('ignore', 'The given NumPy array is not writable', UserWarning)
+        return torch.as_tensor(a)
 
 def _to_list(v):
     if isinstance(v, Iterator): return list(v)   # such as a generator

@@ -26,8 +26,7 @@ def warmup_cosine(
     warmup_pct:float=0., # Part of the run that warms up, in [0,1)
 )->Callable: # Part of the run done, in [0,1] → learning rate
     "Raise the learning rate linearly from 0 to `lr`, then lower it to 0 along a cosine (arXiv:2006.07733, section 3.3)"
-    if not getattr(lr, 'ndim', 0): lr = plain_numbers(lr)   # an array has a rate for each group
-    warmup_pct = plain_numbers(warmup_pct)
+    lr,warmup_pct = plain_numbers((lr, warmup_pct))
     check_numbers(lr=lr)
     if 0<=warmup_pct<1: return partial(_warmup_cosine, lr=lr, warmup=warmup_pct)
     raise invalid(f'{warmup_pct=}', 'must be in [0,1), since a warm-up is shorter than the run',

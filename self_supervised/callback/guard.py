@@ -337,8 +337,8 @@ class Guard(Counting):
             self.record.held_out += not self._all_finite(xs)
             return
         self.record.seen += 1
-        if self.later: self.later.begin(xs)
-        elif any_rank(not self._all_finite(xs)): self._skip_batch('inputs', _which(finite_rows(xs)))
+        if self.later: self.later.begin(self._finite_rows(xs))
+        elif any_rank(not self._all_finite(xs)): self._skip_batch('inputs', _which(self._finite_rows(xs)))
         self.kept_buffers.keep(self.model)
 
     def _inputs(self, xb):

@@ -246,7 +246,8 @@ class Health(MetricCallback):
         "Forget a batch, or the step that was measured, which the guard has left out on the device"
         self.size = None
         if why!='gradients': self.kept.leave_out(ago)
-        if self.first and not all(o.isfinite().all() for o in self.first): self.first = None  # taken before
+        # They may have been taken before this was known
+        if self.first and not all(o.isfinite().all() for o in self.first): self.first = None
     def after_step(self):
         if self.was is not None: self.size = distance(self.online, self.was)
         self.was = None

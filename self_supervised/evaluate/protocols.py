@@ -282,7 +282,8 @@ def finetune_eval(
     # (x,y): pictures (n,c,h,w), float in [0,1] or uint8, and labels (n,); or a labelled loader, read anew each epoch
     train,
     test, # The same; its labels are met once per seed and fraction
-    fractions:tuple|float=(.01,.1), # Parts of train whose labels are used, or one; above 0, with `part` at most 1
+    # Parts of train whose labels are used, or one of them, above 0; with `part` at most 1
+    fractions:tuple|float=(.01,.1),
     lrs:tuple|float=FINETUNE_LRS, # Rates to try, ascending, or one; not scaled by the batch
     part:float=.1, # Part of train held out to choose by, in (0,1)
     seeds:tuple|int=(0,1,2), # Of held-out part, labels, order, views and first weights
