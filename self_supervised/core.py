@@ -169,6 +169,9 @@ F = TypeVar('F', bound=Callable)
 
 class _Misfit(Exception): "A value is not of a type"
 
+class ArgumentError(TypeError, ValueError):
+    "An argument that a function cannot take: NaN for a number, or text for a tensor; code may catch either of the two"
+
 def _to_int(v):
     if isinstance(v, (bool,np.bool_)) or getattr(v, 'ndim', 0): raise _Misfit
     try: v = operator.index(v)   # of numpy's whole numbers and of tensors, too
@@ -267,7 +270,7 @@ def _fit(name, v, known, none):
         try: return to(v)
         except _Misfit: pass
     must = ' or '.join(dict.fromkeys([o[1] for o in known]+['None']*none))
-    raise invalid(f'{name}={brief_repr(v)}', f'must be {must}', f'Pass {known[0][2]}', TypeError)
+    raise invalid(f'{name}={brief_repr(v)}', f'must be {must}', f'Pass {known[0][2]}', ArgumentError)
 
 def check_flags(
     **flags # name=value
