@@ -45,7 +45,7 @@ def alone():
 def shown(cell):
     "The words of a cell's text outputs: without numbers, times, widths of tables, progress bars and warnings"
     parts = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in cell.get('outputs', []) if o.get('name')!='stderr']
-    text = re.sub(r'\x1b\[[0-9;]*m|<[^>]*>|Epoch \d.*?\[[^\]]*\]|[█%|]', ' ', '\n'.join(''.join(o) for o in parts))
+    text = re.sub(r'\x1b\[[0-9;]*m|<[^>]*>|Epoch \d+/\d+ :(?:.*?\[[^\]]*\])?|[█%|]', ' ', '\n'.join(''.join(o) for o in parts))
     return re.findall(r'[^\W\d_]+', re.sub(r'\b(nan|inf|e)\b', ' ', text))
 
 def differing(stored, fresh):
