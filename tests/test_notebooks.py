@@ -46,7 +46,7 @@ def shown(cell):
     "The words of a cell's text outputs: without numbers, times, widths of tables, progress bars and warnings"
     parts = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in cell.get('outputs', []) if o.get('name')!='stderr']
     text = re.sub(r'\x1b\[[0-9;]*m|<[^>]*>|Epoch \d+/\d+ :(?:.*?\[[^\]]*\])?|[█%|]', ' ', '\n'.join(''.join(o) for o in parts))
-    return re.findall(r'[^\W\d_]+', re.sub(r'\b(nan|inf|e)\b', ' ', text))
+    return re.findall(r'[^\W\d_]+', re.sub(r'\b(nan|inf|e)\b|\w*\d\w*', ' ', text))
 
 def differing(stored, fresh):
     "The visible cells whose stored outputs say something else than a run of now"

@@ -174,7 +174,6 @@ def health_columns(
 # %% ../../nbs/44_callback.health.ipynb #21c014
 class Health(MetricCallback):
     "Watch for collapse in the projections that training computes anyway"
-    @checked
     def __init__(self,
         # Of the table, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'
         columns:tuple|str=('spread','mean_cosine','rank','feature_rank'),
