@@ -610,7 +610,6 @@ def get_multi_aug_pipelines(
 class RandomFrames(Transform):
     "Keep `n` frames of each clip (bs,c,t,h,w), from a random one on"
     split_idx = 0
-    @checked
     def __init__(self,
         n:int, # Frames to keep, 1 or more
         stride:int=1, # Keep every stride-th: 1 is the clip's own speed

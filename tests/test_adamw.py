@@ -103,6 +103,7 @@ def test_a_recipe_trains_fused_and_as_torchs_does(tmp_path):
     "`fit_byol(…, 'adamw')`; a learner that was saved with torch's AdamW goes on"
     def run(opt_func=None):
         learn = make(m=.9, path=tmp_path)
+        seed_everything(0, learn.dls)
         quiet(learn.fit_byol, 2, 'adamw', lr=1e-3, opt_func=opt_func)
         return learn
     x = digits()[0][:16]

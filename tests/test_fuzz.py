@@ -29,7 +29,7 @@ def net(n_in):
 
 def ours(e):
     "The message of an error, which is one line after fastai's own first one that names the callback"
-    assert isinstance(e, (ValueError, TypeError)), repr(e)
+    assert isinstance(e, (ValueError, TypeError)) or 'nothing was trained' in str(e), repr(e)
     lines = str(e).splitlines()
     if lines[0].startswith('Exception occured in'): lines = lines[1:]
     assert len(lines)==1, e
@@ -84,6 +84,9 @@ def test_numbers_that_are_none(spots, dtype):
     x = torch.rand(12,1,8,8).to(dtype)
     for i,v in spots: x[i,0,i%8,(3*i)%8] = v
     res,said = outcome(lambda: byol_learner(tensor_dls(x, bs=4, seed=0), create_byol_model(net(1), 8, 4), get_byol_aug_pipelines(8, **grey)))
+    if 'nothing was trained' in res:   # each of the three batches had a bad picture
+        assert (~x.float().isfinite()).flatten(1).any(1).sum()>=3
+        return
     assert res=='trains'
     if not x.float().isfinite().all(): assert any('not finite' in o for o in said)
 
