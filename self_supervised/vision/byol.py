@@ -421,7 +421,8 @@ class BYOL(BYOLSetup):
         m=None,
         print_augs:bool=False, # Print the pipelines?
         seed:int=42, # Validation draws its views from this, so that it can be repeated
-        health:bool|Health=True, # Watch for collapse, in columns of the training table? Or a `Health` with settings of its own
+        # Watch for collapse, in columns of the training table? Or a `Health` with settings of its own
+        health:bool|Health=True,
     ):
         self.augs = check_pipelines(aug_pipelines)
         super().__init__(seed, health)
