@@ -34,7 +34,7 @@ def alone():
             (sys.modules.__setitem__, '__main__', sys.modules['__main__'])]
     package = pop_package() # other tests go on with the one they have imported
     set_seed(0)
-    with (patch.dict(os.environ), patch.dict(vars(defaults), callbacks=list(defaults.callbacks)),
+    with (patch.dict(os.environ, COLUMNS='80'), patch.dict(vars(defaults), callbacks=list(defaults.callbacks)),
           patch.object(sys, 'path', list(sys.path)), plt.rc_context()): yield
     plt.close('all')
     close_shell()
