@@ -1275,8 +1275,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'self_supervised/cli/pretrain.py'),
                                               'self_supervised.cli.pretrain.normalise_as': ( 'cli.pretrain.html#normalise_as',
                                                                                              'self_supervised/cli/pretrain.py'),
-                                              'self_supervised.cli.pretrain.plain_number': ( 'cli.pretrain.html#plain_number',
-                                                                                             'self_supervised/cli/pretrain.py'),
                                               'self_supervised.cli.pretrain.plan': ( 'cli.pretrain.html#plan',
                                                                                      'self_supervised/cli/pretrain.py'),
                                               'self_supervised.cli.pretrain.pretrain': ( 'cli.pretrain.html#pretrain',

@@ -1,10 +1,11 @@
 "A user's own pictures: the length of a run in minutes, an honest verdict, a run that mends itself, named views"
-import csv, json, math, random, re, time, warnings
+import csv, json, math, random, re, struct, tarfile, time, warnings, zlib
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
@@ -12,7 +13,7 @@ from self_supervised import budget
 from self_supervised.augmentations import VIEWS, QuarterTurns, get_batch_augs, views_for
 from self_supervised.budget import Deadline, measure_pace
 from self_supervised.cli import pretrain as cli
-from self_supervised.cli.budget import Cost, choose, picture_cost
+from self_supervised.cli.budget import Cost, choose, native_side, picture_cost
 from self_supervised.cli.comparison import compare_parts
 from self_supervised.cli.mend import Mend
 from self_supervised.cli.embed import byol_embed, encoder_file
@@ -24,6 +25,7 @@ from self_supervised.cli.verdict import advice, difference, standing, verdict, v
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits, write_mnist_tiny
+from self_supervised.data.sources import picture_items
 from self_supervised.evaluate.features import compare_features
 from self_supervised.fit import *
 from self_supervised.layers import create_encoder
@@ -334,3 +336,18 @@ def test_a_single_picture_held_out_does_not_end_a_run_without_a_verdict(tmp_path
 def test_pictures_that_are_no_squares_are_trained_on(tmp_path):
     _,_,out = shortest(tmp_path, epochs=1, size='12,16')
     assert json.loads((out/'settings.json').read_text())['settings']['size']==[12,16] and (out/'encoder.safetensors').is_file()
+
+def test_any_file_may_be_among_those_that_tell_the_size(tmp_path):
+    "A bomb, EPS under another name and what is no picture: the rest is looked at, also in a tar"
+    for i in range(5): Image.new('L', (40+i,50)).save(tmp_path/f'{i}.png')
+    with tarfile.open(tmp_path/'all.tar', 'w') as tar:
+        for i in range(5): tar.add(tmp_path/f'{i}.png', f'{i}.png')
+    assert native_side(picture_items(tmp_path/'all.tar'))==42
+    (tmp_path/'all.tar').unlink()
+    header = struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0)
+    parts = [(b'IHDR',header), (b'IDAT',zlib.compress(b'0')), (b'IEND',b'')]
+    chunks = [struct.pack('>I', len(d))+k+d+struct.pack('>I', zlib.crc32(k+d)) for k,d in parts]
+    (tmp_path/'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n'+b''.join(chunks))
+    (tmp_path/'eps.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
+    (tmp_path/'text.png').write_text('no picture')
+    assert native_side(picture_items(tmp_path)) in (42,43)

@@ -14,9 +14,9 @@ from contextlib import nullcontext
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import default_device, no_random
-from PIL import Image
 
 from ..layers import create_encoder
+from ..data.reading import picture_shape
 from ..evaluate.features import linear_predict
 from ..transfer.encoder_file import height_width
 from ..vision.byol import create_byol_model, get_byol_aug_pipelines
@@ -81,13 +81,10 @@ BASE_LR = 1e-3
 def native_side(
     items, # Pictures, as `picture_items` lists them
     n:int=50, # How many to look at
-)->int|None: # Pixels; None where they are not files
+)->int|None: # Pixels; None where no picture tells its size before it is read
     "Return the median of the shorter sides of some pictures: larger views would show nothing more"
-    sides = []
-    for i in range(0, len(items), max(1, len(items)//n)):
-        try:
-            with Image.open(items[i]) as im: sides.append(min(im.size))
-        except (OSError, AttributeError, TypeError, ValueError): pass
+    shapes = [picture_shape(o) for o in items[::max(1, len(items)//n)]]
+    sides = [min(shape) for shape in shapes if shape]
     return sorted(sides)[len(sides)//2] if sides else None
 
 def batch_for(

@@ -262,6 +262,7 @@ def read_held_out(
     if not file.is_file(): return None
     with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
         return [from_csv_cell(row[0]) for row in csv.reader(f) if row]
+
 def is_held_out(
     source, # Of the pictures at hand
     items, # Those pictures

@@ -35,7 +35,7 @@ from fastcore.script import store_true
 from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
-from ..core import check_at_least, check_whole, invalid, printable, seed_everything
+from ..core import check_at_least, check_whole, invalid, plain_numbers, printable, seed_everything
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -103,7 +103,7 @@ def complete_settings(
     **settings # Of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete what was asked for by the defaults for this kind of data"
-    asked = {name: plain_number(value) for name,value in settings.items() if value is not None}
+    asked = {name: plain_numbers(value) for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init, minutes=minutes,
                   norm=norm)
@@ -111,12 +111,6 @@ def complete_settings(
     s.size = parse_size(s.size)
     s.views = _default_views(s) | (views or {})
     return s
-
-def plain_number(
-    value, # Any setting
-): # A number of NumPy or torch as Python's, which a file can hold; all else as it is
-    "Return a setting as the record of the run holds it"
-    return value.item() if hasattr(value, 'item') and not getattr(value, 'ndim', 1) else value
 
 def _default_views(s):
     "Return the arguments of `get_byol_aug_pipelines` for this kind of data"

@@ -9,6 +9,8 @@ __all__ = []
 import math
 from statistics import fmean, stdev
 
+from ..callback.health import limits
+
 # %% ../../nbs/86_cli.verdict.ipynb #spread_code
 def difference(
     a:dict, # `mean` and `all` of an accuracy, over draws of the labels
@@ -92,8 +94,6 @@ def _unlabelled_verdict(results):
 ENOUGH_STEPS,ENOUGH_PICTURES = 1000,2000
 # Above: predictions and targets have a mean cosine below 0.5; 4 is the loss of unrelated views
 FAR_APART = 2.
-# Part of the rank of the projections in the first steps, below: they have narrowed
-NARROW = .5
 
 def counted(
     n:int, # How many
@@ -112,7 +112,7 @@ def _of_alarm(f):
 def _of_rank(f):
     "Projections that narrow without an alarm"
     before,now = f.get('ranks') or (0,0)
-    if f.get('collapsed') or not now<NARROW*before: return None
+    if f.get('collapsed') or not now<limits['rank_half']*before: return None
     m = 1-(1-f['m'])/2 if f.get('m') is not None else .99
     return (f'The projections narrowed: rank {now:.0f} of {before:.0f} in the first steps. '
             f"Slow the target down or lower the rate: --m {m:.4g}, or --lr {f['lr']/2:.2g}")
