@@ -1,5 +1,4 @@
 "Render notebooks: `python tools/docs.py readme` writes README.md, `python tools/docs.py site` a site of all of them"
-import inspect
 import logging
 import re
 from base64 import b64decode
@@ -9,21 +8,18 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from shutil import copy, ignore_patterns, copytree, rmtree
-from textwrap import fill
-from types import FunctionType
 from typing import Annotated
 
 from fastcore.nbio import mk_display, preferred_msg_out, read_nb
-from fastcore.docments import docments
-from fastcore.script import call_parse, store_true
-from fastai.callback.core import event
+from fastcore.script import call_parse
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import NbdevLookup, nbglob
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_links, exec_show_docs
 
+from reference import constant_entries, entry, index_text, source_files, source_page, source_text
+
 root = get_config(__file__).config_path
-events = {o for o in vars(event) if not o.startswith('_')}
 
 class ShowExported(Processor):
     "Fill the `show_doc` cells nbdev adds, from the exported module: of the notebook nothing needs to run"
@@ -41,65 +37,6 @@ class ShowExported(Processor):
             idxs,entries = zip(*run)
             for i,o in zip(idxs, reversed(entries)): cells[i] = o
 
-# ---- An entry of the reference: signature, docstring, a table of parameters, the methods of a class
-
-def entry(sym, name, level=3):
-    "Describe `sym`, in markdown"
-    parts = [f"{'#'*level} {name}", f'```python\n{signature(sym, name)}\n```', f'*{doc_line(sym)}*', parameters(sym)]
-    if isinstance(sym, type): parts += [entry(o, f'{name}.{n}', level+1) for n,o in methods(sym)]
-    return '\n\n'.join(o for o in parts if o)
-
-def doc_line(sym): return (getattr(sym, '__doc__', None) or '').strip()
-
-def methods(cls):
-    "Public methods and properties of `cls` itself that say what they do; fastai's events do not need to be called"
-    for n,o in vars(cls).items():
-        f = o.__func__ if isinstance(o, (classmethod, staticmethod)) else o
-        if n.startswith('_') or n in events or not doc_line(f): continue
-        if isinstance(f, (FunctionType, property)): yield n,f
-
-def arguments(sym):
-    "Parameters as (name, what `inspect` knows of it, comment), and at last ('return', …)"
-    f = sym.fget if isinstance(sym, property) else sym
-    try: sig = inspect.signature(f)
-    except (TypeError, ValueError): return [],None
-    said = docments(f, full=True, args_kwargs=True)
-    ps = [(n,p,(said.get(n) or {}).get('docment')) for n,p in sig.parameters.items() if n not in ('self','cls')]
-    return ps,(sig.return_annotation,(said.get('return') or {}).get('docment'))
-
-def signature(sym, name):
-    "The call, wrapped at 90 characters"
-    if isinstance(sym, property): return name
-    args = [('*' if p.kind is p.VAR_POSITIONAL else '**' if p.kind is p.VAR_KEYWORD else '') + n + default(p, '=') for n,p,_ in arguments(sym)[0]]
-    line = f"{name}({', '.join(args)})"
-    return line if len(line)<=90 else fill(line, 90, subsequent_indent=' '*4, break_long_words=False, break_on_hyphens=False)
-
-def default(p, before=''):
-    if p.default is p.empty: return ''
-    o = p.default
-    return before + (getattr(o, '__name__', None) if callable(o) else repr(o) if len(repr(o))<40 else '…')
-
-def type_name(o):
-    "A type as people write it"
-    if o is inspect.Parameter.empty: return ''
-    if o is store_true: return 'bool'
-    text = o if isinstance(o, str) else o.__name__ if isinstance(o, type) and not hasattr(o, '__args__') else str(o)
-    for module in ('torch.nn.modules.module.','collections.abc.','fastai.learner.','fastai.data.core.','pathlib.','typing.','numpy.','torch.'): text = text.replace(module, '')
-    if text in ('Module','Module | None'): text = f'nn.{text}'
-    return text.replace('|', ' or ').replace('  ', ' ') # a bar would end the cell of a table
-
-def parameters(sym):
-    "A table of parameters and of what is returned"
-    ps,returned = arguments(sym)
-    if isinstance(sym, property): ps = []
-    def cell(o): return ' '.join((o or '').split()).replace('|', '\\|')
-    def code(o): return f'`{cell(o)}`' if o else ''
-    rows = [(f'`{n}`', code(type_name(p.annotation)), code(default(p)), cell(said)) for n,p,said in ps]
-    if returned and (returned[1] or returned[0] not in (inspect.Parameter.empty, None)) and not isinstance(sym, type):
-        rows.append(('*returns*', code(type_name(returned[0])), '', cell(returned[1])))
-    if not any(any(r[1:]) for r in rows): return ''
-    return '\n'.join(['| parameter | type | default | |', '|---|---|---|---|', *(f"| {' | '.join(r)} |" for r in rows)])
-
 class Filters(FilterDefaults):
     "nbdev's filters; its `links` into other libraries' documentation change with what is installed"
     def __init__(self, links): self.links = links
@@ -115,6 +52,8 @@ class Page:
         filters(nb)
         parts = [f'{mark} {nb.frontmatter_[o]}' for mark,o in (('#','title'),('>','description')) if o in nb.frontmatter_]
         for c in nb.cells: parts += {'markdown':self.markdown, 'code':self.code}.get(c.cell_type, lambda c: [])(c)
+        if room := next((c.directive('default_exp') for c in read_nb(fn).cells if c.has_directive('default_exp')), None):
+            parts.append(constant_entries(import_module(f'self_supervised.{room}')))
         self.text = '\n\n'.join(o for o in parts if o.strip()) + '\n'
 
     def markdown(self, cell):
@@ -123,20 +62,31 @@ class Page:
     def relink(self, m): return f'{m[1]}[{m[2]}]({target})' if (target:=self.link(m[3])) else m[2]
 
     def code(self, cell):
-        "The source and the outputs that the cell's directives ask for"
+        "The source and the outputs that the cell's directives ask for; `#| fig-cap: text` stands below its pictures"
         echo,output = (cell.directives.get(o)!='false'!=cell.directives.get('include') for o in ('echo','output'))
-        cell.remove_directives()
-        return [f'```python\n{cell.source.strip()}\n```']*echo + [self.output(o) for o in cell.outputs if output]
+        caption = cell.directives.get('fig-cap', '')
+        cell.remove_directives(quarto=True)
+        source = [f'```python\n{cell.source.strip()}\n```']*echo
+        if not output: return source
+        return source + [self.output(o, caption) for o in cell.outputs]
 
-    def output(self, out):
-        "A picture, markdown, plain text, or HTML without styles and blank lines (either would end it early)"
+    def output(self, out, caption=''):
+        "A picture, markdown, text, or HTML without styles and blank lines (either would end it early)"
         mime,data = preferred_msg_out(out, include_imgs=True)
         data = ''.join(data)
-        if mime=='image/png':
-            self.pictures[name:=f'images/{self.stem}-{len(self.pictures)+1}.png'] = b64decode(data)
-            return f'![]({self.link(name)})'
-        if mime=='text/html': return re.sub(r'\n\s*', '\n', re.sub(r'<style.*?</style>', '', data, flags=re.S)).strip()
-        return data if mime=='text/markdown' else f'```\n{data.strip()}\n```'
+        if mime=='image/png': return self.picture(b64decode(data), caption)
+        if mime=='text/html': return table_of(re.sub(r'<style.*?</style>', '', data, flags=re.S))
+        if mime=='text/markdown': return data
+        data = data.strip('\n').rstrip()
+        return f'```{self.look(data)}\n{data}\n```'
+
+    def picture(self, png, caption):
+        "Keep a picture; its caption is what a reader who does not see it is told, too"
+        self.pictures[name:=f'images/{self.stem}-{len(self.pictures)+1}.png'] = png
+        img = f'![{caption}]({self.link(name)})'
+        return f'{img}\n\n*{caption}*' if caption else img
+
+    def look(self, text): return ''
 
     def save(self, fn, folder):
         "Write the text to `fn`, and the pictures to `folder` in place of older ones"
@@ -144,6 +94,33 @@ class Page:
         (folder/'images').mkdir(parents=True, exist_ok=True)
         for o in folder.glob(f'images/{self.stem}-*.png'): o.unlink()
         for name,png in self.pictures.items(): (folder/name).write_bytes(png)
+
+class SitePage(Page):
+    "A page of the site: figures with captions, commands as in a terminal, columns that stay columns"
+    def picture(self, png, caption):
+        img = super().picture(png, caption).partition('\n')[0]
+        if not caption: return img
+        return f'<figure markdown="1">\n{img}\n<figcaption markdown="1">{caption}</figcaption>\n</figure>'
+
+    def look(self, text):
+        "Classes for the style sheet, in the form of a fence's attributes"
+        if text.startswith('$ '): return '{ .console .terminal }'
+        columns = max(len(o) for o in text.splitlines() or [''])
+        aligned = len(re.findall(r'\S {2,}\S', text))>1
+        looks = ['.text', '.output', '.aligned'*aligned, '.wide'*(aligned and columns>104)]
+        return f"{{ {' '.join(filter(None, looks))} }}"
+
+def table_of(html):
+    "A table of pandas: one row of headings, and the style of the site"
+    html = re.sub(r'\n\s*', '\n', html).strip()
+    html = re.sub(r'<table[^>]*>', '<table>', html)
+    html = re.sub(r'(?<=<th>)\w+(?=</th>)', lambda m: m[0].replace('_', '_<wbr>'), html)   # long headings may break there
+    heads = re.search(r'<thead>\n<tr[^>]*>(.*?)</tr>\n<tr[^>]*>(.*?)</tr>\n</thead>', html, re.S)
+    if not heads: return html
+    upper,lower = (re.findall(r'<th[^>]*>(.*?)</th>', o, re.S) for o in heads.groups())
+    if len(upper)!=len(lower): return html
+    names = ''.join(f'<th>{a or b}</th>' for a,b in zip(upper, lower))   # the index has its name in the lower row
+    return html.replace(heads[0], f'<thead>\n<tr>{names}</tr>\n</thead>')
 
 def readme(dest:Path):
     "Write README.md into `dest`, its pictures into `dest`/nbs/images"
@@ -161,21 +138,56 @@ def site(dest:Path):
     "Write a page a notebook into `dest`/_proc and the site made of them into `dest`/_docs; a broken link is an error"
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
-    from self_supervised._modidx import d
     logging.basicConfig(format='%(message)s') # or mkdocs counts its warnings without saying what they are
-    for mod,syms in d['syms'].items(): # nbdev links `name` to where it is documented: tell it of our pages
-        for o,(page,_) in syms.items():
-            name = o.removeprefix(f'{mod}.')
-            NbdevLookup().syms[name] = f"{page.partition('.html')[0]}.md#{name.partition('.')[0].lower()}"
+    link_names()
     pages = dest/'_proc'
     rmtree(pages, ignore_errors=True)
     copytree(root/'nbs', pages, ignore=ignore_patterns('*.ipynb', '.*'))
     for o in ('iframe-worker.js','style.css'): copy(root/'tools'/o, pages)
     fns = nbglob(root/'nbs', as_path=True).sorted(key=lambda o: o.name)
-    for fn in fns: Page(fn, Filters(links=True), site_link).save(pages/page_name(fn), pages)
-    build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=nav(fns), strict=True))
-    for o in (dest/'_docs').glob('*.html'): o.write_text(re.sub(r'(?<=class="arithmatex">)\\([(\[])(.+?)\\[)\]]', formula, o.read_text(encoding='utf-8'), flags=re.S), encoding='utf-8')
+    for fn in fns: SitePage(fn, Filters(links=True), site_link).save(pages/page_name(fn), pages)
+    more_pages(pages, fns)
+    build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=nav(fns), strict=True, **facts()))
+    for o in (dest/'_docs').glob('*.html'): finish(o)
     if found := from_elsewhere(dest/'_docs'): raise ValueError('\n'.join(['these load something from elsewhere, and pages open without a network:', *found]))
+
+def link_names():
+    "nbdev links a `name` to where it is documented: tell it of our pages"
+    from self_supervised._modidx import d
+    for mod,syms in d['syms'].items():
+        for o,(page,_) in syms.items():
+            name = o.removeprefix(f'{mod}.')
+            NbdevLookup().syms[name] = f"{page.partition('.html')[0]}.md#{name.partition('.')[0].lower()}"
+
+def facts():
+    "What the site says of the project: its version at the foot of each page, its repository where pyproject.toml names one"
+    import tomllib
+    from self_supervised import __version__
+    project = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']
+    res = dict(copyright=f'self_supervised {__version__}')
+    repository = project.get('urls', {}).get('Repository')
+    return res | (dict(repo_url=repository) if repository else {})
+
+def more_pages(pages, fns):
+    "Write the pages that no notebook has: the changelog, the index of names, the source"
+    changes = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    (pages/'changelog.md').write_text(changes, encoding='utf-8')
+    (pages/'api.md').write_text(index_text(list(rooms(fns))), encoding='utf-8')
+    for o in source_files(): (pages/source_page(o)).write_text(source_text(o), encoding='utf-8')
+
+def rooms(fns):
+    "(wing, room, its own public names) in the order of the imports"
+    for fn in fns:
+        if not fn.name[0].isdigit() or fn.stem.endswith('_all'): continue
+        room = fn.stem.partition('_')[2]
+        module = import_module(f'self_supervised.{room}')
+        own = [o for o in module.__all__ if getattr(getattr(module, o), '__module__', module.__name__)==module.__name__]
+        yield wing_of(fn), room, sorted(own, key=str.lower)
+
+def finish(page:Path):
+    "What the markdown of a page cannot say: formulas as MathML"
+    text = page.read_text(encoding='utf-8')
+    page.write_text(re.sub(r'(?<=class="arithmatex">)\\([(\[])(.+?)\\[)\]]', formula, text, flags=re.S), encoding='utf-8')
 
 # What a browser fetches by itself: not the target of a link that a reader follows, nor the address a page says it has
 loads = re.compile(r"""<(?:script|img|iframe|embed|source|video|audio|object|link(?![^>]*\brel=["']?(?:canonical|prev|next|edit)\b))\b[^>]*?\b(?:src|srcset|href|data)=["']?((?:https?:)?//[^\s"'>]+)|(?:@import\s+|url\()["']?((?:https?:)?//[^\s"')]+)|class="(mermaid)\"""", re.I)
@@ -185,30 +197,38 @@ def from_elsewhere(folder:Path):
     texts = {o: re.sub(r'<(code|pre)\b.*?</\1>', '', o.read_text(encoding='utf-8'), flags=re.S) for o in sorted([*folder.rglob('*.html'), *folder.rglob('*.css')])}
     return [f'{fn.relative_to(folder)}: {"".join(m)}' for fn,text in texts.items() for m in loads.findall(text)]
 
-# What a reader meets first; pages that are not named here follow at the end of their part
+# What a reader meets first; pages that are not named here follow at the end of the guides
 parts = {'Get started': ['tutorial.install','tutorial.photographs','tutorial.how_byol_works','tutorial.journey'],
-         'Guides': ['tutorial.settings','tutorial.views','tutorial.not_learning','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables','tutorial.cluster',
-                    'tutorial.other_libraries','tutorial.faq','tutorial.glossary'],
-         'Evidence': ['tutorial.cifar10','tutorial.speed','hazards']}
+         'Guides': ['tutorial.settings','tutorial.views','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables',
+                    'tutorial.cluster','tutorial.not_learning','tutorial.other_libraries'],
+         'How it works': [], # the rooms
+         'Evidence': ['tutorial.cifar10','tutorial.speed','hazards'],
+         'Look up': ['api.md','tutorial.faq','tutorial.glossary','changelog.md']}
 wings = dict(callback='Callbacks', data='Data', evaluate='Evaluation', transfer='Transfer', vision='BYOL', cli='Commands')
 
+def wing_of(fn):
+    wing,dot,_ = fn.stem.partition('_')[2].partition('.')
+    return wings.get(wing, 'Foundations') if dot else 'Foundations'
+
 def nav(fns):
-    "Pages in the order they are read: the first steps, guides, evidence, and the reference by wing, in the order of the imports"
+    "Pages in the order they are read: first steps, guides, the rooms by wing in the order of the imports, evidence, what to look up"
     stems = [o.stem for o in fns]
-    told = [dict([(title, [page_name(f'{o}.ipynb') for o in names if o in stems])]) for title,names in parts.items()]
-    rooms = {}
+    told = {title: [o if o.endswith('.md') else page_name(f'{o}.ipynb') for o in names if o in stems or o.endswith('.md')]
+            for title,names in parts.items()}
+    by_wing = {}
     for o in fns:
-        if not o.name[0].isdigit(): continue
-        wing = o.stem.partition('_')[2].partition('.')
-        rooms.setdefault(wings.get(wing[0], 'Foundations') if wing[1] else 'Foundations', []).append(page_name(o.name))
-    left = [page_name(o.name) for o in fns if not o.name[0].isdigit() and o.stem!='index' and not any(o.stem in v for v in parts.values())]
-    told[1]['Guides'] += left
-    return ['index.md', *told, dict(Reference=[dict([(k,v)]) for k,v in rooms.items()])]
+        if o.name[0].isdigit(): by_wing.setdefault(wing_of(o), []).append(page_name(o.name))
+    told['How it works'] = [{k: v} for k,v in by_wing.items()]
+    named = {o for names in parts.values() for o in names}
+    told['Guides'] += [page_name(o.name) for o in fns if not o.name[0].isdigit() and o.stem not in {'index', *named}]
+    return [dict(Overview='index.md'), *({k: v} for k,v in told.items())]
 
 def formula(m):
-    "TeX as MathML, which browsers draw themselves: no script to fetch"
+    "TeX as MathML, which browsers draw themselves: no script to fetch; equations beside each other may stand below each other, too"
     from latex2mathml.converter import convert
-    return convert(unescape(m[2]), display='block' if m[1]=='[' else 'inline')
+    if m[1]=='(': return convert(unescape(m[2]), display='inline')
+    each = [o for o in re.split(r'(?:\\qquad\s*)+', unescape(m[2])) if o.strip()]
+    return ''.join(f'<span class="equation">{convert(o, display="block")}</span>' for o in each)
 
 @call_parse
 def main(

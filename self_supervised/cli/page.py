@@ -26,10 +26,10 @@ th { font-weight: 600 }
 tr + tr td, tr + tr th { border-top: 1px solid #eee }
 td.n { text-align: right }
 td { overflow-wrap: anywhere }
-img { max-width: 100% }
+img { max-width: 100%; max-height: 44em }
 code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6; border-radius: 3px }
 code { padding: .1em .3em }
-pre { padding: .8em; overflow-x: auto }
+pre { padding: .8em; white-space: pre-wrap; overflow-wrap: anywhere }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22em, 1fr)); gap: 0 3em }
 .pictures { display: flex; flex-wrap: wrap; gap: 1em; margin: .8em 0 }
 figure { margin: 0; width: 128px; font-size: 12px; line-height: 1.3; overflow-wrap: anywhere }

@@ -141,6 +141,7 @@ STYLE</style>
 <tr><th>{{ row }}</th>{% for c in columns %}<td>{{ value_of(cells[c]) if c in cells }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
+{% if explained %}<p>{{ explained }}</p>{% endif %}
 {% endif %}
 
 {% if curves %}
@@ -150,9 +151,9 @@ Beyond a dashed line the health check compares more closely.</p>
 <img alt="A curve for each column of the training table" src="{{ curves }}">
 {% if meanings %}
 <table>
-<tr><th>curve</th><th>meaning</th><th>good values</th></tr>
-{% for kind, (meaning, good) in meanings.items() %}
-<tr><th>{{ kind }}</th><td>{{ meaning }}</td><td>{{ good }}</td></tr>
+<tr><th>curve</th><th>at the end</th><th>meaning</th><th>good values</th></tr>
+{% for kind, (last, meaning, good) in meanings.items() %}
+<tr><th>{{ kind }}</th><td>{{ last }}</td><td>{{ meaning }}</td><td>{{ good }}</td></tr>
 {% endfor %}
 </table>
 {% endif %}
@@ -172,8 +173,9 @@ Beyond a dashed line the health check compares more closely.</p>
 {% endif %}
 {% endif %}
 
-{% for title, src in pictures %}
+{% for title, meaning, src in pictures %}
 <h2>{{ title }}</h2>
+{% if meaning %}<p>{{ meaning }}</p>{% endif %}
 <img alt="{{ title }}" src="{{ src }}">
 {% endfor %}
 
@@ -216,10 +218,31 @@ def png_of(
 _meanings = dict(
     loss=('squared distance of predictions and targets: 0 when they agree, 4 for two views with nothing in common',
           'falls, and says little else'),
-    spread=('how far the projections lie apart: 1 over the whole sphere, 0 when all are one point', 'above 0.5'),
-    mean_cosine=('how alike the projections of two pictures are: 0 when unrelated, 1 when the same', 'below 0.8'),
-    rank=('directions that the projections use', 'no less than half of the first epochs'),
-    feature_rank=('directions that the features use, of which a classifier makes its choice', 'grows, or stays'))
+    spread=('how far the projections lie apart: 1 over the whole sphere, 0 when all are one point',
+            f"above {limits['spread']}"),
+    mean_cosine=('how alike the projections of two pictures are: 0 when unrelated, 1 when the same',
+                 f"below {limits['mean_cosine']}"),
+    rank=('directions that the projections use',
+          'falls in good runs, too: the digits go from 53 to 24. A bad sign only where spread or mean_cosine is bad'),
+    feature_rank=('directions that the features use, of which a classifier makes its choice',
+                  f"at least {limits['feature_rank_kept']} of that in the first steps"))
+
+# Columns of the results → what they are
+_measures = {
+    'linear': 'linear: a linear classifier on the frozen features',
+    'balanced linear': 'balanced linear: the same, the mean over classes, so that a rare class counts as much',
+    'kNN': 'kNN: each picture gets the class of the labelled pictures nearest to it'}
+
+def _explained(columns):
+    "What was measured, and what is good"
+    known = [_measures[o] for o in columns if o in _measures]
+    if not known: return ''
+    return f"{'; '.join(known)}. Good: the last row is above all others by more than the spread (±)."
+
+def _last(history, kind):
+    "The last values of a kind of column, as text"
+    values = [[v for v in history[name] if v is not None][-1] for name in _by_kind(history)[kind]]
+    return ', '.join(f'{v:.3g}' for v in values)
 
 def _when(results):
     "Date and duration of a run, in words; runs of older versions kept neither"
@@ -247,7 +270,7 @@ def _read_curves(path):
     "Read a training table, and draw it where it holds a number"
     history = read_history(path)
     png = png_of(plot_history(history)) if _by_kind(history) else None
-    kinds = {k: v for k,v in _meanings.items() if k in _by_kind(history)}
+    kinds = {k: (_last(history, k), *v) for k,v in _meanings.items() if k in _by_kind(history)}
     return dict(epochs=len(history.get('epoch', [])), png=png, meanings=kinds)
 
 def _read(reader, file, unread):
@@ -267,15 +290,22 @@ def _tables(record):
     machine = {k: record[k] for k in ('device','threads') if k in record}
     return dict(Settings=settings, Views=views, Machine=record.get('versions', {}) | machine)
 
-# Pictures that `byol_pretrain` draws, in the order of the page
-_titles = dict(views='Views', embedding='Map of the features', neighbors='Nearest neighbours', health='Health')
+# Pictures that `byol_pretrain` draws, in the order of the page: title, and what to look for
+_titles = dict(
+    views=('Views', 'What the network was trained on. Good: you can still tell what is in each view, '
+                    'and the two views of a picture differ in what does not matter to you.'),
+    embedding=('Map of the features', 'Held-out pictures, placed by the two directions in which their features differ most. '
+                                      'Good: pictures of a kind lie together. Colours are labels that training did not see.'),
+    neighbors=('Nearest neighbours', 'Left, a held-out picture; beside it those whose features are most alike. '
+                                     'Good: they show the same kind of thing. A red frame is another class.'),
+    health=('Health', ''))
 
 def _pictures(folder):
-    "Return titles and contents of the pictures in a folder: those with a title of their own, then all others"
+    "Return titles, meanings and contents of the pictures in a folder: those with a title of their own, then all others"
     known = list(_titles)
     def place(file): return (known.index(file.stem) if file.stem in known else len(known), file.name)
     files = sorted(folder.glob('*.png'), key=place)
-    return [(_titles.get(f.stem, f.stem), data_url(f.read_bytes())) for f in files]
+    return [(*_titles.get(f.stem, (f.stem, '')), data_url(f.read_bytes())) for f in files]
 
 def _contents(folder):
     "Return what the template shows of a run's folder"
@@ -290,6 +320,7 @@ def _contents(folder):
         unread=unread,
         results=results,
         columns=_columns(results) if results else [],
+        explained=_explained(_columns(results)) if results else '',
         said=results.get('said'),
         verdict=results.get('verdict'),
         when=_when(results) if results else '',

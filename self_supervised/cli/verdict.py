@@ -114,7 +114,7 @@ def _of_rank(f):
     before,now = f.get('ranks') or (0,0)
     if f.get('collapsed') or not now<limits['rank_half']*before: return None
     m = 1-(1-f['m'])/2 if f.get('m') is not None else .99
-    return (f'The projections narrowed: rank {now:.0f} of {before:.0f} in the first steps. '
+    return (f'The projections use few directions, {now:.0f} of {before:.0f} in the first steps, as some good runs do. '
             f"Slow the target down or lower the rate: --m {m:.4g}, or --lr {f['lr']/2:.2g}")
 
 def _of_steps(f):
