@@ -134,6 +134,25 @@ def test_order_is_entered_without_reading(tmp_path):
 
 # What callbacks hold
 
+class Late(Callback):
+    "Comes after the checkpoint in each event, begins with the fit, and counts what it saw"
+    order = 1001
+    def before_fit(self): self.clock,self.seen,self.drawn = object(),0,torch.rand(1).item()
+    def before_epoch(self): self.clock
+    def after_batch(self): self.seen += bool(self.clock) and self.training
+
+@pytest.mark.parametrize('step', [3, STEPS+2, 2*STEPS])
+def test_a_callback_behind_the_checkpoint_begins_the_fit_too(tmp_path, step):
+    "It was switched off before its `before_fit`, where whole epochs are behind, and failed at the first step"
+    def run(path, *cbs):
+        late = Late()
+        return outcome(fit(path, cbs=[late, *cbs])), (late.seen,late.drawn)
+    want = run(tmp_path/'whole')
+    assert in_child(run, tmp_path/'killed', Kill('after_batch', step))==-signal.SIGKILL
+    have = run(tmp_path/'killed')
+    assert_same(have[0], want[0])
+    assert have[1]==want[1] and want[1][0]==3*STEPS
+
 def test_gradients_in_the_middle_of_an_accumulation(tmp_path):
     assert_survives(tmp_path, [Kill('after_batch', 2), Kill('after_batch', STEPS+1)], learner_cbs=[partial(GradientAccumulation, 48)])
 

@@ -103,11 +103,11 @@ def test_the_folder_is_walked_once_and_the_map_has_pictures(tmp_path, monkeypatc
 
 def losses(folder): return [r['train_loss'] for r in csv.DictReader(open(folder/'history.csv'))]
 
-@pytest.mark.parametrize('bf16', [False,True])
-def test_goes_on_with_the_settings_it_has(tmp_path, monkeypatch, bf16):
+@pytest.mark.parametrize('bf16,progress', [(False,False), (True,True)])
+def test_goes_on_with_the_settings_it_has(tmp_path, monkeypatch, bf16, progress):
     "Stopped by SIGTERM in a process of its own, at a step, and resumed: the log and the encoder are those of a run that was not"
     monkeypatch.chdir(tmp_path)
-    kw = dict(epochs=2, hidden_size=64, seed=3, bf16=bf16, views=dict(rotate_deg=10))
+    kw = dict(epochs=2, hidden_size=64, seed=3, bf16=bf16, progress=progress, views=dict(rotate_deg=10))
     pretrain.pretrain(out='whole', **kw)
     def stop(self):
         if self.training and self.train_iter==12: signal.raise_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_goes_on_with_the_settings_it_has(tmp_path, monkeypatch, bf16):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==-signal.SIGTERM and not Path('stopped/encoder.safetensors').exists()
     for wrong,word in [(dict(epochs=3), 'epochs=2'), (dict(seed=1), 'seed=3'), (dict(no_flip=True, out='nowhere'), 'holds no run')]:
         with pytest.raises(CliError, match=word): byol_pretrain(**dict(out='stopped', resume=True) | wrong)
-    pretrain.pretrain(out='stopped', resume=True)
+    pretrain.pretrain(out='stopped', resume=True, progress=progress)
     assert losses(tmp_path/'stopped')==losses(tmp_path/'whole')
     a,b = (load_encoder(f'{o}/encoder.safetensors').state_dict() for o in ('whole','stopped'))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -65,7 +65,7 @@ class Page:
         "The source and the outputs that the cell's directives ask for; `#| fig-cap: text` stands below its pictures"
         echo,output = (cell.directives.get(o)!='false'!=cell.directives.get('include') for o in ('echo','output'))
         caption = cell.directives.get('fig-cap', '')
-        cell.remove_directives(quarto=True)
+        cell.remove_directives()
         source = [f'```python\n{cell.source.strip()}\n```']*echo
         if not output: return source
         return source + [self.output(o, caption) for o in cell.outputs]

@@ -154,11 +154,19 @@ class Checkpoint(AttachedCallback):
         check_same(self.saved, self.facts, get_model(self.model), self.folder)
         self.load(self.saved)
         self.replay.go_on(position, self.saved['rng'])
-        if not position['batch']: self.saved = {}
+        if not (self.replay.epochs or self.replay.batches): self.saved = {}
         if not rank_distrib(): print(f'{self.folder}: {_where(self.n_epoch, **position)}')
 
     def before_epoch(self):
-        if self.epoch<self.replay.epochs: raise CancelEpochException
+        if self.epoch>=self.replay.epochs: return
+        if not self.epoch: self._end_of_start()
+        raise CancelEpochException
+
+    def _end_of_start(self):
+        "All callbacks have begun the fit now: undo what that did to those behind this one"
+        self.load(self.saved)
+        self.replay.skip_first()
+        if not self.replay.batches: self.saved = {}
 
     def before_train(self):
         "Note the random state of the epoch, or go back to it"

@@ -167,7 +167,12 @@ class Replay:
         self.epochs = self.callback.n_epoch if position['finished'] else position['epoch']
         self.batches = position['batch']
         self._set('start' if self.batches else 'now')
-        if self.epochs: self._mute()
+        if self.epochs: self._mute(self._before_this())
+
+    def skip_first(self)->None:
+        "Switch off those, too, that began the fit behind this callback; random numbers that they drew for it do not count"
+        self._mute()
+        self._set('start' if self.batches else 'now')
 
     def epoch_skipped(self,
         epoch:int, # Its number
@@ -219,10 +224,16 @@ class Replay:
 
     def _continue(self): self._set('now')
 
-    def _mute(self):
-        "Switch the other callbacks off; the progress bar counts what is behind, too"
-        if not self.muted: self.muted = [cb for cb in self.callback.learn.cbs if cb.run and self._can_be_muted(cb)]
+    def _mute(self, cbs=None):
+        "Switch the other callbacks off, or those of `cbs`; the progress bar counts what is behind, too"
+        if cbs is None: cbs = self.callback.learn.cbs
+        self.muted += [cb for cb in cbs if cb.run and self._can_be_muted(cb)]
         for cb in self.muted: cb.run = False
+
+    def _before_this(self):
+        "The callbacks that have begun the fit when this one does"
+        cbs = list(self.callback.learn.cbs.sorted('order'))
+        return cbs[:cbs.index(self.callback)]
 
     def _can_be_muted(self, cb): return cb is not self.callback and not isinstance(cb, ProgressCallback)
 
