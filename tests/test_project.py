@@ -3,7 +3,9 @@ import os, re, shutil, subprocess, sys, tomllib
 from configparser import ConfigParser
 from difflib import unified_diff
 from email import message_from_bytes
+from importlib import import_module
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
@@ -12,7 +14,7 @@ from nbdev.clean import nbdev_clean
 from nbdev.config import get_config, read_version
 from nbdev.doclinks import nbdev_export, nbglob
 from packaging.requirements import Requirement
-import docs # tools/docs.py
+import docs, reference # tools/
 
 root = get_config(__file__).config_path
 notebooks = nbglob(root/'nbs', as_path=True).sorted()
@@ -108,15 +110,87 @@ def words(md):
     "The words of markdown, without the targets of its links"
     return re.findall(r'\w+', re.sub(r'\]\([^)]*\)', ']', md))
 
-def test_site_shows_every_cell(tmp_path):
-    "A page for each notebook with all its text; links lead somewhere (mkdocs is strict), and nothing is loaded from elsewhere"
-    run('-W', 'ignore', root/'tools/docs.py', 'site', '--dest', tmp_path, PYTHONPATH=str(root))
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site, built once; links lead somewhere (mkdocs is strict), and nothing is loaded from elsewhere"
+    dest = tmp_path_factory.mktemp('site')
+    run('-W', 'ignore', root/'tools/docs.py', 'site', '--dest', dest, PYTHONPATH=str(root))
+    return dest
+
+def page_of(site, name): return (site/'_docs'/name).with_suffix('.html').read_text(encoding='utf-8')
+def pages(site): return {o.name: o.read_text(encoding='utf-8') for o in sorted((site/'_docs').glob('*.html')) if o.name!='404.html'}
+def article(page): return page[page.index('<article'):page.index('</article>')]
+
+def test_site_shows_every_cell(site):
+    "A page for each notebook with all its text"
     for fn in notebooks:
         cells = [c for c in read_nb(fn).cells if c.cell_type=='markdown' and not c.source.startswith('#|')]
-        page = ' '.join(words((tmp_path/'_proc'/docs.page_name(fn.name)).read_text(encoding='utf-8')))
+        page = ' '.join(words((site/'_proc'/docs.page_name(fn.name)).read_text(encoding='utf-8')))
         lost = [c.source[:60] for c in cells if ' '.join(words(c.source)[:20]) not in page]
         assert not lost, (fn.name, lost)
-        assert (tmp_path/'_docs'/docs.page_name(fn.name)).with_suffix('.html').exists()
+        assert (site/'_docs'/docs.page_name(fn.name)).with_suffix('.html').exists()
+
+def test_site_shows_what_runs_print(site):
+    "Outputs of visible cells are on the page, and directives of nbdev are not"
+    for fn in notebooks:
+        page = re.sub(r'\s', '', (site/'_proc'/docs.page_name(fn.name)).read_text(encoding='utf-8'))
+        assert not re.search(r'^#\|', page, re.M), fn.name
+        for c in read_nb(fn).cells:
+            if c.cell_type!='code' or re.search(r'^#\| *(hide|export|include|output)', c.source, re.M): continue
+            for o in c.outputs:
+                text = re.sub(r'\s', '', ''.join(o.get('text', '')))[:200]
+                assert text in page, (fn.name, c.id, text)
+
+def rooms():
+    "Name of its page, and module, of each room"
+    for fn in notebooks:
+        room = next((c.directive('default_exp') for c in read_nb(fn).cells if c.has_directive('default_exp')), None)
+        if room: yield docs.page_name(fn.name), import_module(f'self_supervised.{room}')
+
+def test_site_has_an_entry_for_every_public_name_in_the_order_of_the_code(site):
+    "Functions, classes with their methods, and constants; those that a room takes over from another are there"
+    for name,module in rooms():
+        page = page_of(site, name)
+        own = [o for o in module.__all__ if getattr(getattr(module, o), '__module__', module.__name__)==module.__name__]
+        code = Path(module.__file__).read_text(encoding='utf-8')
+        constants = reference.constants(module)
+        at = {}
+        for o in own:
+            if o not in constants and not re.search(rf'^(def|class) {o}\b', code, re.M): continue   # an alias
+            assert (found:=re.search(rf'id="{o.lower()}"', page)), (name, o)
+            if o not in constants: at[o] = found.start(), re.search(rf'^(def|class) {o}\b', code, re.M).start()
+        assert sorted(at, key=lambda o: at[o][0])==sorted(at, key=lambda o: at[o][1]), name
+        for cls in (getattr(module, o) for o in at if isinstance(getattr(module, o), type)):
+            for m,_ in reference.methods(cls): assert f'>{cls.__name__}.{m}<' in page.replace('</a>', '<'), (name, cls, m)
+
+def test_site_is_written_for_people(site):
+    "Types as one writes them, pictures that say what they show, the version below each page"
+    for name,page in pages(site).items():
+        if name.startswith('source.'): continue
+        text = article(page)
+        for noise in ('torch.nn.modules.','<function','&lt;function','at 0x','NoneType'):
+            assert noise not in re.sub(r'<div class="[^"]*output.*?</div>', '', text, flags=re.S), (name, noise)
+        assert not [o for o in re.findall(r'<img[^>]*>', text) if not re.search(r'alt="[^"]{10,}', o)], name
+        assert f"self_supervised {read_version(root/'self_supervised')}" in page, name
+
+def test_site_links_to_lines_and_names_that_exist(site):
+    "The source of each entry, and all that the index of names lists"
+    have = {name: set(re.findall(r'\bid="([^"]+)"', page)) for name,page in pages(site).items()}
+    n = 0
+    for name,page in pages(site).items():
+        for target,anchor in re.findall(r'href="((?:source\.[\w.]+|[\w.]+)\.html)#([^"]+)"', article(page) if name=='api.html' else
+                                        ' '.join(re.findall(r'<a class="source"[^>]*>', page))):
+            assert anchor in have[target], (name, target, anchor)
+            n += 1
+    assert n>500
+
+def test_site_begins_with_the_first_steps(site):
+    "Get started, guides, how it works, evidence, what to look up"
+    page = page_of(site, 'index')
+    parts = ['Get started','Guides','How it works','Evidence','Look up','API index','Questions and answers','Glossary','Changelog']
+    side = re.sub(r'<[^>]+>', ' ', page[page.index('md-sidebar--primary'):page.index('md-sidebar--secondary')])
+    where = [side.index(o) for o in parts]
+    assert where==sorted(where)
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):

@@ -54,7 +54,7 @@ class Page:
         for c in nb.cells: parts += {'markdown':self.markdown, 'code':self.code}.get(c.cell_type, lambda c: [])(c)
         if room := next((c.directive('default_exp') for c in read_nb(fn).cells if c.has_directive('default_exp')), None):
             parts.append(constant_entries(import_module(f'self_supervised.{room}')))
-        self.text = '\n\n'.join(o for o in parts if o.strip()) + '\n'
+        self.text = self.head() + '\n\n'.join(o for o in parts if o.strip()) + '\n'
 
     def markdown(self, cell):
         src = re.sub(r'\[\[([^][]*)\]\([^)]*\)\](?=\()', r'[\1]', cell.source) # nbdev links a `name` that is the text of a link: the author's link stays
@@ -68,25 +68,27 @@ class Page:
         cell.remove_directives()
         source = [f'```python\n{cell.source.strip()}\n```']*echo
         if not output: return source
-        return source + [self.output(o, caption) for o in cell.outputs]
+        last = max((i for i,o in enumerate(cell.outputs) if 'image/png' in o.get('data', {})), default=None)
+        return source + [self.output(o, caption, i==last) for i,o in enumerate(cell.outputs)]
 
-    def output(self, out, caption=''):
+    def output(self, out, caption='', captioned=True):
         "A picture, markdown, text, or HTML without styles and blank lines (either would end it early)"
         mime,data = preferred_msg_out(out, include_imgs=True)
         data = ''.join(data)
-        if mime=='image/png': return self.picture(b64decode(data), caption)
+        if mime=='image/png': return self.picture(b64decode(data), caption, captioned)
         if mime=='text/html': return table_of(re.sub(r'<style.*?</style>', '', data, flags=re.S))
         if mime=='text/markdown': return data
         data = data.strip('\n').rstrip()
         return f'```{self.look(data)}\n{data}\n```'
 
-    def picture(self, png, caption):
+    def picture(self, png, caption, captioned):
         "Keep a picture; its caption is what a reader who does not see it is told, too"
         self.pictures[name:=f'images/{self.stem}-{len(self.pictures)+1}.png'] = png
         img = f'![{caption}]({self.link(name)})'
-        return f'{img}\n\n*{caption}*' if caption else img
+        return f'{img}\n\n*{caption}*' if caption and captioned else img
 
     def look(self, text): return ''
+    def head(self): return ''
 
     def save(self, fn, folder):
         "Write the text to `fn`, and the pictures to `folder` in place of older ones"
@@ -97,9 +99,11 @@ class Page:
 
 class SitePage(Page):
     "A page of the site: figures with captions, commands as in a terminal, columns that stay columns"
-    def picture(self, png, caption):
-        img = super().picture(png, caption).partition('\n')[0]
-        if not caption: return img
+    def head(self): return '---\nsearch: {boost: 2}\n---\n' if self.stem.startswith('tutorial') else '' # guides are found before rooms
+
+    def picture(self, png, caption, captioned):
+        img = super().picture(png, caption, False)
+        if not (caption and captioned): return img
         return f'<figure markdown="1">\n{img}\n<figcaption markdown="1">{caption}</figcaption>\n</figure>'
 
     def look(self, text):
@@ -198,7 +202,7 @@ def from_elsewhere(folder:Path):
     return [f'{fn.relative_to(folder)}: {"".join(m)}' for fn,text in texts.items() for m in loads.findall(text)]
 
 # What a reader meets first; pages that are not named here follow at the end of the guides
-parts = {'Get started': ['tutorial.install','tutorial.photographs','tutorial.how_byol_works','tutorial.journey'],
+parts = {'Get started': ['tutorial.install','tutorial.photographs','tutorial.how_byol_works','tutorial.commands','tutorial.journey'],
          'Guides': ['tutorial.settings','tutorial.views','tutorial.small_batches','tutorial.channels','tutorial.clips_and_tables',
                     'tutorial.cluster','tutorial.not_learning','tutorial.other_libraries'],
          'How it works': [], # the rooms
