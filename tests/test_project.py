@@ -156,9 +156,9 @@ def test_site_has_an_entry_for_every_public_name_in_the_order_of_the_code(site):
         constants = reference.constants(module)
         at = {}
         for o in own:
-            if o not in constants and not re.search(rf'^(def|class) {o}\b', code, re.M): continue   # an alias
-            assert (found:=re.search(rf'id="{o.lower()}"', page)), (name, o)
-            if o not in constants: at[o] = found.start(), re.search(rf'^(def|class) {o}\b', code, re.M).start()
+            assert (found:=re.search(rf'<h3[^>]*\bid="{o.lower()}"', page)), (name, o)
+            if o in constants: continue
+            at[o] = found.start(), re.search(rf'^(?:async )?(def|class) {o}\b', code, re.M).start()
         assert sorted(at, key=lambda o: at[o][0])==sorted(at, key=lambda o: at[o][1]), name
         for cls in (getattr(module, o) for o in at if isinstance(getattr(module, o), type)):
             for m,_ in reference.methods(cls): assert f'>{cls.__name__}.{m}<' in page.replace('</a>', '<'), (name, cls, m)

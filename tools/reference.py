@@ -2,11 +2,13 @@
 import ast
 import inspect
 import re
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pprint import pformat
 from textwrap import fill
-from types import FunctionType
+from types import FunctionType, UnionType
+from typing import Union, get_args, get_origin
 
 from fastai.callback.core import event
 from fastcore.docments import docments
@@ -20,7 +22,7 @@ package = Path(import_module('self_supervised').__file__).parent
 def entry(sym, name, level=3):
     "Describe `sym`, in markdown"
     head = f'```python\n{signature(sym, name)}\n```'
-    parts = [f"{'#'*level} {name} {{ .entry }}", head, f'*{doc_line(sym)}* {source_link(sym)}'.strip(), parameters(sym)]
+    parts = [f"{'#'*level} {name} {{ .entry #{name.lower()} }}", head, f'*{doc_line(sym)}* {source_link(sym)}'.strip(), parameters(sym)]
     if isinstance(sym, type): parts += [entry(o, f'{name}.{n}', level+1) for n,o in methods(sym)]
     return '\n\n'.join(o for o in parts if o)
 
@@ -61,6 +63,8 @@ def type_name(o):
     "A type as people write it"
     if o is inspect.Parameter.empty: return ''
     if o is store_true: return 'bool'
+    if get_origin(o) in (Union,UnionType): return ' or '.join(type_name(a) for a in get_args(o))
+    if o is type(None): return 'None'
     named = isinstance(o, type) and not hasattr(o, '__args__')
     text = o if isinstance(o, str) else o.__name__ if named else str(o)
     for module in ('torch.nn.modules.module.','collections.abc.','fastai.learner.','fastai.data.core.','pathlib.',
@@ -86,16 +90,14 @@ def parameters(sym):
 # ---- Constants
 
 def constants(module):
-    "Names of `__all__` that the module assigns itself and that nothing can call: name → (value, comment)"
+    "Names of `__all__` that the module assigns, other names of functions among them: name → (value, comment)"
     lines = Path(module.__file__).read_text(encoding='utf-8').splitlines()
     found = {}
     for node in ast.parse('\n'.join(lines)).body:
         if not isinstance(node, ast.Assign): continue
         names = [o.id for t in node.targets for o in ast.walk(t) if isinstance(o, ast.Name)]
         for name in names:
-            value = getattr(module, name, None)
-            if name not in module.__all__ or callable(value): continue
-            found[name] = value,comment_above(lines, node.lineno-1)
+            if name in module.__all__: found[name] = getattr(module, name),comment_above(lines, node.lineno-1)
     return found
 
 def comment_above(lines, i):
@@ -105,11 +107,21 @@ def comment_above(lines, i):
 
 def constant_entries(module):
     "A section that shows the values of a module's constants; empty where it has none"
-    parts = []
-    for name,(value,comment) in constants(module).items():
-        shown = pformat(value, width=86, sort_dicts=False, compact=True)
-        parts += [f'### {name} {{ .entry }}', f'*{comment}*' if comment else '', f'```python\n{name} = {shown}\n```']
-    return '\n\n'.join(['## Constants', *(o for o in parts if o)]) if parts else ''
+    entries = [constant_entry(name, *o) for name,o in constants(module).items()]
+    return '\n\n'.join(['## Constants', *entries]) if entries else ''
+
+def constant_entry(name, value, comment):
+    "The value of a constant; what can be called is described as functions are, and another name of a function named"
+    if callable(value) and getattr(value, '__name__', None)==name: return entry(value, name)
+    shown = other_name(value) if callable(value) else pformat(value, width=86, sort_dicts=False, compact=True)
+    parts = [f'### {name} {{ .entry #{name.lower()} }}', f'*{comment}*' if comment else '', f'```python\n{name} = {shown}\n```']
+    return '\n\n'.join(o for o in parts if o)
+
+def other_name(f):
+    "What stands behind another name of a function"
+    if not isinstance(f, partial): return f.__name__
+    given = [*map(repr, f.args), *(f'{k}={v!r}' for k,v in f.keywords.items())]
+    return f"partial({', '.join([f.func.__name__, *given])})"
 
 # ---- Source
 
@@ -164,4 +176,5 @@ def index_row(room, name, notebook):
     sym = getattr(import_module(f'self_supervised.{room}'), name)
     link = f'[`{name}`]({room}.md#{name.lower()})'
     said = first_line(sym) if callable(sym) else 'a constant'
+    if callable(sym) and getattr(sym, '__name__', '')!=name: said = f'another name: `{other_name(sym)}`'
     return f"| {f'**{link}**' if name in notebook else link} | {said} |"
