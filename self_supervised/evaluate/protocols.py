@@ -219,7 +219,7 @@ def linear_eval(
     stats:tuple|str|None='recorded',
     **kwargs # Arguments of `linear_bank`: views, epochs, bs
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the learning rate of each seed
-    "Train a linear classifier on augmented pictures, at the best learning rate on a held-out part (arXiv:2006.07733, C.1)"
+    "Train a linear classifier on augmented pictures, at the best rate on a held-out part (arXiv:2006.07733, C.1)"
     lrs,seeds = _several(lrs=lrs, seeds=seeds)
     stats = recorded_stats(encoder, stats)
     x,y,test_x,test_y = coded_parts(train, test)
