@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 # %% ../../nbs/41_callback.ranks.ipynb #06c005
-def several()->bool: # False in a script that was started once, and before the processes have met
+def several()->bool: # False in a script that was started once, and before the processes have joined
     "Are there other processes to agree with?"
     return dist.is_available() and dist.is_initialized() and dist.get_world_size()>1
 
 def _meeting_place():
-    "Where tensors must be to travel: nccl handles GPUs only"
+    "Return the device that tensors are sent from; nccl handles GPUs only"
     return 'cuda' if dist.get_backend()=='nccl' else 'cpu'
 
 def _reduced(n, op):
@@ -29,27 +29,27 @@ def _reduced(n, op):
     return n.item()
 
 def any_rank(
-    flag:bool|Tensor, # What this rank saw, e.g. a batch it cannot use
-)->bool: # True on every rank if it was on one
-    "Is `flag` true on any rank? Every rank must call this, and all get the same answer"
+    flag:bool|Tensor, # Finding of this rank, e.g. a bad batch
+)->bool: # True on every rank if it was True on one
+    "Is `flag` true on any rank? Every rank must call this, and all get the same result"
     return bool(_reduced(flag, dist.ReduceOp.MAX) if several() else flag)
 
 def least(
-    n:int, # What this rank has, e.g. batches
-)->int: # What every rank has
-    "Find the smallest `n` of all ranks"
+    n:int, # Number of this rank, e.g. of batches
+)->int: # The smallest of all ranks
+    "Return the smallest `n` of all ranks"
     return _reduced(n, dist.ReduceOp.MIN) if several() else n
 
 def most(
-    n:int, # What this rank wants
-)->int: # The largest of all
-    "Find the largest `n` of all ranks"
+    n:int, # Number of this rank
+)->int: # The largest of all ranks
+    "Return the largest `n` of all ranks"
     return _reduced(n, dist.ReduceOp.MAX) if several() else n
 
 def gather(
     o, # Tensors and plain values of this rank
-)->list: # Of all ranks, in their order
-    "Collect what each rank has"
+)->list: # Values of all ranks, in their order
+    "Collect the values of all ranks"
     if not several(): return [o]
     mine = BytesIO()
     torch.save(o, mine)   # tensors that plain pickle has carried cannot be saved again (torch 2.15)
@@ -58,11 +58,11 @@ def gather(
     return [torch.load(BytesIO(b), weights_only=True) for b in every]
 
 def once(
-    f:Callable, # What to do; what it returns must be picklable
+    f:Callable, # Function to call; its result must be picklable
     *args, # Passed to `f`
     **kwargs # Passed to `f`
-): # What `f` returned, on every rank
-    "Call `f` on rank 0 only, and send the others what it returned"
+): # Result of `f`, on every rank
+    "Call `f` on rank 0 only, and send the result to all"
     if not several(): return f(*args, **kwargs)
     result = [None if dist.get_rank() else f(*args, **kwargs)]
     dist.broadcast_object_list(result, src=0, device=torch.device(_meeting_place()))
@@ -72,7 +72,7 @@ def once(
 def mean_over_ranks(
     ts:list, # Floating point tensors, of the same shapes on every rank; changed in place
 )->None:
-    "Set each tensor to its mean over the ranks, to the last bit the same on all of them"
+    "Set each tensor to its mean over the ranks, the same on all of them to the last bit"
     if not ts or not several(): return
     flat = torch.cat([t.flatten() for t in ts])   # one message instead of many
     dist.all_reduce(flat)
@@ -82,7 +82,7 @@ def mean_over_ranks(
 # %% ../../nbs/41_callback.ranks.ipynb #06c009
 def in_step(
     dl:Iterable, # Batches of this rank
-)->Iterator: # As many of them as every rank has
+)->Iterator: # As many batches as every rank has
     "Yield from `dl` until the first rank has no more"
     for b in dl:
         if any_rank(False): return   # another rank has none

@@ -278,15 +278,15 @@ def byol_evaluate(
     draws:int=20, # Number of random draws of the labels
     # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid (the part that the run held out, or 0.2)
     valid:str=None,
-    # Labels, if they are not the folder names: a csv file with names and labels (FILE.csv:COLUMN if it has more columns)
+    # Labels, if folders do not name them: a csv file with names and labels (FILE.csv:COLUMN if it has more columns)
     labels:str=None,
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (as in training)
     bs:int=64, # Batch size
     workers:int=None, # Number of processes that read pictures (one per core, at most 16)
     seed:int=42, # Random seed of the part to test on, and of the untrained network
     out:str=None, # Also write the results to this json file
-    # Also run all published protocols: nearest neighbours, a linear probe and a linear classifier on crops and flips with
-    # all labels; fine-tuning on 1 % and 10 % of them. Rates and penalties are chosen on held-out training pictures
+    # Also run all published protocols: nearest neighbours, a linear probe and a linear classifier on crops and flips,
+    # with all labels; fine-tuning on 1 % and 10 % of them. Rates and penalties are chosen on held-out training pictures
     full:store_true=False,
     seeds:int=3, # With --full: number of random seeds
     epochs:int=None, # With --full: number of passes over the pictures (as published: 80, and 30 for fine-tuning)

@@ -543,8 +543,8 @@ def byol_finetune(
     labels_per_class:int=None, # Labels per class to use, for a trial (all)
     compare:store_true=False, # Train the same network from scratch as well, to compare
     valid:str='.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
-    # Labels, if they are not the folder names: a csv file with names and labels (FILE.csv:COLUMN if it has more
-    # columns), or the column of a table
+    # Labels, if folders do not name them: a csv file with names and labels (FILE.csv:COLUMN if it has more columns),
+    # or the column of a table
     labels:str=None,
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (as in training)
     epochs:int=None, # Largest number of epochs, each of 10 steps or more (20)

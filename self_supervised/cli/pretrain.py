@@ -393,7 +393,7 @@ def byol_pretrain(
     workers:int=None, # Processes that read pictures (one per core, at most 16)
     seed:int=None, # Random seed (42)
     out:str='runs/byol', # Folder to write to
-    # Length of the run in minutes, instead of epochs; also chooses size, batch size and learning rate unless you pass them
+    # Length of the run in minutes, instead of epochs; size, batch size and learning rate are chosen, too, by default
     minutes:float=None,
     # Views for a kind of picture: photo, grey, texture, symbols, satellite, faces or document (photo)
     views:str=None,
@@ -402,8 +402,8 @@ def byol_pretrain(
     pretrained:store_true=False, # Start from published weights
     init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
     unlabelled:store_true=False, # Do not use folder names as labels
-    # Labels to measure with, if they are not the folder names: a csv file with names and labels (FILE.csv:COLUMN if it
-    # has more columns), the column of a table, or the ending of the label files in a tar, e.g. cls
+    # Labels to measure with, if folders do not name them: a csv file with names and labels (FILE.csv:COLUMN if it has
+    # more columns), the column of a table, or the ending of the label files in a tar, e.g. cls
     labels:str=None,
     # Pictures to hold out: a part, or 0 for none; folders by name, e.g. valid; a text or csv file that lists names; or
     # the column of a table with train or valid (0.2)
