@@ -3,6 +3,7 @@
 Each test fails on a naive callback: thresholds of the spread alone, a second pass through the network, `.item()` in every step, probes that draw from the training's generator."""
 import contextlib, io, random, re, warnings
 
+import numpy as np
 import pytest, torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
