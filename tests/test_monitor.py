@@ -302,7 +302,7 @@ def test_a_health_says_what_it_cannot_do():
 @pytest.mark.parametrize('make,odd', [
     (Health, dict(columns=7)), (Health, dict(columns=slice(None))), (Health, dict(columns=[torch.ones(3)])), (Health, dict(stop='x')),
     (Probe, dict(T='0.18')), (Probe, dict(T=np.datetime64('2020-01-01'))), (Probe, dict(T=torch.ones(2))), (Probe, dict(T=None)),
-    (Probe, dict(methods=7)), (Probe, dict(methods=torch.zeros(2,1,8,8))), (Probe, dict(methods=('knn',torch.zeros(2,1,8,8))))], ids=str)
+    (Probe, dict(methods=7)), (Probe, dict(methods=torch.zeros(2,1,8,8))), (Probe, dict(methods=('knn',torch.zeros(2,1,8,8))))])
 def test_what_is_of_another_type_is_refused_in_one_short_line(make, odd):
     name, = odd
     with pytest.raises(ValueError, match=f'^{name}=.*Choose|^{name}=.*Pass|^{name}=.*Leave out') as e: make(**odd)
