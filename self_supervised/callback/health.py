@@ -6,6 +6,7 @@
 __all__ = ['Health', 'plot_health']
 
 # %% ../../nbs/44_callback.health.ipynb #imports
+from functools import partial
 from itertools import takewhile
 from math import isfinite
 from warnings import warn
@@ -174,6 +175,7 @@ def health_columns(
 # %% ../../nbs/44_callback.health.ipynb #21c014
 class Health(MetricCallback):
     "Watch for collapse in the projections that training computes anyway"
+    @partial(checked, but=('n',))
     def __init__(self,
         # Columns of the training table, or the name of one; also 'update', 'distance', 'momentum', 'lr'
         columns:tuple|str=('spread','mean_cosine','rank','feature_rank'),
