@@ -44,7 +44,7 @@ def invalid(
 # %% ../nbs/00_core.ipynb #checks
 def check_at_least(
     least:float, # Smallest value allowed
-    **settings # name=value; a value may be a list or tuple, whose entries are checked, or None
+    **settings # name=value; a value may be None, or a list or tuple of entries to check
 )->None:
     "Raise for a setting below `least`"
     for name,value in settings.items():
@@ -303,14 +303,9 @@ def brief_repr(
 
 def checked(
     f:F, # A function, or `__init__`, with types in its signature
-<<<<<<< HEAD
+    but:tuple=(), # Names of arguments that `f` checks itself, with a more detailed error
 )->F: # The same function, which checks its arguments
     "Make `f` refuse arguments of another type than in its signature; a default is always accepted"
-=======
-    but:tuple=(), # Names of arguments that `f` checks itself, with more to say of them
-)->F: # The same, which checks what it is passed
-    "Let `f` refuse arguments that are of another type than its signature says; a default is always welcome"
->>>>>>> 84fe61fd18a8f99b592ad2829adb9ca98094f76a
     params = signature(f).parameters.values()
     names = [q.name for q in params if q.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     rest = [q.name for q in params if q.kind==Parameter.VAR_POSITIONAL]

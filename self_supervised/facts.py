@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 # %% ../nbs/07_facts.ipynb #facts_code
-SAMPLES = 1000   # items whose content is looked at
+SAMPLES = 1000   # number of items to look at
 
 def data_facts(
     data, # A data set

@@ -47,7 +47,7 @@ def check_recipe(
         warn(s, stacklevel=3)
     return found
 
-_warned = WeakKeyDictionary()   # learner → what it was warned of
+_warned = WeakKeyDictionary()   # learner → its warnings
 _batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 def _rate_warning(learn, lr):

@@ -52,7 +52,7 @@ class TorchLARS(torch.optim.Optimizer):
         _check_hypers(lr, momentum, weight_decay, eta)
         self.exclude_wd = exclude_wd
         self.exclude_adapt = exclude_adapt
-        self.marks = {}     # parameter → what fastai has marked it with, such as `do_wd=False`
+        self.marks = {}     # parameter → marks of fastai, such as `do_wd=False`
         self.scratch = {}   # parameter → memory for its adapted gradient
         self.judge = None   # asked for the norms of the next step by `show_norms_to`
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta))

@@ -429,7 +429,7 @@ def _probe(net, n_in=None, size=None):
         x = torch.zeros(1, n_in or input_channels(net), *shape, dtype=p.dtype, device=p.device)
         try: return x,_look(net, x)
         except Unflattenable: raise
-        # Whatever a strange network raises is told below
+        # Any error of a strange network is reported below
         except Exception as e: error = e
     why = f'{type(error).__name__}: {first_line(error)}'
     problem = f'cannot take an input of shape {tuple(x.shape)} ({why})'

@@ -137,7 +137,7 @@ def check_record(
     given:str, # Name of the source, for the error
     meta, # Record to check
 )->dict: # `meta`
-    "Raise unless `meta` is a dictionary whose `stats`, `size` and `n_in` can be used"
+    "Raise unless `meta` is a dictionary with usable `stats`, `size` and `n_in`"
     fix = 'Give one that `save_encoder` wrote'
     if not isinstance(meta, dict): raise invalid(given, f'holds a {type(meta).__name__} as its record', fix)
     try: check_stats(meta.get('stats'))

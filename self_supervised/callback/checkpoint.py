@@ -120,7 +120,7 @@ class Checkpoint(AttachedCallback):
         self.resume = resume
         self.best = BestValue(monitor, comp)
         self.fit_no = 0         # number of this fit: a script may call several
-        self.facts = {}         # what must be the same when this fit goes on
+        self.facts = {}         # facts that must be the same when this fit continues
         self.saved = {}         # the checkpoint to continue from, until all of it is put back
         self.trained = None     # state after this epoch's last batch, to be saved if a signal comes in the validation
         self.complete = False   # is the last epoch over?
@@ -172,7 +172,7 @@ class Checkpoint(AttachedCallback):
         if self.training and self.iter<self.replay.batches: raise CancelBatchException
 
     def after_batch(self):
-        "Save what is due"
+        "Save if a save is due"
         done = self.iter+1
         if self.training and done<=self.replay.batches: return self.replay.batch_passed(done)
         last = self.training and done==self.n_iter
@@ -187,7 +187,7 @@ class Checkpoint(AttachedCallback):
         self.signals.end(wish)
 
     def after_epoch(self):
-        "Save what is due, the best and the last epoch"
+        "Save if a save is due, and the best and the last epoch"
         self.complete = self.epoch==self.n_epoch-1
         if self.epoch<self.replay.epochs: return self.replay.epoch_skipped(self.epoch)
         best = self.best.improved(self.recorder)
@@ -239,7 +239,7 @@ def _settle(learn):
     for cb in learn._grab_cbs(Guard): cb.settle()
 
 def _in_bad_row(learn):
-    "Was the last batch, or step, skipped? Then what was saved before the first of them may be the last that is good"
+    "Was the last batch, or step, skipped? Then the checkpoint before the first of them may be the last good one"
     return any(any(cb.row.values()) for cb in learn.cbs if isinstance(cb, Guard))
 
 def _is_finite(model):

@@ -33,7 +33,7 @@ from .replay import workers_of
 FORMAT = 'self_supervised.checkpoint'   # value of `format` in every checkpoint
 VERSION = 1     # value of `version`
 
-# What a checkpoint is made of
+# Parts of a checkpoint
 _parts = dict(version=int, position=dict, facts=dict, model=dict, opt=dict, grads=list, learner=dict, metrics=list,
               callbacks=dict, rng=list)
 _place = dict(fit=int, epoch=int, batch=int, step=int, finished=bool)   # and its position
@@ -229,12 +229,12 @@ def _loader_facts(dl):
             'data': data_facts(getattr(dl, 'dataset', None))}
 
 def _n_items(dl):
-    "How many there are; None for a stream"
+    "Return their number; None for a stream"
     try: return len(dl.dataset)
     except (TypeError, AttributeError): return None
 
 def _n_batches(dl):
-    "How many there are; None for a stream"
+    "Return their number; None for a stream"
     try: return len(dl)
     except TypeError: return None
 
@@ -248,27 +248,27 @@ def _opt_facts(opt):
             'learning rates': [float(h['lr']) for h in opt.hypers],
             'weight decays': [float(h.get('wd', 0.)) for h in opt.hypers]}
 
-# Modules of fastai whose callbacks change what is learned; those of others are not known to
+# Modules of fastai with callbacks that change training
 _changes = {f'fastai.callback.{o}' for o in ('fp16','training','mixup','channelslast','rnn')}
 
 def _changing(cbs):
-    "Callbacks that change what is learned, with their settings, such as 'GradientClip(max_norm=1.0, norm_type=2.0)'"
+    "List the callbacks that change training, with their settings, e.g. 'GradientClip(max_norm=1.0, norm_type=2.0)'"
     found = [cb for cb in cbs if type(cb).__module__ in _changes and type(cb).__name__!='CudaCallback']
     return sorted(f"{type(cb).__name__}({', '.join(_settings(cb))})" for cb in found)
 
 def _settings(cb):
-    "Arguments of a callback, as far as it keeps them"
+    "Return the arguments of a callback, as far as it keeps them"
     own = getattr(cb, '__dict__', {})
     return [f'{k}={described(own[k])}' for k in signature(type(cb)).parameters if k in own]
 
 def _views(cbs):
-    "Each operation of the views, with its settings"
+    "Return each operation of the views, with its settings"
     byol = next((cb for cb in cbs if cb.name=='byol'), None)
     views = [getattr(o, 'fs', [o]) for o in getattr(byol, 'augs', None) or []]
     return {f'operation {j+1} of view {i+1}': described(f) for i,fs in enumerate(views) for j,f in enumerate(fs)}
 
 def _curves(cbs:Iterable[Callback])->dict:
-    "Functions of the progress of the fit, by what they set"
+    "Return the schedules of the fit, by the value they set"
     curves = {k: f for cb in cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
     byol = next((cb for cb in cbs if cb.name=='byol'), None)
     if byol is not None: curves["the target's momentum"] = byol.sched
@@ -314,6 +314,6 @@ def _check_data(was, now, given):
                               'It goes on, but not to the same end. Put the data back to repeat it.')
 
 def _fact(k, facts):
-    "One fact in words, at most 200 letters of them"
+    "Describe one fact in at most 200 letters"
     words = f'{k} {facts[k]}' if k in facts else f'no {k}'
     return words if len(words)<200 else words[:200]+'…'

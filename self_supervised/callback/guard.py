@@ -41,7 +41,7 @@ def finite_rows(
     return [torch.stack(x.reshape(len(x), -1).aminmax(dim=1)).isfinite().all(0) for x in floats]
 
 # %% ../../nbs/43_callback.guard.ipynb #record
-# Reason to skip a batch or a step → what to do about it
+# Reason to skip a batch or a step → advice
 _fixes = dict(
     inputs     = "Look for them with x.isfinite().all(), and repair them or leave them out",
     views      = "Look for a division by 0 in the pipelines, since the pictures themselves are finite",
@@ -51,11 +51,11 @@ _fixes = dict(
     overflow   = "Lower lr, or train with to_bf16(), since no loss scale is small enough for float16")
 
 class SkipRecord:
-    "What was skipped in one fit"
+    "The skipped batches of one fit"
     def __init__(self):
         self.skipped = []   # (epoch, batch, reason) of each, in their order
         self.seen = 0       # training batches that were looked at
-        self.held_out = 0   # validation batches whose inputs are not finite; they are not skipped
+        self.held_out = 0   # validation batches with inputs that are not finite; they are not skipped
 
     def add(self,
         epoch:int, # Epoch, from 0
@@ -308,7 +308,7 @@ class Guard(Counting):
         self._forget()
 
     def _forget(self):
-        self.record = SkipRecord()          # what was skipped in this fit
+        self.record = SkipRecord()          # skipped batches of this fit
         self.row = dict(batch=0, step=0)    # bad batches, and bad steps, since the last good one
         self.kept_buffers = KeptBuffers()   # of the model, from before the forward pass
         self.later = None                   # `LateVerdict`; None where the host decides at once

@@ -254,7 +254,7 @@ class Health(MetricCallback):
         self.was = None
 
     def after_train(self):
-        "Once an epoch: the metrics, and what they mean"
+        "Once per epoch: compute the metrics, and warn of symptoms"
         if len(self.kept)<2: return
         self.latest = self._metrics()
         # The first rows are those of a network in its first steps; an epoch with fewer stands for them, as it ends

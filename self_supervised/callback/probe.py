@@ -38,7 +38,7 @@ def _check_methods(methods):
     if not methods: raise invalid(f'{methods=}', must, "Pass e.g. methods='knn'")
 
 def _check_pairs(train, test):
-    "Raise for pairs whose classes cannot be learned; loaders are checked when they are read"
+    "Raise for pairs with classes that cannot be learned; loaders are checked when they are read"
     if not isinstance(train, tuple): return
     check_two_classes('train', train[1])
     if isinstance(test, tuple): check_same_classes('train', train[1], 'test', test[1])

@@ -88,7 +88,7 @@ class Mend(Callback):
         return given*self.part
 
     def _go_back(self):
-        "Put the last good network back, and clear the optimizer, whose memory is of the collapse"
+        "Put the last good network back, and clear the optimizer's state, which belongs to the collapse"
         get_model(self.model).load_state_dict(self.good)
         self.opt.clear_state()
 

@@ -212,7 +212,7 @@ def png_of(
     return f.getvalue()
 
 # %% ../../nbs/89_cli.report.ipynb #g92meanings
-# Kind of column → what it measures, and what is good
+# Kind of column → its meaning, and good values
 _meanings = dict(
     loss=('squared distance of predictions and targets: 0 when they agree, 4 for two views with nothing in common',
           'falls, and says little else'),

@@ -65,7 +65,7 @@ def _shown_once(show):
     return show_first
 
 # %% ../../nbs/81_cli.terminal.ipynb #52c011
-# What you can put right yourself: a setting, a file, a package that is not installed, too little memory or disk
+# Errors that you can fix yourself: a setting, a file, a package that is not installed, too little memory or disk
 _correctable = (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError)
 
 def one_line_errors(

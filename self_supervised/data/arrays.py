@@ -39,7 +39,7 @@ class TensorData:
         self.y = y
         self.idxs = torch.arange(len(x)) if idxs is None else torch.as_tensor(idxs)
         self.n_inp = 1  # of a batch (x,y), fastai passes this many to the model
-        self.loss_func = no_labels if y is None else CrossEntropyLossFlat()  # what a `Learner` takes by default
+        self.loss_func = no_labels if y is None else CrossEntropyLossFlat()  # default of a `Learner`
 
     def __len__(self): return len(self.idxs)
     def __getitem__(self, i):

@@ -297,8 +297,8 @@ class PictureReader:
     def __init__(self, n_in=3, size=None, ground='white', full_scale=None, max_pixels=None, reader=None):
         self.n_in = n_in                    # channels
         self.size = parse_size(size)        # side in pixels, or (h,w), or None
-        self.ground = _rgb(ground)          # what shows through transparent pixels
-        self.full_scale = full_scale        # of wide pictures, or None for what their format states
+        self.ground = _rgb(ground)          # background colour of transparent pixels
+        self.full_scale = full_scale        # largest value of wide pictures, or None for the format's
         self.max_pixels = max_pixels        # None for PIL's own limit
         self.reader = reader                # function of the user's, or None
         self.hw = (self.size,)*2 if isinstance(self.size, int) else self.size

@@ -125,7 +125,7 @@ class GaussianNoise(Transform):
     ):
         check_at_least(0, noise=std)
         super().__init__()
-        self.std = std  # standard deviation of what is added
+        self.std = std  # standard deviation of the noise
 
     @property
     def name(self): return f'GaussianNoise(std={self.std:g})'

@@ -364,7 +364,7 @@ def _jobs(net, train, test, seeds, stats, views, linear, finetune):
 
 @contextmanager
 def _warned_of(name, warned):
-    "Name the network in each warning, and warn once, whatever the seeds"
+    "Name the network in each warning, and warn once for all seeds"
     with catch_warnings(record=True) as found:
         simplefilter('always', UserWarning)
         yield

@@ -291,5 +291,5 @@ class _TooLarge(ValueError):
 def height_width(
     size:int|tuple, # Side in pixels, or (h,w)
 )->tuple[int,int]: # (h,w)
-    "Return the height and width of pictures whose `size` may be one side"
+    "Return the height and width of pictures of a `size`, which may be one side"
     return (size,size) if isinstance(size, int) else tuple(size)

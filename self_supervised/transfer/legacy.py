@@ -20,7 +20,7 @@ from ..record import forget
 from .encoder_file import fill_weights
 
 # %% ../../nbs/76_transfer.legacy.ipynb #31c045
-# What fastai's `learn.save` puts beside tensors: its list, and NumPy's numbers, under the names of NumPy 1 and 2
+# Classes in a file of fastai's `learn.save` besides tensors: its list, and NumPy's numbers, as NumPy 1 and 2 name them
 _number = np.float64(0).__reduce__()[0]
 _dtypes = [getattr(np.dtypes, n) for n in np.dtypes.__all__]
 _safe_types = [L, _number, (_number, 'numpy.core.multiarray.scalar'), np.dtype, *_dtypes]
