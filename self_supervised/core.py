@@ -289,7 +289,7 @@ def number_of(
     name:str, # Of the argument, for the error
     v, # A number of Python, NumPy or torch
 )->float: # The same as one of Python's
-    "Make a number of what is one, as `checked` does"
+    "Make a number of any kind of number, as `checked` does"
     return _fit(name, v, [_kinds[float]], False)
 
 def brief_repr(

@@ -149,7 +149,7 @@ def byol_splitter(
     "Split the parameters into encoder + projector, and predictor; the target is in neither"
     model = get_model(model)
     if not hasattr(model, 'projector'):
-        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass what create_byol_model returns')
+        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass the result of create_byol_model')
     return L(params(model.encoder)+params(model.projector), params(model.predictor))
 
 # %% ../nbs/23_fit.ipynb #fit_set

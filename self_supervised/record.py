@@ -81,7 +81,7 @@ def recorded_stats(
         check_stats(meta['stats'])
         return meta['stats']
     if needed:
-        raise invalid(f'{stats=}', 'finds nothing: the encoder does not say what its pictures were normalised with',
+        raise invalid(f'{stats=}', 'finds no record: the encoder does not state how its pictures were normalised',
                       'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
     _warn_of_inner(encoder)
     return None

@@ -26,7 +26,7 @@ from .options import command, how_to_read, listed_pictures, reading_options
 @command('path')
 @delegates(reading_options)
 def byol_check(
-    path:list, # Folder of pictures and all below it; a tar, or a folder of tars; a csv file with paths; a list
+    path:list, # Folder of pictures and all below it; a tar, or a folder of tars; a csv file with paths; or several
     size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (full size)
     n_in:int=3, # Channels: 1 reads pictures as grey, 3 as RGB; any number with --reader
     workers:int=None, # Number of processes that read pictures (one per core, at most 16)

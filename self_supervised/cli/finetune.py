@@ -542,7 +542,7 @@ def byol_finetune(
     out:str='runs/classifier', # Folder to write to
     labels_per_class:int=None, # Labels per class to use, for a trial (all)
     compare:store_true=False, # Train the same network from scratch as well, to compare
-    valid:str='.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
+    valid:str='0.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
     # Labels, if folders do not name them: a csv file with names and labels (FILE.csv:COLUMN if it has more columns),
     # or the column of a table
     labels:str=None,

@@ -390,10 +390,10 @@ def byol_pretrain(
     m:float=None, # Momentum of the target at the start, in [0,1] (digits: 0.95, pictures: chosen by run length)
     hidden_size:int=None, # Width of the heads' hidden layer (digits: 512, pictures: 4096)
     projection_size:int=None, # Width of the projections (digits: 64, pictures: 256)
-    workers:int=None, # Processes that read pictures (one per core, at most 16)
+    workers:int=None, # Number of processes that read pictures (one per core, at most 16)
     seed:int=None, # Random seed (42)
     out:str='runs/byol', # Folder to write to
-    # Length of the run in minutes, instead of epochs; size, batch size and learning rate are chosen, too, by default
+    # Length of the run in minutes, instead of epochs; size, batch size and learning rate follow unless you pass them
     minutes:float=None,
     # Views for a kind of picture: photo, grey, texture, symbols, satellite, faces or document (photo)
     views:str=None,

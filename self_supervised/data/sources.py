@@ -285,7 +285,7 @@ def _labels_beside(source, label):
     values = _attribute(source, label)
     if values is not None and len(values)==len(source): return [_as_word(o, source) for o in values]
     raise invalid(f'label_func={label!r}', f'is no list of {len(source)} labels of the {type(source).__name__}',
-                  "Name the attribute with the labels ('targets', say), or the place of the label in an item (1)")
+                  "Name the attribute with the labels, e.g. 'targets', or the place of the label in an item (1)")
 
 def _attribute(source, name):
     "Return an attribute of a data set, or of the data set inside a `Subset`; None if there is none"

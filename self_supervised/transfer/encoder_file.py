@@ -102,7 +102,7 @@ def _to_write(net):
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in _named_weights(net, shapes).items()}
     if shapes is None or shapes=={k: v.shape for k,v in weights.items()}: return weights,spec
     warn(f"The encoder is not the {spec['arch']} that create_encoder made any more: {_first_misfit(shapes, weights)}. "
-         'So the file does not say how to build it. Load it with load_encoder(path, encoder=net).')
+         'So the file does not describe it. Load it with load_encoder(path, encoder=net).')
     return weights,None
 
 def _first_misfit(shapes, weights):
@@ -247,7 +247,7 @@ _beyond = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_ov
 def _build(spec, weights, path):
     "Make the network that a file describes, from that file alone"
     given,fix = f'path={str(path)!r}','Build the network and pass it: load_encoder(path, encoder=net)'
-    if not spec: raise invalid(given, 'does not say how its network was made', fix)
+    if not spec: raise invalid(given, 'does not describe its network', fix)
     # A colon in a name of timm's stands behind a source: 'hf-hub:owner/name'
     bad = {k:v for k,v in spec.items() if k in _beyond or (k=='arch' and ':' in str(v))}
     if bad: raise invalid(given, f'asks for {bad}, which reaches beyond the file', fix)

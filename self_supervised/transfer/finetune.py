@@ -117,7 +117,7 @@ def class_count(
     "Return `n_out`, or the number of classes of the data"
     n = n_out or get_c(dls)
     if n: return n
-    raise invalid(f'{n_out=}', 'needs labels, and the loaders have no labels that say how many classes there are',
+    raise invalid(f'{n_out=}', 'needs labels, and the loaders have none that tell the number of classes',
                   'Give them some (label_func=), or pass n_out, e.g. n_out=10')
 
 def frozen_learner(

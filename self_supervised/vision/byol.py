@@ -327,7 +327,7 @@ def _check_trained(learn):
         seen = guard.record.seen
         if not seen or len(guard.skipped)<seen: continue
         raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
-                      f'Look for what is not finite ({guard.report()})', RuntimeError)
+                      f'Look for values that are not finite ({guard.report()})', RuntimeError)
 
 class BYOLSetup(AttachedCallback):
     "The companions of `BYOL`, and its changes for the length of a fit"

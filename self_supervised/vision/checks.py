@@ -97,7 +97,7 @@ def check_model(
 )->None:
     "Raise unless `model` is a `BYOLModel`"
     if all(hasattr(model, k) for k in ('online', 'predictor', 'project')): return
-    raise invalid(f'model={type(model).__name__}', 'is no BYOLModel, which is what BYOL trains',
+    raise invalid(f'model={type(model).__name__}', 'is no BYOLModel, and BYOL trains no other',
                   'Pass create_byol_model(encoder) to the Learner', TypeError)
 
 def check_companions(
@@ -204,7 +204,7 @@ def check_inputs(
         warn(f"a batch has {len(xb)} inputs and the views are made of the first alone, shape {shape}. "
              f"Set dls.n_inp=1 if the others are labels, or leave them out. {ready}.")
     elif second:
-        warn(f"a batch has a label of the shape of its pictures, {shape}, and nothing looks at it. "
+        warn(f"a batch has a label of the shape of its pictures, {shape}, and it is ignored. "
              f"If both are views of one picture: {ready}.")
 
 def states_labels(
@@ -221,7 +221,7 @@ def check_range(
     if x.dim()==2 or not clipped: return
     lo,hi = (o.item() for o in x.aminmax())
     if lo>=-.01 and hi<=1.01: return
-    warn(f"the pictures span [{lo:.2f}, {hi:.2f}] and the views expect [0, 1]: what lies outside is lost. "
+    warn(f"the pictures span [{lo:.2f}, {hi:.2f}] and the views expect [0, 1]: values outside are lost. "
          "Leave Normalize out of the data, since the views normalise at the end (stats=). "
          "For data that is no pictures, pass clip=False to the pipelines.")
 
