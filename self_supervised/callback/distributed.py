@@ -125,8 +125,8 @@ def check_batches(
     "Raise if it does not fill one batch"
     if isinstance(dl, Stream) or len(dl): return
     n = _share(dl)
-    raise invalid(f'bs={dl.bs}', f'is the batch size of one process, and each of {dl.world_size} processes has {n} pictures, '
-                  'which do not fill one batch', f'Pass bs={n} or less')
+    raise invalid(f'bs={dl.bs}', f'is the batch size of one process, and {n} pictures for each of {dl.world_size} '
+                  'processes do not fill one batch', f'Pass bs={n} or less')
 
 def _running_statistics(model):
     "List the floating point buffers that each rank computed from its own batches"

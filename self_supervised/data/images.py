@@ -68,7 +68,7 @@ def parts_by_column(
     parts = [[i for i,o in enumerate(words) if _words.get(o)==part] for part in ('train','valid')]
     others = sorted({o for o in words if o not in _words})
     if not all(parts):
-        raise invalid(f'valid={name!r}', f"is a column with the entries {', '.join(map(repr, sorted(set(words))[:10]))}",
+        raise invalid(f'valid={name!r}', f"is a column with {', '.join(map(repr, sorted(set(words))[:10]))}",
                       "Write 'train' and 'valid', or False and True, into it, at least once each")
     n_others = len(words)-sum(map(len, parts))
     if others: _tell(f"{n_others} rows, of which {name!r} says {', '.join(map(repr, others[:10]))}")
