@@ -154,7 +154,7 @@ class Clock(Callback):
         self.now += self.seconds[self.n%len(self.seconds)]
         self.n += 1
 
-@pytest.mark.parametrize('steps,seconds', [(40,(1.,)), (40,(2.5,)), (40,(.5,)), (7,(1.,3.)), (3000,(1.,))])
+@pytest.mark.parametrize('steps,seconds', [(40,(1.,)), (40,(2.5,)), (40,(.5,)), (7,(1.,3.)), (3000,(1.,)), (1,(.5,)), (3,(.25,)), (2,(9.,*[.5]*500))])
 def test_schedules_are_complete_at_the_deadline(steps, seconds, monkeypatch):
     "A plan of 40 seconds, and steps that take as long, longer or less: the fit ends then, rate and momentum at their ends"
     clock = Clock(*seconds)
