@@ -278,7 +278,7 @@ class Health(MetricCallback):
         if not momenta: return res
         res['momentum'] = momenta[-1]
         # With gradients accumulated, several batches share a step
-        steps = min(len(momenta)/max(self.train_iter, 1), 1.)*self.n_epoch*self.n_iter
+        steps = min(len(momenta)/max(self.train_iter, 1), 1.)*self.train_iter/(self.pct_train or 1)
         res['way'] = (1-sum(momenta)/len(momenta))*steps
         return res
 

@@ -116,7 +116,7 @@ class Probe(MetricCallback):
         self.spent = partial(_seconds_since, time.perf_counter())
 
     def after_validate(self):
-        last = self.epoch+1>=self.n_epoch
+        last = self.epoch+1>=self.n_epoch or self.pct_train>=1   # a run of minutes ends before its last epoch
         if self.trained and (self.epoch+1)%self.every and not last: return
         epoch = self.spent() if self.trained else None
         self.latest = self.measure()

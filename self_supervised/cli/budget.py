@@ -90,9 +90,8 @@ def native_side(
 def batch_for(
     n:int, # Number of pictures to train on
 )->int:
-    "Return a batch size with several steps per epoch: 128, or less for few pictures"
-    if n>=512: return 128
-    return 64 if n>=128 else max(2, n//2)
+    "Return 128, or half of the pictures if there are fewer than 256, since batchnorm needs many"
+    return min(128, max(2, n//2))
 
 def choose(
     seconds:float, # Time for training
