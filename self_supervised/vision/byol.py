@@ -504,9 +504,9 @@ class BYOL(BYOLSetup):
         self.stepped = False
         self.begun = None
 
-    def after_left_out(self, why, ago):
+    def after_left_out(self, why, ago, alone):
         "Forget the momentum of a batch that the guard has left out on the device"
-        if why!='gradients': del self.momenta[-1-ago]
+        if alone and why!='gradients': del self.momenta[-1-ago]
 
     def after_batch(self): self._let_go()
 
