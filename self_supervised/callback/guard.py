@@ -18,7 +18,6 @@ from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.torch_core import find_bs, rank_distrib
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from ..core import can_be_late, checked, device_of, invalid, plain
 from ..lars import norm_taker
@@ -42,6 +41,15 @@ def finite_rows(
     "Which rows of each tensor are finite? Nothing waits for the answer"
     floats = [plain(x).detach() for x in xs if x.is_floating_point() and x.dim() and x.numel()]
     return [torch.stack(x.reshape(len(x), -1).aminmax(dim=1)).isfinite().all(0) for x in floats]
+
+# %% ../../nbs/43_callback.guard.ipynb #total
+@torch.no_grad()
+def total_norm(
+    gs:list, # Tensors, or norms of some
+)->Tensor: # A single number; nothing waits for it
+    "Find the norm of all numbers in `gs`"
+    norms = torch._foreach_norm(gs)
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 # %% ../../nbs/43_callback.guard.ipynb #record
 # Reason to skip a batch or a step → what to do about it
@@ -252,8 +260,7 @@ class LateVerdict:
         gs:list, # Gradients, or a norm of each
     )->None:
         "Leave the step out where something is not finite"
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gs)))
-        self.flags['gradients'] = ~total.isfinite()
+        self.flags['gradients'] = ~total_norm(gs).isfinite()
         self.opt.found_inf = self._decide().float()
 
     def _any(self):
@@ -471,7 +478,7 @@ class Guard(Counting):
         gs:list, # Gradients, or a norm of each, decayed or not: the norm of all is the same
     ):
         "Cancel the step when gradients are not finite"
-        if not any_rank(~get_total_norm(gs).isfinite()): return
+        if not any_rank(~total_norm(gs).isfinite()): return
         self.kept_buffers.put_back()
         self._skip_step()
 

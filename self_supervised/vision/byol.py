@@ -33,6 +33,7 @@ from ..record import record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
+from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
 from ..callback.core import AttachedCallback
 from ..callback.guard import Guard, left_out
 from ..callback.health import Health
