@@ -1,5 +1,5 @@
 """The step on an accelerator, rehearsed on a device that is none (`benchmarks/pretend.py`): it never waits, takes few launches and mixes no devices,
-and what the guard promises holds there as on a CPU."""
+and what the guard promises holds there as on a CPU. `ACCELERATOR=cuda pytest tests/accelerator.py` asks a real one."""
 import os, subprocess, sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,9 +23,19 @@ from test_hazards import INF, NAN, Bad, Watch, conv_net, quiet, same, state
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
 from launches import Stop, part_of
-from pretend import NAME, OnDevice, Pretend, moved, register
+import pretend
+from pretend import OnDevice, Pretend, register
 
-register()   # torch's autograd knows the devices that were there at its first backward pass
+NAME = os.environ.get('ACCELERATOR', pretend.NAME)
+REAL = NAME!=pretend.NAME
+if REAL:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+else: register()   # torch's autograd knows the devices that were there at its first backward pass
+counted = pytest.mark.skipif(REAL, reason='a real device counts nothing')
+real = pytest.mark.skipif(not REAL, reason='needs ACCELERATOR=cuda')
+
+def moved(net): return net.to(NAME) if REAL else pretend.moved(net)
 
 class Views:
     "Two views without randomness, which may spoil the `i`-th batch that they see"
@@ -46,15 +56,18 @@ def make(where, opt='lars', cbs=(), x=None, views=None, m=.9, n_batches=3, bs=16
     learn.logger = lambda *_: None
     return learn
 
-def place(where): return Pretend(part_of) if where==NAME else nullcontext()
+def place(where): return Pretend(part_of) if where==NAME and not REAL else nullcontext()
 
-def host(states): return {k: (v.host if isinstance(v, OnDevice) else v).clone() for k,v in states.items()}
+def on_host(v): return v.host if isinstance(v, OnDevice) else v.detach().cpu()
+
+def host(states): return {k: on_host(v).clone() for k,v in states.items()}
 
 both = pytest.mark.parametrize('where', ['cpu', NAME])
 each_opt = pytest.mark.parametrize('opt', ['lars', 'sgd', 'adamw'])
 
 # The budget
 
+@counted
 @pytest.mark.parametrize('also', ['nothing', 'bf16', 'clip', 'probe'])
 @each_opt
 def test_a_step_never_waits(opt, also):
@@ -70,6 +83,39 @@ def test_a_step_never_waits(opt, also):
     assert 20 < sum(n for k,n in launches.items() if k not in ('networks','views','backward')) < 200
     assert launches['networks'] > 20 and launches['backward'] > 20 and launches['views'] > 0
 
+class NoWaits(Callback):
+    "From the fourth step to the seventh a wait is an error"
+    order = 2000
+    def after_batch(self):
+        if self.train_iter in (3,6): torch.cuda.set_sync_debug_mode('error' if self.train_iter==3 else 'default')
+
+@real
+@pytest.mark.parametrize('also', ['nothing', 'bf16', 'accumulated'])
+@each_opt
+def test_a_real_step_never_waits(opt, also):
+    learn = make(NAME, opt, cbs=[NoWaits(), *([GradientAccumulation(32)] if also=='accumulated' else [])], n_batches=8)
+    if also=='bf16': learn.to_bf16()
+    try: quiet(learn.fit, 1)
+    finally: torch.cuda.set_sync_debug_mode('default')
+    assert learn.guard.later
+
+@real
+def test_a_real_run_goes_on(tmp_path):
+    "Killed and resumed on the device, it ends as if it had not been"
+    class Kill(Callback):
+        order = 2000
+        def after_batch(self):
+            if self.train_iter==4: raise KeyboardInterrupt
+    def run(folder, *cbs):
+        learn = make(NAME, cbs=cbs)
+        quiet(learn.fit, 3, cbs=Checkpoint(tmp_path/folder, every=2))
+        return host(state(learn.model)),learn.recorder.losses
+    a,la = run('whole')
+    with pytest.raises(KeyboardInterrupt): run('cut', Kill())
+    b,lb = run('cut')
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-6) for k in a) and len(la)==len(lb)
+
+@counted
 def test_a_wait_and_a_mix_are_seen():
     "The rehearsal itself: what it must not overlook"
     with Pretend(part_of) as device:
@@ -102,6 +148,7 @@ class Cancel(Callback):
 
 # Accumulated gradients
 
+@counted
 @pytest.mark.parametrize('at', [4, 5])
 @each_opt
 def test_a_step_over_several_batches_never_waits(opt, at):
@@ -177,10 +224,11 @@ def test_a_checkpoint_between_two_batches_of_a_step():
         learn = make(NAME, cbs=[GradientAccumulation(64), Bad([1], 'loss')], n_batches=3)
         quiet(learn.fit, 1)
         saved = get_state(learn.guard)
-    assert saved['n_summed']==48 and saved['n_good'].host==32
+    assert saved['n_summed']==48 and on_host(saved['n_good'])==32
 
 # Several processes
 
+@counted
 def test_ranks_agree_and_nobody_waits(tmp_path):
     "Two real processes, one on a bad batch: both leave it out, learn why, and neither has waited for its device"
     command = [sys.executable, __file__, str(tmp_path)]
@@ -322,7 +370,7 @@ def test_the_recorder_averages_as_fastais_does():
     raw = []
     class Raw(Callback):
         order = -50
-        def after_loss(self): raw.append(self.loss.host.clone())
+        def after_loss(self): raw.append(on_host(self.loss).clone())
     with place(NAME):
         learn = make(NAME, cbs=[Raw()])
         quiet(learn.fit, 2)
@@ -384,12 +432,14 @@ def test_buffers_go_back_whatever_is_in_them(bad, where):
             assert all(torch.equal(a.nan_to_num(5.), b.nan_to_num(5.)) for a,b in zip(was.values(), now.values()))==bad
             if not bad: break
 
+@counted
 def test_late_numbers_wait_until_they_are_there():
     with Pretend() as device:
         late = Late(torch.tensor([1.,2.]).to(NAME), why='test')
         assert late.tensors[0].isnan().all()
         assert late.read()[0].tolist()==[1.,2.] and late.note.why=='test' and not device.waits
 
+@counted
 def test_a_checkpoint_has_all_that_was_late(tmp_path):
     "Saved in the middle of an epoch, on the device: recorder, momenta and record are those of a run on a CPU"
     def run(where):
