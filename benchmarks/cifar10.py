@@ -139,7 +139,7 @@ def run(args):
     from self_supervised.callback.checkpoint import Checkpoint
     from self_supervised.transfer.encoder_file import save_encoder
     cifar,device = load(args.data),'cuda' if torch.cuda.is_available() else 'cpu'
-    if args.n: cifar = cifar._replace(x=cifar.x[:args.n], y=cifar.y[:args.n])
+    if args.n: cifar = CIFAR(*(o[:args.n] for o in cifar))
     cifar = cifar._replace(x=cifar.x.to(device), test_x=cifar.test_x.to(device))     # 184 MB, and no picture crosses over again
     learn,name = learner(cifar, args, device),f"{args.arch}-{args.epochs}-{args.bs}-{args.recipe}-{args.precision}-{args.seed}{'-develop'*args.develop}"
     folder = Path(args.work or default_data()/'runs')/name
@@ -179,7 +179,7 @@ def main():
     p.add_argument('--every', type=int, default=10, help='epochs between two points of the curve')
     p.add_argument('--minutes', type=float, default=5, help='between two checkpoints')
     p.add_argument('--linear-epochs', type=int, default=80)
-    p.add_argument('--n', type=int, help='train on the first n pictures only: to try the command')
+    p.add_argument('--n', type=int, help='train and test on the first n pictures only: to try the command')
     args = p.parse_args()
     if args.rows: print(*(f'# {k}\n{command(**v, seed=0)}' for k,v in ROWS.items()), sep='\n')
     else: run(args)

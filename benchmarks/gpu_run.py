@@ -73,7 +73,8 @@ class Run:
     def stage(self, name):
         "Run a stage, whatever happens in it, and write what it found"
         begun = time.perf_counter()
-        self.limit = min(LIMITS[name], max(self.left(), 1))
+        slow = 4 if self.args.rehearse else 1   # a CPU has other things to do
+        self.limit = slow*min(LIMITS[name], max(self.left(), 1))
         try: found = dict(ok=True) | getattr(self, name)()
         except subprocess.TimeoutExpired: found = dict(ok=False, why=f'cut after {self.limit:.0f} s')
         except Exception as e: found = dict(ok=False, why=f'{type(e).__name__}: {e}'[-2000:])
@@ -98,7 +99,7 @@ class Run:
             if files: self.call('-m', 'pip', 'install', '-q', '--no-index', '--no-deps', '--no-compile', '--upgrade', '--target', self.work/'site', *files)
         code = "import json,torch,fastai,kornia,timm; print(json.dumps(dict(torch=torch.__version__, fastai=fastai.__version__, kornia=kornia.__version__, timm=timm.__version__," \
                "card=torch.cuda.get_device_name() if torch.cuda.is_available() else None)))"
-        versions = json.loads(self.call('-W', 'ignore', '-c', code).splitlines()[-1])
+        versions = json.loads(next(o for o in self.call('-W', 'ignore', '-c', code).splitlines() if o.startswith('{')))
         if self.device=='cuda' and versions['card'] is None: raise RuntimeError('torch sees no GPU; add --rehearse to rehearse on the CPU')
         return dict(python=platform.python_version()) | versions
 
@@ -118,7 +119,10 @@ class Run:
         return json.loads(file.read_text())
 
     def profile(self):
-        return json.loads(self.call(HERE/'gpu_run.py', 'profile', '--device', self.device).splitlines()[-1])
+        "What a step consists of"
+        file = self.work/'profile.json'   # the profiler prints what it likes
+        self.call(HERE/'gpu_run.py', 'profile', '--device', self.device, '--out', file)
+        return json.loads(file.read_text())
 
     def data(self):
         "Put a piece beside the others; whether they are the published pictures shows when they are read"
@@ -135,10 +139,14 @@ class Run:
         plan = self._plan(**settings)
         few = ['--n', 512, '--held', 128, '--hidden', 64] if rehearse else []
         name = f"{settings['arch']}-{plan['epochs']}-{settings['bs']}-sgd-bf16-0"
+        file,why = self.work/f'{name}.json',{}
+        file.unlink(missing_ok=True)
         try: self.call('-m', 'benchmarks.cifar10', '--data', self.args.data, '--work', self.work/'runs', '--out', self.work, '--epochs', plan['epochs'], '--bs', settings['bs'],
                        '--arch', settings['arch'], '--every', max(10, plan['epochs']//4), '--minutes', 2, '--linear-epochs', 1 if rehearse else 30, *few)
-        finally: self.res['plan'] = plan
-        return dict(run=name, folder=str(self.work/'runs'/name), **json.loads((self.work/f'{name}.json').read_text()))
+        except (subprocess.TimeoutExpired, RuntimeError) as e: why = dict(ok=False, why=str(e)[-1500:])
+        # What it had written before it was cut counts
+        found = json.loads(file.read_text()) if file.exists() else {}
+        return dict(plan=plan, run=name, folder=str(self.work/'runs'/name)) | found | why
 
     def _plan(self, bs, arch, n_items):
         "Epochs from the time of a step, with a margin, beside what judging takes"
@@ -212,12 +220,15 @@ def main():
     r.add_argument('--minutes', type=float, default=9.5, help='of this command')
     r.add_argument('--file-mb', type=float, default=15, help='size of a file that travels back')
     r.add_argument('--rehearse', action='store_true', help='on the CPU, with tiny networks and 512 pictures')
-    f = sub.add_parser('profile', help='one step, to standard output')
+    f = sub.add_parser('profile', help='of one step, as JSON')
     f.add_argument('--device', default='cuda')
+    f.add_argument('--out', default='profile.json')
     args = p.parse_args()
     if args.what=='collect': return collect(args.folder, args.python)
     if args.what=='divide': return divide(args.data, args.pieces, args.limit_mb)
-    if args.what=='profile': return print(json.dumps(profile(args.device)))
+    if args.what=='profile':
+        Path(args.out).write_text(json.dumps(profile(args.device)))
+        return
     run = Run(args)
     for name in args.stages: run.stage(name)
 
