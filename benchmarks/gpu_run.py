@@ -116,7 +116,7 @@ class Run:
         file = self.work/'speed.json'
         tiny = ['--tiny'] if self.args.rehearse else []
         self.call(HERE/'speed.py', '--device', self.device, '--only', 'step', 'views', '--n', 3 if tiny else 15, '--rounds', 1, '--out', file, *tiny)
-        return json.loads(file.read_text())
+        return {k: v for k,v in json.loads(file.read_text()).items() if k!='command'}
 
     def profile(self):
         "What a step consists of"
@@ -146,7 +146,7 @@ class Run:
         except (subprocess.TimeoutExpired, RuntimeError) as e: why = dict(ok=False, why=str(e)[-1500:])
         # What it had written before it was cut counts
         found = json.loads(file.read_text()) if file.exists() else {}
-        return dict(plan=plan, run=name, folder=str(self.work/'runs'/name)) | found | why
+        return dict(plan=plan, run=name) | found | why
 
     def _plan(self, bs, arch, n_items):
         "Epochs from the time of a step, with a margin, beside what judging takes"
@@ -160,7 +160,7 @@ class Run:
 
     def back(self):
         "The encoder in files that are small enough to travel: `cat encoder.safetensors.* > encoder.safetensors`"
-        file = Path(self.res['train']['folder'])/'encoder.safetensors'
+        file = self.work/'runs'/self.res['train']['run']/'encoder.safetensors'
         content,size = file.read_bytes(),int(self.args.file_mb*MB)
         parts = {f'{file.name}.{i//size}': content[i:i+size] for i in range(0, len(content), size)}
         for name,part in parts.items(): (self.out/name).write_bytes(part)
