@@ -4,6 +4,7 @@ from fastai.vision.all import Callback, ChannelsLast, GradientAccumulation, Lear
 from torch import nn
 
 from self_supervised.callback import fast
+from self_supervised.cli import pretrain as room
 from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
@@ -101,3 +102,12 @@ def test_accumulated():
     for learn in learns: set_seed(1); quiet(learn.fit_byol, 1, 'lars', lr=.1)
     (a,b) = (torch.cat([p.flatten() for p in learn.model.online.parameters()]) for learn in learns)
     assert not torch.equal(a, b) and (a-b).norm()<.01*a.norm()
+
+def test_in_a_terminal(monkeypatch):
+    "`byol_pretrain --fast` is `--bf16` where the machine computes in it"
+    got = []
+    monkeypatch.setattr(room, 'pretrain', lambda *_, bf16, **__: got.append(bf16))
+    for able in (True, False):
+        monkeypatch.setattr(room, 'computes_in_bfloat16', lambda device: able)
+        for asked in (dict(), dict(fast=True), dict(fast=True, bf16=True)): room._pretrain(None, 'out', None, False, **dict(bf16=False) | asked)
+    assert got==[False,True,True, False,False,True]
