@@ -1513,6 +1513,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_supervised.core.invalid': ('core.html#invalid', 'self_supervised/core.py'),
                                       'self_supervised.core.laid_out_like': ('core.html#laid_out_like', 'self_supervised/core.py'),
                                       'self_supervised.core.literal': ('core.html#literal', 'self_supervised/core.py'),
+                                      'self_supervised.core.number_of': ('core.html#number_of', 'self_supervised/core.py'),
                                       'self_supervised.core.number_row': ('core.html#number_row', 'self_supervised/core.py'),
                                       'self_supervised.core.per_channel': ('core.html#per_channel', 'self_supervised/core.py'),
                                       'self_supervised.core.plain': ('core.html#plain', 'self_supervised/core.py'),

@@ -10,6 +10,7 @@ import math
 import time
 from collections import namedtuple
 from copy import deepcopy
+from statistics import median
 
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException, TrainEvalCallback
@@ -76,7 +77,8 @@ def measure_pace(
     # The second step still allocates
     steps = others if len(others)<3 else others[1:]
     since = first if len(others)<3 else others[0]
-    return Pace(first-begun, (steps[-1]-since)/len(steps))
+    lengths = [b-a for a,b in zip([since, *steps], steps)]
+    return Pace(first-begun, median(lengths))   # a step that waited for something else is no measure
 
 # %% ../nbs/18_budget.ipynb #plan
 def steps_within(
@@ -150,6 +152,7 @@ class Deadline(Callback):
         self.spent = 0.         # seconds of this fit, and of the processes before
         self.pct = 0.           # part of the run that is done
         self.done = 0           # steps taken
+        self.first = 0.         # seconds until the first one was over
 
     def before_epoch(self):
         if not hasattr(self.learn, 'lr_finder') and self.pct>=1: raise CancelFitException
@@ -163,6 +166,7 @@ class Deadline(Callback):
         if not self.training or hasattr(self.learn, 'lr_finder'): return
         self.spent += self.clock.lap()
         self.done += 1
+        if self.done==1: self.first = self.spent
         self.pct = min(1., self.pct+self._part())
         if self.pct>1-1e-9: self.pct = 1.
         self.learn.pct_train = self.pct
@@ -170,9 +174,12 @@ class Deadline(Callback):
     def _part(self):
         "Part of the run that a step is"
         planned = 1/self.steps
-        if self.done<5 or abs(self.spent/self.seconds-self.pct)<=self.slack: return planned
+        over = self.spent/self.seconds
+        if abs(over-self.pct-planned)<=self.slack: return planned
+        # The first step may wait for the loader's processes, and the plan may rest on a busy moment: neither ends a run
+        if self.done==1: return min(planned, over)
         left = self.seconds-self.spent
-        pace = self.spent/self.done
+        pace = (self.spent-self.first)/(self.done-1)
         return (1-self.pct)*min(1., pace/left) if left>0 else 1.
 
     @property

@@ -76,8 +76,8 @@ def check_one_of(
 )->None:
     "Raise for a setting that is not among `allowed`, and list those"
     for name,value in setting.items():
-        if value not in allowed:
-            raise invalid(f'{name}={value!r}', 'is not known', f"Choose one of {', '.join(map(repr, allowed))}")
+        if not isinstance(value, (Tensor,np.ndarray)) and value in list(allowed): continue   # those compare each entry
+        raise invalid(f'{name}={brief_repr(value)}', 'is not known', f"Choose one of {', '.join(map(repr, allowed))}")
 
 def check_p(
     p:float, # Probability
@@ -285,6 +285,13 @@ def tensor_of(
     "Make a tensor of what can be one, as `checked` does"
     return _fit(name, v, [_kinds[Tensor]], False)
 
+def number_of(
+    name:str, # Of the argument, for the error
+    v, # A number of Python, NumPy or torch
+)->float: # The same as one of Python's
+    "Make a number of what is one, as `checked` does"
+    return _fit(name, v, [_kinds[float]], False)
+
 def brief_repr(
     v, # Any object
 )->str: # In a few words: tensors, networks and what is long by their class
@@ -296,12 +303,14 @@ def brief_repr(
 
 def checked(
     f:F, # A function, or `__init__`, with types in its signature
+    but:tuple=(), # Names of arguments that `f` checks itself, with more to say of them
 )->F: # The same, which checks what it is passed
     "Let `f` refuse arguments that are of another type than its signature says; a default is always welcome"
     params = signature(f).parameters.values()
     names = [q.name for q in params if q.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     rest = [q.name for q in params if q.kind==Parameter.VAR_POSITIONAL]
-    kinds = {q.name: k for q in params if (k := _kinds_of(q.annotation)) and q.kind!=Parameter.VAR_KEYWORD}
+    typed = [q for q in params if q.kind!=Parameter.VAR_KEYWORD and q.name not in but]
+    kinds = {q.name: k for q in typed if (k := _kinds_of(q.annotation))}
     defaults = {q.name: q.default for q in params}
 
     def fit(name, v):

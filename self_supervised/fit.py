@@ -330,5 +330,5 @@ def fit_byol(self:Learner,
     check_recipe(self)
     if not rank_distrib(): print(_summary(r, self.opt_func, constant_predictor))
     # A deadline ends the fit, and steps that turn out faster than planned leave time for more
-    n = 3*epochs if any(isinstance(cb, Deadline) for cb in L(cbs)) else epochs
+    n = 100*epochs if any(isinstance(cb, Deadline) for cb in L(cbs)) else epochs
     self.fit(n, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)

@@ -6,6 +6,7 @@
 __all__ = ['Health', 'plot_health']
 
 # %% ../../nbs/44_callback.health.ipynb #imports
+from functools import partial
 from itertools import takewhile
 from math import isfinite
 from warnings import warn
@@ -174,6 +175,7 @@ def health_columns(
 # %% ../../nbs/44_callback.health.ipynb #21c014
 class Health(MetricCallback):
     "Watch for collapse in the projections that training computes anyway"
+    @partial(checked, but=('n',))
     def __init__(self,
         # Of the table, or the name of one; besides these 'update', 'distance', 'momentum', 'lr'
         columns:tuple|str=('spread','mean_cosine','rank','feature_rank'),
@@ -276,7 +278,7 @@ class Health(MetricCallback):
         if not momenta: return res
         res['momentum'] = momenta[-1]
         # With gradients accumulated, several batches share a step
-        steps = min(len(momenta)/max(self.train_iter, 1), 1.)*self.n_epoch*self.n_iter
+        steps = min(len(momenta)/max(self.train_iter, 1), 1.)*self.train_iter/(self.pct_train or 1)
         res['way'] = (1-sum(momenta)/len(momenta))*steps
         return res
 

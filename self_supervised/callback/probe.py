@@ -16,7 +16,7 @@ import torch
 from fastai.torch_core import no_random, rank_distrib
 from fastcore.basics import noop
 
-from ..core import check_stats, check_whole, first_line, invalid
+from ..core import brief_repr, check_stats, check_whole, checked, first_line, invalid
 from ..record import recorded_stats
 from ..data.batches import picture_and_label
 from ..evaluate.features import (
@@ -32,9 +32,10 @@ def _is_recorded(stats):
 
 def _check_methods(methods):
     "Raise unless `methods` names one probe or both, and nothing else"
-    bad = [o for o in methods if o not in ('knn','linear')]
-    if bad: raise invalid(f'{methods=}', "must hold 'knn', 'linear' or both", f'Leave out {bad}')
-    if not methods: raise invalid(f'{methods=}', "must hold 'knn', 'linear' or both", "Pass e.g. methods='knn'")
+    bad = [o for o in methods if not isinstance(o, str) or o not in ('knn','linear')]
+    must = "must hold 'knn', 'linear' or both"
+    if bad: raise invalid(f'methods={brief_repr(methods)}', must, f"Leave out {', '.join(map(brief_repr, bad[:3]))}")
+    if not methods: raise invalid(f'{methods=}', must, "Pass e.g. methods='knn'")
 
 def _check_pairs(train, test):
     "Raise for pairs whose classes cannot be learned; of a loader this shows when it is read"
@@ -61,6 +62,7 @@ def _seconds_since(start): return time.perf_counter()-start
 # %% ../../nbs/45_callback.probe.ipynb #21c019
 class Probe(MetricCallback):
     "Measure the features while training: nearest neighbours and a linear classifier on clean labelled pictures"
+    @partial(checked, but=('stats','every','n','k','seed'))
     def __init__(self,
         # Labelled pictures to learn from: a fastai or torch loader, or a pair (x,y) of tensors or arrays;
         # None takes the learner's
@@ -114,7 +116,7 @@ class Probe(MetricCallback):
         self.spent = partial(_seconds_since, time.perf_counter())
 
     def after_validate(self):
-        last = self.epoch+1>=self.n_epoch
+        last = self.epoch+1>=self.n_epoch or self.pct_train>=1   # a run of minutes ends before its last epoch
         if self.trained and (self.epoch+1)%self.every and not last: return
         epoch = self.spent() if self.trained else None
         self.latest = self.measure()

@@ -134,8 +134,8 @@ def _of_steps(f):
 def _side(f): return f['size'] if isinstance(f['size'], int) else 0
 
 def _of_views(f):
-    "Views too strong to be matched in these steps"
-    if f.get('loss') is None or f['loss']<FAR_APART: return None
+    "Views too strong to be matched; a short run ends with a high loss whatever its views are"
+    if f.get('loss') is None or f['loss']<FAR_APART or f['steps']<ENOUGH_STEPS: return None
     return (f"The loss ended at {f['loss']:.2f} (unrelated views: 4). The views may be too strong. "
             "Choose the set for your pictures, e.g. --views symbols, texture or faces")
 

@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import (
-    check_whole, checked, device_of, first_line, invalid, per_channel, tensor_of, undisturbed, warn_once)
+    check_whole, checked, device_of, first_line, invalid, number_of, per_channel, tensor_of, undisturbed, warn_once)
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 from ..data.batches import picture_and_label
@@ -254,7 +254,7 @@ def check_temperature(
     T:float, # Of the vote of neighbours
 )->None:
     "Raise unless `T` is above 0"
-    if not T>0: raise invalid(f'{T=}', 'must be above 0', 'Pass e.g. T=0.07')
+    if not number_of('T', T)>0: raise invalid(f'{T=}', 'must be above 0', 'Pass e.g. T=0.07')
 
 def _check_sets(train_x, train_y, test_x, test_y=None):
     "Return features as float32 tensors and labels as tensors, or raise for what cannot be evaluated"
