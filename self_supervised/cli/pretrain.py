@@ -425,7 +425,7 @@ def byol_pretrain(
     if not rank_distrib(): _print_summary(folder)
 
 def _pretrain(path, out, views, no_flip, fast=False, **settings):
-    "Call `pretrain` with a named set of views, without mirror images if `no_flip`, and in bfloat16 if `fast` and it pays"
+    "Call `pretrain` with a named set of views, no mirror images if `no_flip`, bfloat16 if `fast` and able"
     if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
     if views and no_flip: views = views_for(views) | dict(flip_p=0.)
     elif no_flip: views = dict(flip_p=0.)
