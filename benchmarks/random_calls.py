@@ -540,7 +540,7 @@ def BYOL(**kw): lib.BYOL(**kw)
 def Guard(**kw): lib.Guard(**kw)
 @call(.5, columns=one_of(('spread',), ('spread','rank')), stop=flag, n=ints(2,100))
 def Health(**kw): lib.Health(**kw)
-@call(.5, train=one_of(None), test=one_of(None), methods=one_of(('knn',), ('knn','linear')), every=ints(1,5), n=ints(2,100), stats=one_of('recorded',None,(.5,.25)), k=one_of(None,5), T=floats(.01,1), seed=seed)
+@call(.5, train=one_of(None), test=one_of(None), methods=one_of(('knn',), ('knn','linear')), every=ints(1,5), n=ints(5,100), stats=one_of('recorded',None,(.5,.25)), k=one_of(None,5), T=floats(.01,1), seed=seed)
 def Probe(**kw): lib.Probe(**kw)
 
 # Files

@@ -3,6 +3,7 @@
 Each test fails on a naive callback: thresholds of the spread alone, a second pass through the network, `.item()` in every step, probes that draw from the training's generator."""
 import contextlib, io, random, re, warnings
 
+import numpy as np
 import pytest, torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
@@ -297,6 +298,15 @@ def test_one_method_or_column_is_a_tuple_of_one(capsys):
 def test_a_health_says_what_it_cannot_do():
     for n in (1, 50., '50'):
         with pytest.raises(ValueError, match=re.escape(f'n={n!r} must be a whole number, 2 or more')): Health(n=n)
+
+@pytest.mark.parametrize('make,odd', [
+    (Health, dict(columns=7)), (Health, dict(columns=slice(None))), (Health, dict(columns=[torch.ones(3)])), (Health, dict(stop='x')),
+    (Probe, dict(T='0.18')), (Probe, dict(T=np.datetime64('2020-01-01'))), (Probe, dict(T=torch.ones(2))), (Probe, dict(T=None)),
+    (Probe, dict(methods=7)), (Probe, dict(methods=torch.zeros(2,1,8,8))), (Probe, dict(methods=('knn',torch.zeros(2,1,8,8))))])
+def test_what_is_of_another_type_is_refused_in_one_short_line(make, odd):
+    name, = odd
+    with pytest.raises(ValueError, match=f'^{name}=.*Choose|^{name}=.*Pass|^{name}=.*Leave out') as e: make(**odd)
+    assert '\n' not in str(e.value) and len(str(e.value))<200
 
 def test_a_probe_says_what_it_cannot_do():
     for stats in ('imagenet', .5, (.5,), (.5,.2,.1), ('a','b')):

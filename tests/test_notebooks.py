@@ -2,8 +2,8 @@
 import gc, os, re, signal, sys
 from unittest.mock import patch
 
-import matplotlib.pyplot as plt, pytest, torch
-from fastai.vision.all import defaults, set_seed # all of fastai, so that `defaults` is complete before the first notebook
+import matplotlib.pyplot as plt, pandas as pd, pytest, torch
+from fastai.vision.all import Learner, defaults, set_seed # all of fastai, so that `defaults` is complete before the first notebook
 from fastcore.nbio import read_nb
 from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
@@ -32,11 +32,14 @@ def alone():
             (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
             *((setattr, torch.backends.cudnn, o, getattr(torch.backends.cudnn, o)) for o in ('benchmark','deterministic')),
             (sys.modules.__setitem__, '__main__', sys.modules['__main__'])]
-    package = pop_package() # other tests go on with the one they have imported
+    package = pop_package() # other tests go on with the one they have imported, and with its methods of a learner
+    undo += [(setattr, Learner, k, v) for k,v in vars(Learner).items() if str(getattr(v, '__module__', '')).startswith('self_supervised')]
     set_seed(0)
+    pd.reset_option(r'^display\.')
     with (patch.dict(os.environ, COLUMNS='80'), patch.dict(vars(defaults), callbacks=list(defaults.callbacks)),
           patch.object(sys, 'path', list(sys.path)), plt.rc_context()): yield
     plt.close('all')
+    pd.reset_option(r'^display\.')
     close_shell()
     pop_package()
     sys.modules.update(package)

@@ -175,6 +175,7 @@ def facts():
 def more_pages(pages, fns):
     "Write the pages that no notebook has: the changelog, the index of names, the source"
     changes = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    changes = re.sub(r'\]\(nbs/([^)\s]+)\)', lambda m: f']({site_link(m[1])})', changes)
     (pages/'changelog.md').write_text(changes, encoding='utf-8')
     (pages/'api.md').write_text(index_text(list(rooms(fns))), encoding='utf-8')
     for o in source_files(): (pages/source_page(o)).write_text(source_text(o), encoding='utf-8')
