@@ -106,6 +106,11 @@ class SitePage(Page):
         if not (caption and captioned): return img
         return f'<figure markdown="1">\n{img}\n<figcaption markdown="1">{caption}</figcaption>\n</figure>'
 
+    def markdown(self, cell):
+        "Blocks without a language are what something printed"
+        shown = lambda m: f'```{self.look(m[1])}\n{m[1]}\n```'
+        return [re.sub(r'^```\n(.*?)\n```$', shown, o, flags=re.M|re.S) for o in super().markdown(cell)]
+
     def look(self, text):
         "Classes for the style sheet, in the form of a fence's attributes"
         if text.startswith('$ '): return '{ .console .terminal }'
