@@ -171,6 +171,7 @@ def test_site_is_written_for_people(site):
         text = article(page)
         for noise in ('torch.nn.modules.','<function','&lt;function','at 0x','NoneType'):
             assert noise not in re.sub(r'<div class="[^"]*output.*?</div>', '', text, flags=re.S), (name, noise)
+        assert '```' not in text, name   # a block that was not closed
         assert not [o for o in re.findall(r'<img[^>]*>', text) if not re.search(r'alt="[^"]{10,}', o)], name
         assert f"self_supervised {read_version(root/'self_supervised')}" in page, name
 

@@ -108,8 +108,8 @@ class SitePage(Page):
 
     def markdown(self, cell):
         "Blocks without a language are what something printed"
-        shown = lambda m: f'```{self.look(m[1])}\n{m[1]}\n```'
-        return [re.sub(r'^```\n(.*?)\n```$', shown, o, flags=re.M|re.S) for o in super().markdown(cell)]
+        def shown(m): return m[0] if m[1] else f'```{self.look(m[2])}\n{m[2]}\n```'
+        return [re.sub(r'^```([^\n]*)\n(.*?)\n```$', shown, o, flags=re.M|re.S) for o in super().markdown(cell)]
 
     def look(self, text):
         "Classes for the style sheet, in the form of a fence's attributes"
