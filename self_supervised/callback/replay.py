@@ -170,7 +170,7 @@ class Replay:
         if self.epochs: self._mute(self._before_this())
 
     def skip_first(self)->None:
-        "Switch off those, too, that began the fit behind this callback; random numbers that they drew for it do not count"
+        "Switch off those, too, that begin a fit after this callback, and put back the random state"
         self._mute()
         self._set('start' if self.batches else 'now')
 

@@ -294,8 +294,9 @@ def _tables(record):
 _titles = dict(
     views=('Views', 'What the network was trained on. Good: you can still tell what is in each view, '
                     'and the two views of a picture differ in what does not matter to you.'),
-    embedding=('Map of the features', 'Held-out pictures, placed by the two directions in which their features differ most. '
-                                      'Good: pictures of a kind lie together. Colours are labels that training did not see.'),
+    embedding=('Map of the features',
+               'Held-out pictures, placed by the two directions in which their features differ most. '
+               'Good: pictures of a kind lie together. Colours are labels that training did not see.'),
     neighbors=('Nearest neighbours', 'Left, a held-out picture; beside it those whose features are most alike. '
                                      'Good: they show the same kind of thing. A red frame is another class.'),
     health=('Health', ''))
