@@ -20,7 +20,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import get_model, num_distrib, rank_distrib
 from torch import nn
 
 from ..core import batch_size_of, checked, first_line, invalid, second_name, shape_in_words, write_atomic
@@ -215,7 +215,7 @@ def fit_facts(
     facts |= _loader_facts(learn.dls.train)
     facts |= _opt_facts(learn.opt)
     facts |= dict(callbacks=_changing(learn.cbs), loss=described(learn.loss_func))
-    facts |= _views(learn.cbs)
+    facts |= _views(learn.cbs) | _compiled(get_model(learn.model))
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
 
 def _points(f): return [np.asarray(f(i/20), dtype=float).tolist() for i in range(21)]
@@ -266,6 +266,11 @@ def _views(cbs):
     byol = next((cb for cb in cbs if cb.name=='byol'), None)
     views = [getattr(o, 'fs', [o]) for o in getattr(byol, 'augs', None) or []]
     return {f'operation {j+1} of view {i+1}': described(f) for i,fs in enumerate(views) for j,f in enumerate(fs)}
+
+def _compiled(model):
+    "Names of networks that are compiled in place: their sums are in another order"
+    names = [k for k,m in model.named_modules() if m._compiled_call_impl is not None]
+    return dict(compiled=names) if names else {}
 
 def _curves(cbs:Iterable[Callback])->dict:
     "Return the schedules of the fit, by the value they set"

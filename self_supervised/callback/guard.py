@@ -6,6 +6,7 @@
 __all__ = ['Guard']
 
 # %% ../../nbs/43_callback.guard.ipynb #imports
+import math
 from collections import defaultdict
 from warnings import warn
 
@@ -13,16 +14,15 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import LRFinder
-from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor, Learner, Recorder
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import find_bs, rank_distrib
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from ..core import can_be_late, checked, device_of, invalid, plain
 from ..lars import norm_taker
 from .late import Late, record_loss
-from .ranks import any_rank, several
+from .ranks import any_rank, any_rank_late, ranks_can_be_late
 
 # %% ../../nbs/43_callback.guard.ipynb #32c007
 def finite(
@@ -31,6 +31,8 @@ def finite(
     "Is every number in all of `xs` finite?"
     floats = [plain(x).detach() for x in xs if x.is_floating_point() and x.numel()]
     if not floats: return torch.ones((), dtype=torch.bool, device=xs[0].device)
+    # The largest number of each in one launch
+    if can_be_late(floats[0].device): return torch.stack(torch._foreach_norm(floats, math.inf)).isfinite().all()
     return torch.stack([torch.stack(x.aminmax()).isfinite().all() for x in floats]).all()
 
 def finite_rows(
@@ -39,6 +41,15 @@ def finite_rows(
     "Which rows of each tensor are finite? The host does not wait"
     floats = [plain(x).detach() for x in xs if x.is_floating_point() and x.dim() and x.numel()]
     return [torch.stack(x.reshape(len(x), -1).aminmax(dim=1)).isfinite().all(0) for x in floats]
+
+# %% ../../nbs/43_callback.guard.ipynb #total
+@torch.no_grad()
+def total_norm(
+    gs:list, # Tensors, or norms of some
+)->Tensor: # A single number; nothing waits for it
+    "Find the norm of all numbers in `gs`"
+    norms = torch._foreach_norm(gs)
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 # %% ../../nbs/43_callback.guard.ipynb #record
 # Reason to skip a batch or a step → advice
@@ -142,7 +153,7 @@ class KeptBuffers:
         "Undo the changes of the pass if `bad`; the copies are used up"
         for bs,copies in self._pairs():
             # As whole numbers: 0 times NaN is NaN, and 0 times its bits is 0
-            bs,copies = ([b.view(_whole[b.itemsize]) for b in o] for o in (bs, copies))
+            bs,copies = _bits(bs),_bits(copies)
             torch._foreach_mul_(copies, bad.to(copies[0].dtype))
             torch._foreach_mul_(bs, (~bad).to(bs[0].dtype))
             torch._foreach_add_(bs, copies)
@@ -151,7 +162,64 @@ def _in_a_row(bs): return torch.cat([b if b.dim()==1 else b.reshape(-1) for b in
 
 _whole = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
+def _bits(ts): return [t.view(_whole[t.itemsize]) for t in ts]
+
 # %% ../../nbs/43_callback.guard.ipynb #later
+class GradientSums:
+    "Gradients that are added up over several batches, without those of bad ones; nobody waits to know which those are"
+    def __init__(self,
+        guard:Callback, # Its `n_summed` and `n_good` count pictures: there a checkpoint finds them
+    ):
+        self.guard = guard
+        self.before = []    # (parameter, sum over the batches before) while a batch passes
+        self.open = False   # is one about to bring gradients?
+
+    def grads(self)->list: # A tensor for each parameter that has one
+        "Return the gradients at hand"
+        return [p.grad for p in self.guard.model.parameters() if p.grad is not None]
+
+    def set_aside(self)->None:
+        "Keep what earlier batches have added up apart from what is to come"
+        self.before = [(p,p.grad) for p in self.guard.model.parameters() if p.grad is not None]
+        for p,_ in self.before: p.grad = None
+        self.open = True
+
+    @torch.no_grad()
+    def add(self,
+        bad:Tensor, # A single bool on the device
+    )->None:
+        "Add what a batch has brought, unless it is bad"
+        new = self.grads()
+        self._blank_where(bad, new)
+        pairs = [(g,p.grad) for p,g in self.before if p.grad is not None]
+        if pairs: torch._foreach_add_(*map(list, zip(*pairs)))
+        for p,g in self.before: p.grad = g
+        self.before = []
+        self.open = False
+        if new: self._count(bad)
+
+    def _blank_where(self, bad, grads):
+        # As whole numbers: 0 times NaN is NaN, and 0 times its bits is 0
+        by_type = defaultdict(list)
+        for g in grads: by_type[g.dtype].append(g)
+        for gs in map(_bits, by_type.values()): torch._foreach_mul_(gs, (~bad).to(gs[0].dtype))
+
+    def _count(self, bad):
+        n = find_bs(self.guard.yb)
+        self.guard.n_summed += n
+        self.guard.n_good = n*~bad if self.guard.n_good is None else self.guard.n_good + n*~bad
+
+    @torch.no_grad()
+    def scale(self)->None:
+        "Before a step: give the good pictures the weight of all"
+        if self.guard.n_summed: torch._foreach_mul_(self.grads(), self.guard.n_summed/self.guard.n_good.clamp(min=1))
+
+    def forget(self)->None:
+        "Begin anew, after a step"
+        self.guard.n_summed = 0
+        self.guard.n_good = None
+
+# %% ../../nbs/43_callback.guard.ipynb #verdict
 class LateVerdict:
     "Decide on the device whether a batch is bad; the host reads the decision a step later"
     def __init__(self,
@@ -159,6 +227,7 @@ class LateVerdict:
     ):
         self.guard = guard
         self.opt = _leaves_out(guard.opt)
+        self.sums = GradientSums(guard)
         self.waiting = None   # `Late` verdict on the batch before
         self.begin([])
 
@@ -166,8 +235,9 @@ class LateVerdict:
         rows:list, # Result of `finite_rows` of the inputs
     )->None:
         "Look at the inputs of a new batch"
-        self.bad:Tensor|None = None   # a bool on the device, when all has been looked at
+        self.bad:Tensor|None = None   # a bool on the device, when a step has been judged: is it left out?
         self.flags = {}   # reason → bool on the device
+        self.agreed:Tensor|None = None   # the same in a row, true where they are on any rank
         self.rows = rows
         if rows: self.flags['inputs'] = ~torch.cat(rows).all()
 
@@ -179,38 +249,57 @@ class LateVerdict:
         self.flags['views'] = ~finite(*views)
         self.flags['loss'] = ~finite(loss)
         self.flags['statistics'] = self.guard.kept_buffers.spoilt().to(loss.device)
+        self.sums.set_aside()
+
+    def add_gradients(self)->None:
+        "With earlier gradients at hand, add those of this batch, unless it is bad"
+        if self.sums.before: self.sums.add(self._any())
 
     @torch.no_grad()
     def judge(self,
         gs:list, # Gradients, or the norm of each
     )->None:
         "Leave the step out if something is not finite"
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gs)))
-        self.flags['gradients'] = ~total.isfinite()
+        self.flags['gradients'] = ~total_norm(gs).isfinite()
         self.opt.found_inf = self._decide().float()
 
+    def _any(self):
+        "Is anything bad, on any rank?"
+        self.agreed = any_rank_late(torch.stack(list(self.flags.values())))
+        return self.agreed.any()
+
     def _decide(self):
-        bad = torch.stack(list(self.flags.values())).any()
+        "Undo the forward pass of a bad batch; is the step left out?"
+        bad = self._any()
         self.guard.kept_buffers.put_back_where(bad)
-        self.bad = bad
-        return bad
+        # A bad batch among several is not in the sum: the step is that of the others
+        self.bad = self.agreed[-1] | (self.guard.n_good==0) if self.guard.n_summed else bad
+        return self.bad
 
     def end(self)->None:
         "Send the verdict on this batch to the host, and read the one before"
-        if self.flags and self.bad is None: self._decide()   # another callback left the step out
+        gathers = self.bad is None and self._keep_gradients()
         self.let_go()
         before = self.waiting
-        self.waiting = self._send() if self.flags else None
+        self.waiting = self._send(gathers) if self.flags else None
         if before: self._take(before)
         if self.guard.record.seen==1: self.settle()   # progress bars and loggers want a loss from the first batch on
-        self.bad = None
+        if not gathers: self.sums.forget()
 
-    def _send(self):
+    def _keep_gradients(self):
+        "Without a step: are there gradients to add to?"
+        if self.flags:
+            bad = self._any()
+            self.guard.kept_buffers.put_back_where(bad)
+            if self.sums.open: self.sums.add(bad)
+        return bool(self.sums.grads())
+
+    def _send(self, gathers):
         guard = self.guard
         place = dict(epoch=guard.epoch, batch=guard.iter, n=guard.record.seen, rows=self.rows)
-        flags = torch.stack(list(self.flags.values()))
-        return Late(flags, guard.loss.mean(), why=tuple(self.flags), lr=guard.opt.hypers[-1]['lr'],
-                    has_loss=len(guard.yb)>0, **place)
+        alone = not (gathers or guard.n_summed)   # is the step this batch's alone?
+        return Late(self.agreed, guard.loss.mean(), why=tuple(self.flags), lr=guard.opt.hypers[-1]['lr'],
+                    has_loss=len(guard.yb)>0, gathers=gathers, alone=alone, **place)
 
     def settle(self)->None:
         "Wait for the last verdict, and read it"
@@ -234,8 +323,8 @@ def _leaves_out(opt):
 
 def _may_be_late(learn):
     "Can all that happens in a step be decided on the device?"
-    if not can_be_late(device_of(learn.model)) or several() or _leaves_out(learn.opt) is None: return False
-    if any(isinstance(cb, (LRFinder,GradientAccumulation)) for cb in learn.cbs): return False
+    if not (can_be_late(device_of(learn.model)) and ranks_can_be_late()) or _leaves_out(learn.opt) is None: return False
+    if any(isinstance(cb, LRFinder) for cb in learn.cbs): return False
     if any(cb.amp_mode==AMPMode.FP16 for cb in learn._grab_cbs(MixedPrecision)): return False   # its scaler waits
     return not any(recorder.train_metrics for recorder in learn._grab_cbs(Recorder))
 
@@ -262,17 +351,18 @@ class Counting(Callback):
         loss:Tensor, # Loss of that batch, on the host
     )->None:
         "Count a batch or a step that was left out on the device, and let the recorder have the loss"
-        if why: self._tell(why, self.record.seen-late.note.n)
+        if why: self._tell(why, self.record.seen-late.note.n, late.note.alone)
         kind = 'step' if why=='gradients' else 'batch'
-        self.row = {k: n if why and k==kind else 0 for k,n in self.row.items()}
+        # A batch that is only added to others is no step
+        self.row = {k: n if (why and k==kind) or (k=='step' and late.note.gathers) else 0 for k,n in self.row.items()}
         rows = _which(late.note.rows) if why=='inputs' else ''
         if why: self._count(kind, why, rows, (late.note.epoch,late.note.batch))
         if late.note.has_loss and why in (None,'gradients'): record_loss(self.learn, loss, late.note.lr)
 
-    def _tell(self, why, ago):
-        "Tell callbacks that the batch `ago` batches ago was left out"
+    def _tell(self, why, ago, alone):
+        "Tell callbacks that the batch `ago` batches ago was left out, and the step too if it was `alone` in it"
         for cb in self.learn.cbs:
-            if hasattr(type(cb), 'after_left_out'): cb.after_left_out(why, ago)
+            if hasattr(type(cb), 'after_left_out'): cb.after_left_out(why, ago, alone)
 
     def _skip_batch(self, why, what=''):
         "Count, record and cancel the batch"
@@ -312,6 +402,8 @@ class Guard(Counting):
         self.row = dict(batch=0, step=0)    # bad batches, and bad steps, since the last good one
         self.kept_buffers = KeptBuffers()   # of the model, from before the forward pass
         self.later = None                   # `LateVerdict`; None where the host decides at once
+        self.n_summed = 0                   # pictures whose gradients are added up for the next step, there
+        self.n_good = None                  # and those of them that are not of bad batches, on the device
         self.trial = False                  # is it `lr_find`, which raises the rate until training diverges?
 
     @property
@@ -364,12 +456,14 @@ class Guard(Counting):
         self._skip_batch('loss' if bad_loss else 'statistics')
 
     def after_backward(self):
-        if not self.later: self.row['batch'] = 0
+        if self.later: self.later.add_gradients()
+        else: self.row['batch'] = 0
 
     def before_step(self):
         "Check the gradients, or let LARS show their norms; a loss scaler checks them itself"
         # Before the scaler has looked, gradients may well be too large
         if _scaler(self.learn): return
+        if self.later: self.later.sums.scale()
         # Clipping makes gradients of 0 out of finite ones with an infinite norm: look before
         clipped = any(isinstance(cb, GradientClip) for cb in self.learn.cbs)
         taker = None if clipped else norm_taker(self.opt)
@@ -384,7 +478,7 @@ class Guard(Counting):
         gs:list, # Gradients, or the norm of each, decayed or not: the norm of all is the same
     ):
         "Cancel the step when gradients are not finite"
-        if not any_rank(~get_total_norm(gs).isfinite()): return
+        if not any_rank(~total_norm(gs).isfinite()): return
         self.kept_buffers.put_back()
         self._skip_step()
 

@@ -243,7 +243,7 @@ class Health(MetricCallback):
         "Measure one step, in the middle of the epoch"
         if self.size is None and self.iter>=self.n_iter//2: self.was = [p.detach().clone() for p in self.online]
     def after_cancel_step(self): self.was = None   # the next one that is taken is measured
-    def after_left_out(self, why, ago):
+    def after_left_out(self, why, ago, alone):
         "Forget a batch, or the step that was measured, which the guard has left out on the device"
         self.size = None
         if why!='gradients': self.kept.leave_out(ago)

@@ -18,14 +18,33 @@ def several()->bool: # False in a script that was started once, and before the p
     "Are there other processes to agree with?"
     return dist.is_available() and dist.is_initialized() and dist.get_world_size()>1
 
+GPU = 'cuda'   # where nccl reduces
+_host_groups:dict = {}   # all processes → the same as a group that meets on the hosts, or None
+
+def _host_group():
+    "A group in which hosts agree without waiting for their GPUs; None: the usual one, where that is so already"
+    if dist.get_backend()!='nccl': return None
+    world = dist.group.WORLD
+    if world not in _host_groups: _host_groups[world] = _new_host_group()
+    return _host_groups[world]
+
+def _new_host_group():
+    "gloo beside nccl, where all ranks can have it"
+    group = None
+    try: group = dist.new_group(backend='gloo')
+    except (RuntimeError, ValueError): pass   # no gloo, or no way between the hosts but nccl's
+    able = torch.tensor(int(group is not None), device=GPU)
+    dist.all_reduce(able, dist.ReduceOp.MIN)
+    return group if able.item() else None
+
 def _meeting_place():
     "Return the device that tensors are sent from; nccl handles GPUs only"
-    return 'cuda' if dist.get_backend()=='nccl' else 'cpu'
+    return GPU if dist.get_backend(_host_group())=='nccl' else 'cpu'
 
 def _reduced(n, op):
     "Reduce a number of each rank to one, the same on all"
     n = torch.as_tensor(n, device=_meeting_place()).int()
-    dist.all_reduce(n, op)
+    dist.all_reduce(n, op, group=_host_group())
     return n.item()
 
 def any_rank(
@@ -33,6 +52,21 @@ def any_rank(
 )->bool: # True on every rank if it was True on one
     "Is `flag` true on any rank? Every rank must call this, and all get the same result"
     return bool(_reduced(flag, dist.ReduceOp.MAX) if several() else flag)
+
+late_backends = {'nccl'}   # reduce on the device, and the host does not wait
+
+def ranks_can_be_late()->bool: # True for one process
+    "Can the ranks agree on something on their devices?"
+    return not several() or dist.get_backend() in late_backends
+
+def any_rank_late(
+    flags:Tensor, # Bools (n,) on this rank's device
+)->Tensor: # (n,) on the device; each is true if it was on one rank
+    "`any_rank` for flags on a device: nobody waits for the answer"
+    if not several(): return flags
+    flags = flags.to(torch.uint8)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return flags.bool()
 
 def least(
     n:int, # Number of this rank, e.g. of batches
@@ -54,7 +88,7 @@ def gather(
     mine = BytesIO()
     torch.save(o, mine)   # tensors that plain pickle has carried cannot be saved again (torch 2.15)
     every = [None]*dist.get_world_size()
-    dist.all_gather_object(every, mine.getvalue())
+    dist.all_gather_object(every, mine.getvalue(), group=_host_group())
     return [torch.load(BytesIO(b), weights_only=True) for b in every]
 
 def once(
@@ -65,7 +99,7 @@ def once(
     "Call `f` on rank 0 only, and send the result to all"
     if not several(): return f(*args, **kwargs)
     result = [None if dist.get_rank() else f(*args, **kwargs)]
-    dist.broadcast_object_list(result, src=0, device=torch.device(_meeting_place()))
+    dist.broadcast_object_list(result, src=0, group=_host_group(), device=torch.device(_meeting_place()))
     return result[0]
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from ..record import record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
+from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
 from ..callback.core import AttachedCallback
 from ..callback.guard import Guard, left_out
 from ..callback.health import Health
@@ -504,9 +505,9 @@ class BYOL(BYOLSetup):
         self.stepped = False
         self.begun = None
 
-    def after_left_out(self, why, ago):
+    def after_left_out(self, why, ago, alone):
         "Forget the momentum of a batch that the guard has left out on the device"
-        if why!='gradients': del self.momenta[-1-ago]
+        if alone and why!='gradients': del self.momenta[-1-ago]
 
     def after_batch(self): self._let_go()
 
