@@ -471,7 +471,7 @@ def test_a_changed_network_is_saved_and_named(tmp_path):
         e.add_module('more', nn.BatchNorm1d(16))
         return e
     with pytest.warns(UserWarning, match='load_encoder\\(path, encoder=net\\)'): file = save_encoder(changed(), tmp_path/'e')
-    with pytest.raises(ValueError, match='does not say how'): load_encoder(file)
+    with pytest.raises(ValueError, match='does not describe its network'): load_encoder(file)
     assert load_encoder(file, encoder=changed()).meta==tiny().meta
 
 def test_saving_draws_no_random_number(tmp_path):
