@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from inspect import Parameter, signature
 from itertools import chain, cycle
 from numbers import Integral, Number, Real
@@ -50,7 +50,7 @@ def check_at_least(
     for name,value in settings.items():
         if value is None: continue
         values = value if isinstance(value, (tuple,list)) else [value]
-        if not all(isinstance(v, Number) and v>=least for v in values):
+        if not all(isinstance(v, Real) and v>=least for v in values):
             raise invalid(f'{name}={value!r}', f'must be {least} or more', f'Pass e.g. {name}={max(least, 1)}')
 
 def check_whole(
@@ -79,12 +79,18 @@ def check_one_of(
         if not isinstance(value, (Tensor,np.ndarray)) and value in list(allowed): continue   # those compare each entry
         raise invalid(f'{name}={brief_repr(value)}', 'is not known', f"Choose one of {', '.join(map(repr, allowed))}")
 
+def is_list(
+    v, # Anything
+)->bool: # False for text, arrays, slices and generators
+    "Is `v` a list, a tuple, or fastcore's `L`?"
+    return isinstance(v, (list,tuple,L))
+
 def check_p(
     p:float, # Probability
     what:str, # What it is the probability of
 )->None:
     "Raise unless `p` is a probability"
-    if not isinstance(p, Number) or not 0<=p<=1:
+    if not isinstance(p, Real) or not 0<=p<=1:
         raise invalid(f'{p=}', 'is not a probability', f'Pass a number in [0,1] for {what}')
 
 def number_row(
@@ -216,6 +222,7 @@ def _of_numbers(v):
 
 def _to_list(v):
     if isinstance(v, Iterator): return list(v)   # such as a generator
+    if isinstance(v, (Tensor,np.ndarray)) and v.ndim: return v.tolist()
     if isinstance(v, (str,bytes,dict,set)) or not hasattr(v, '__len__') or not getattr(v, 'ndim', 1): raise _Misfit
     return v
 
@@ -258,10 +265,17 @@ def _kinds_of(annotation):
     parts = [get_origin(o) or o for o in parts]
     # a path, or the name of a device, may be text
     if Path in parts or torch.device in parts: parts = [o for o in parts if o is not str]
-    known = [_kinds.get(nn.Module if isinstance(o, type) and issubclass(o, nn.Module) else o) for o in parts
-             if o is not NoneType]
+    known = [_kind_of(o) for o in parts if o is not NoneType]
     if not known or None in known: return None
     return known,NoneType in parts
+
+def _kind_of(annotation):
+    "One of the above, or that of a class of this library's; None for what may be more than its annotation says"
+    if not isinstance(annotation, type): return _kinds.get(annotation)
+    if issubclass(annotation, nn.Module): return _kinds[nn.Module]
+    name = f'a {annotation.__name__}'
+    ours = annotation.__module__.startswith('self_supervised')
+    return (_instance_of(annotation), name, name) if ours else _kinds.get(annotation)
 
 def _fit(name, v, known, none):
     "`v` as the first of the types that it fits, or the error that it fits none"
@@ -303,7 +317,7 @@ def brief_repr(
 
 def checked(
     f:F, # A function, or `__init__`, with types in its signature
-    but:tuple=(), # Names of arguments that `f` checks itself, with more to say of them
+    but:tuple=(), # Names of arguments to leave alone
 )->F: # The same, which checks what it is passed
     "Let `f` refuse arguments that are of another type than its signature says; a default is always welcome"
     params = signature(f).parameters.values()
@@ -323,6 +337,12 @@ def checked(
         args = [fit(n, v) for n,v in zip(chain(names, cycle(rest)), args)]+list(args[len(names):] if not rest else [])
         return f(*args, **{k: fit(k, v) for k,v in kwargs.items()})
     return cast(F, inner)
+
+def checked_but(
+    *names:str, # Of arguments that the function checks itself, with more to say of them
+)->Callable: # A decorator
+    "`checked` for the other arguments"
+    return partial(checked, but=names)
 
 # %% ../nbs/00_core.ipynb #plain
 def plain(
@@ -448,7 +468,7 @@ def write_atomic(
 )->Path: # `path`
     "Write a file so that at `path` there is at any time either the whole old one or the whole new one"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_place(path)
     # In the same folder: replacing is atomic within a file system only
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
@@ -459,6 +479,14 @@ def write_atomic(
         os.unlink(tmp)
         raise
     return path
+
+def _make_place(path):
+    "Make the folder that the file `path` is to be in, or raise where it cannot be a file"
+    given,fix = f'path={str(path)!r}','Pass the name of a file'
+    if path.is_dir(): raise invalid(given, 'is a folder', f"{fix}, e.g. {str(path/'file')!r}", IsADirectoryError)
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise invalid(given, 'would be inside of what is a file', f'{fix} in a folder', NotADirectoryError) from None
 
 def _write_through(f, data):
     "Write `data` to the open file `f` and wait until it is on the disk"

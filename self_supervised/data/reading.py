@@ -249,10 +249,12 @@ def parse_size(
     "Read a size in any of its forms"
     if size is None: return None
     sides = size.lower().replace('x', ',').split(',') if isinstance(size, str) else size
-    sides = list(sides) if isinstance(sides, (list,tuple)) else [sides]
-    try: sides = [int(o) for o in sides if int(o)==float(o)]
-    except (TypeError, ValueError, OverflowError): sides = []
-    if len(sides) not in (1,2): raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
+    try:
+        sides = list(sides) if isinstance(sides, (list,tuple)) or getattr(sides, 'ndim', 0) else [sides]
+        whole = all(int(o)==float(o) for o in sides)
+        sides = [int(o) for o in sides]
+    except (TypeError, ValueError, OverflowError, RuntimeError): whole = False
+    if not whole or len(sides) not in (1,2): raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
     check_at_least(1, size=sides[0] if len(sides)==1 else sides)
     return sides[0] if len(sides)==1 else tuple(sides)
 
@@ -260,9 +262,9 @@ def _rgb(ground):
     "Red, green and blue, 0 to 255, of a colour by name, as '#rrggbb', as (r,g,b) or as one grey"
     try:
         if isinstance(ground, str): return ImageColor.getrgb(ground)[:3]
-        rgb = (ground,)*3 if isinstance(ground, Integral) else tuple(map(int, ground))
-        if len(rgb)==3 and all(0<=o<=255 for o in rgb): return rgb
-    except (TypeError, ValueError): pass
+        rgb = (ground,)*3 if isinstance(ground, Integral) else tuple(ground)
+        if len(rgb)==3 and all(0<=o<=255 and int(o)==o for o in rgb): return tuple(map(int, rgb))
+    except (TypeError, ValueError, RuntimeError): pass
     raise invalid(f'{ground=}', 'is no colour', "Pass a name ('white'), '#rrggbb', or (r,g,b) of 0 to 255")
 
 def load_reader(

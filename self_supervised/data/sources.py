@@ -280,11 +280,18 @@ def _has_transform(source):
 # %% ../../nbs/11_data.sources.ipynb #beside
 def _labels_beside(source, label):
     "Labels of a data set of (picture, label): an attribute of it by name, or the entry of each item by place"
-    if isinstance(label, Integral): return [_as_word(source[i][label], source) for i in range(len(source))]
+    if isinstance(label, Integral): return _labels_at(source, label)
     values = _attribute(source, label)
     if values is not None and len(values)==len(source): return [_as_word(o, source) for o in values]
     raise invalid(f'label_func={label!r}', f'is no list of {len(source)} labels of the {type(source).__name__}',
                   "Name the attribute with the labels ('targets', say), or the place of the label in an item (1)")
+
+def _labels_at(source, place):
+    "The entry of each item that is its label"
+    try: return [_as_word(source[i][place], source) for i in range(len(source))]
+    except (TypeError, IndexError, KeyError) as e:
+        raise invalid(f'label_func={place}', f'is no place in the items of the {type(source).__name__} ({first_line(e)})',
+                      'Pass items (picture, label) and label_func=1') from e
 
 def _attribute(source, name):
     "Attribute of a data set, or of what a `Subset` is one of; None where there is none"

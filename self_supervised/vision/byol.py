@@ -25,8 +25,9 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import Tensor, nn
 
-from ..core import (
-    check_at_least, check_one_of, checked, invalid, plain, plain_numbers, tensor_of, warn_once, without_hooks)
+from self_supervised.core import (
+    check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once,
+    without_hooks)
 from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import record_of, remember, views_stats
@@ -49,7 +50,7 @@ from .checks import ( # noqa: F401
     check_alone, check_companions, check_loader, check_model, check_range)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c006
-@checked
+@checked_but('preds')
 def byol_loss(
     preds:tuple|Tensor, # Online predictions, one (bs,d) per view
     *targs:Tensor, # Target projections to match, one (bs,d) per prediction; outside the graph
@@ -64,13 +65,14 @@ def byol_loss(
                       'Pass one target per prediction: byol_loss((q1,q2), z2, z1)')
     # In float32: under mixed precision the difference of nearly parallel vectors is all rounding error
     for q,z in zip(preds, targs): _check_same_shape(q, z)
+    for q in preds[1:]: _check_same_shape(q, preds[0], 'preds')
     losses = sum(2 - 2*F.cosine_similarity(q.float(), z.float(), dim=-1) for q,z in zip(preds, targs))
     return losses if reduction=='none' else getattr(losses, reduction)()
 
-def _check_same_shape(q, z):
-    "Raise for a prediction and a target that would be broadcast"
+def _check_same_shape(q, z, name='targs'):
+    "Raise for a prediction and a target, or another prediction, that would be broadcast"
     if q.shape==z.shape: return
-    raise invalid(f'preds {tuple(q.shape)}, targs {tuple(z.shape)}', 'differ in shape',
+    raise invalid(f'preds {tuple(q.shape)}, {name} {tuple(z.shape)}', 'differ in shape',
                   'Pass a target (bs,d) for each prediction (bs,d)')
 
 # %% ../../nbs/61_vision.byol.ipynb #cross
@@ -213,6 +215,7 @@ def _at_least_float32(v, net):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c014
 @delegates(create_mlp_module)
+@checked_but('encoder')
 def create_byol_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=4096, # Width of the heads' hidden layer
@@ -236,6 +239,7 @@ def create_byol_model(
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
     return BYOLModel(encoder, projector, predictor, use_momentum)
 
+@checked
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=2048, # Width of the projector's hidden layers
