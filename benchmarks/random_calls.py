@@ -464,7 +464,7 @@ def ColorJitter(x, **kw): must(augmentations.ColorJitter(**kw)(x).shape==x.shape
 def NormalizeViews(x, mean, std):
     for v in views(lambda x: augmentations.NormalizeViews(mean, std)(x, split_idx=0), x): must(v.shape==x.shape)
 @call(.7, draws=True, x=pics(3), size=size, scale=one_of((.08,1.), (.5,1)), ratio=one_of(None, (.75,1.33)), same_on_batch=flag, clip=flag)
-def BicubicCrop(x, size, **kw): 
+def BicubicCrop(x, size, **kw):
     v = augmentations.BicubicCrop(size, **kw)(x)
     must(v.shape[:2]==x.shape[:2] and has_sides(v, size))
 @call(.5, draws=True, x=lambda r: torch.rand(2,3,6,8,8), n=ints(1,3), stride=ints(1,2), same_on_batch=flag)

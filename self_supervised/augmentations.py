@@ -22,7 +22,8 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, invalid, is_list, number_row, plain, warn_once)
+    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, invalid, is_list, number_row,
+    plain, plain_numbers, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -135,6 +136,7 @@ class PerImage(Transform):
 
 def _pair(name, v, most, what):
     "A setting as a pair of Python's numbers, or the error for what is none above 0 and up to `most`, smaller one first"
+    v = plain_numbers(v)
     # What is below 1e-6 may be 0 in float32
     if is_list(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: return float(v[0]),float(v[1])
     raise invalid(f'{name}={brief_repr(v)}', 'must be a pair', f'Pass (smallest,largest): {what}')
@@ -440,7 +442,7 @@ def send(
     return [[there[id(o)] for o in os] for os in numbers]
 
 # %% ../nbs/05_augmentations.ipynb #01c021
-@checked
+@checked_but('resize_scale', 'resize_ratio', 'rotate_deg', 'jitter_s', 'blur_s', 'stats', 'frames')
 def get_batch_augs(
     size:int|tuple, # Side of the square view, or its (h,w), pixels
     rotate:bool=False, # Rotate? Not part of the published views
@@ -478,6 +480,7 @@ def get_batch_augs(
     resize_scale = _pair('resize_scale', resize_scale, 1, 'part of the area, in (0,1], e.g. (0.08,1)')
     if resize_ratio is None: resize_ratio = view_ratio(size)
     resize_ratio = _pair('resize_ratio', resize_ratio, math.inf, 'width over height, above 0, e.g. (3/4,4/3)')
+    blur_s = plain_numbers(blur_s)
     sigmas = _pair('blur_s', blur_s if is_list(blur_s) else (blur_s,blur_s), math.inf,
                    'standard deviation, above 0, e.g. (0.1,2)')
     check_stats(stats)
@@ -509,6 +512,7 @@ def get_batch_augs(
 def _frames(frames, same_on_batch):
     "Make the crop in time, as a list of one; an empty list for None"
     if frames is None: return []
+    frames = plain_numbers(frames)
     given = list(frames) if is_list(frames) else [frames]
     if len(given) in (1,2): return [RandomFrames(*given, same_on_batch=same_on_batch)]
     raise invalid(f'{frames=}', 'is no number of frames', 'Pass a number, or (number,stride)')
@@ -524,6 +528,7 @@ def _as_list(o):
 
 def _jitter_amounts(s):
     "Return the amounts of brightness, contrast, saturation and hue for a strength, or the four given"
+    s = plain_numbers(s)
     # The strengths of SimCLR that BYOL halves, its saturation already halved (arXiv:2006.07733, table 6)
     if _is_number(s) and s>=0: return tuple(s*o for o in (.8,.8,.4,.2))
     fix = 'Pass one strength, e.g. 0.5, or the four of brightness, contrast, saturation and hue'
@@ -608,7 +613,7 @@ def get_multi_aug_pipelines(
 class RandomFrames(Transform):
     "Keep `n` frames of each clip (bs,c,t,h,w), from a random one on"
     split_idx = 0
-    @checked
+    @checked_but('n', 'stride')
     def __init__(self,
         n:int, # Frames to keep, 1 or more
         stride:int=1, # Keep every stride-th: 1 is the clip's own speed

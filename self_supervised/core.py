@@ -41,6 +41,45 @@ def invalid(
     if len(given)>300: given = given[:300]+'…'
     return kind(' '.join(f'{given} {problem}. {fix}.'.splitlines()))
 
+# %% ../nbs/00_core.ipynb #names
+def printable(
+    name, # Name of a file, or other text that is not ours
+)->str: # The same in one line, what a terminal could obey written as an escape: `\x1b`
+    "Make text of others safe to print"
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
+
+def literal(
+    name, # Label, name of a folder, or other text that is not ours
+)->str: # For a title or a legend of matplotlib
+    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
+
+# What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
+_formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
+
+def to_csv_cell(
+    text:str, # Name, or other text that is not ours
+)->str: # With a `'` in front where a spreadsheet would run it
+    "Keep a cell of a csv file from being a formula; `from_csv_cell` reads it back"
+    return "'"+text if text.startswith(_formula_signs) else text
+
+def from_csv_cell(
+    cell:str, # As `to_csv_cell` wrote it
+)->str: # The text
+    "Read a cell that `to_csv_cell` wrote"
+    return cell.removeprefix("'")
+
+# %% ../nbs/00_core.ipynb #brief
+def brief_repr(
+    v, # Any object
+)->str: # In a few words: tensors, networks and what is long by their class
+    "Show a value in an error"
+    text = '' if isinstance(v, (Tensor,np.ndarray,nn.Module)) and getattr(v, 'ndim', 1) else repr(v)
+    if 0<len(text)<=60: return printable(text)
+    shape = getattr(v, 'shape', None)
+    return type(v).__name__ if shape is None else f'{type(v).__name__} of shape {tuple(shape)}'
+
 # %% ../nbs/00_core.ipynb #checks
 def check_at_least(
     least:float, # Smallest value allowed
@@ -140,35 +179,6 @@ def warn_once(
 )->None:
     "Warn with `msg` the first time only"
     warn(msg, stacklevel=3)
-
-# %% ../nbs/00_core.ipynb #names
-def printable(
-    name, # Name of a file, or other text that is not ours
-)->str: # The same in one line, what a terminal could obey written as an escape: `\x1b`
-    "Make text of others safe to print"
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
-
-def literal(
-    name, # Label, name of a folder, or other text that is not ours
-)->str: # For a title or a legend of matplotlib
-    "Keep text of others from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
-    text = printable(str(name)).replace('$', r'\$')
-    return f'\u200b{text}' if text.startswith('_') else text
-
-# What spreadsheets take for the beginning of a formula, also as full-width signs; and the mark that prevents it
-_formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
-
-def to_csv_cell(
-    text:str, # Name, or other text that is not ours
-)->str: # With a `'` in front where a spreadsheet would run it
-    "Keep a cell of a csv file from being a formula; `from_csv_cell` reads it back"
-    return "'"+text if text.startswith(_formula_signs) else text
-
-def from_csv_cell(
-    cell:str, # As `to_csv_cell` wrote it
-)->str: # The text
-    "Read a cell that `to_csv_cell` wrote"
-    return cell.removeprefix("'")
 
 # %% ../nbs/00_core.ipynb #checked
 F = TypeVar('F', bound=Callable)
@@ -305,15 +315,6 @@ def number_of(
 )->float: # The same as one of Python's
     "Make a number of what is one, as `checked` does"
     return _fit(name, v, [_kinds[float]], False)
-
-def brief_repr(
-    v, # Any object
-)->str: # In a few words: tensors, networks and what is long by their class
-    "Show a value in an error"
-    text = '' if isinstance(v, (Tensor,np.ndarray,nn.Module)) and getattr(v, 'ndim', 1) else repr(v)
-    if 0<len(text)<=60: return printable(text)
-    shape = getattr(v, 'shape', None)
-    return type(v).__name__ if shape is None else f'{type(v).__name__} of shape {tuple(shape)}'
 
 def checked(
     f:F, # A function, or `__init__`, with types in its signature
@@ -461,6 +462,24 @@ def seed_loaders(
     "Seed the order of loaders that are built already, and nothing else"
     for dl in dls: dl.rng = random.Random(plain_numbers(seed))
 
+# %% ../nbs/00_core.ipynb #place_code
+def check_place(
+    path, # File to be written
+    name:str='path', # Of the argument, for the error
+)->Path: # `path`
+    "Raise for a file that cannot be written, before hours of computing and not after; make its folder"
+    path = Path(path)
+    given = f'{name}={str(path)!r}'
+    if path.is_dir(): raise invalid(given, 'is a folder', 'Name a file')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent): pass  # permissions, read-only systems, quotas: only trying tells
+    except OSError as e:
+        no_folder = isinstance(e, (FileExistsError,NotADirectoryError))
+        why = f'{path.parent} is no folder' if no_folder else e.strerror
+        raise invalid(given, f'cannot be written ({why})', 'Name a file in a folder where you may write') from None
+    return path
+
 # %% ../nbs/00_core.ipynb #31c005
 def write_atomic(
     path, # File to write or replace
@@ -468,7 +487,8 @@ def write_atomic(
 )->Path: # `path`
     "Write a file so that at `path` there is at any time either the whole old one or the whole new one"
     path = Path(path)
-    _make_place(path)
+    if path.is_dir() or not next(o for o in path.parents if o.exists()).is_dir(): check_place(path)   # raises
+    path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: replacing is atomic within a file system only
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
@@ -479,14 +499,6 @@ def write_atomic(
         os.unlink(tmp)
         raise
     return path
-
-def _make_place(path):
-    "Make the folder that the file `path` is to be in, or raise where it cannot be a file"
-    given,fix = f'path={str(path)!r}','Pass the name of a file'
-    if path.is_dir(): raise invalid(given, 'is a folder', f"{fix}, e.g. {str(path/'file')!r}", IsADirectoryError)
-    try: path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise invalid(given, 'would be inside of what is a file', f'{fix} in a folder', NotADirectoryError) from None
 
 def _write_through(f, data):
     "Write `data` to the open file `f` and wait until it is on the disk"

@@ -11,12 +11,12 @@ import sys
 from functools import partial
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place, one_line_errors
+from .terminal import one_line_errors
 
 from fastcore.meta import delegates
 from fastcore.script import CliError
 
-from ..core import printable, to_csv_cell
+from ..core import check_place, printable, to_csv_cell
 from ..data.reading import parse_size
 from ..data.skipped import check_pictures, dim_text
 from ..data.sources import left_out_text
@@ -35,7 +35,7 @@ def byol_check(
 ):
     "List the pictures that training would skip, and why, and the files that are left out; exit code 1 if any are bad"
     run = partial(one_line_errors, 'byol_check')
-    if out: run(check_place, out)
+    if out: run(check_place, out, 'out')
     options = reading_options(**kwargs)
     bad = run(_check, path, size, n_in, workers, options)
     if out: run(_write_list, bad, out)

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place, one_line_errors
+from .terminal import one_line_errors
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core import check_at_least, checked, invalid, printable, write_atomic
+from ..core import check_at_least, check_place, checked, invalid, printable, write_atomic
 from ..data.sources import left_out_text
 from ..data.reading import BadPicture, PictureReader, check_channels, is_array, parse_size, warn_of
 from ..data.skipped import quiet_worker
@@ -166,7 +166,7 @@ def _check_out(out):
         raise invalid(f'out={str(out)!r}', 'must end in .npz or .parquet', 'Name a file such as features.npz')
     if out.suffix=='.parquet' and not find_spec('pyarrow'):
         raise invalid(f'out={str(out)!r}', 'needs pyarrow', 'Run `pip install pyarrow`, or name a .npz file')
-    return check_place(out)
+    return check_place(out, 'out')
 
 @checked
 def write_features(

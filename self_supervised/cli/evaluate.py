@@ -15,7 +15,7 @@ from inspect import signature
 from math import prod
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place, one_line_errors
+from .terminal import one_line_errors
 
 from fastai.data.transforms import parent_label
 from fastai.torch_core import default_device
@@ -24,7 +24,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, invalid, write_atomic
+from ..core import check_at_least, check_place, invalid, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -298,7 +298,7 @@ def byol_evaluate(
     except (TypeError, ValueError): part = valid
     if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
-    if out: run(check_place, out)
+    if out: run(check_place, out, 'out')
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else .5)
