@@ -111,8 +111,8 @@ def _unflattenable(out, n, who):
 def _checked(net):
     "Return `net`, or raise if it is no network"
     if isinstance(net, nn.Module): return net
-    fix = f'Pass a network, or create_encoder({net!r}) for one by name'
-    raise invalid(f'{net=}', 'is no nn.Module', fix, TypeError)
+    fix = f'Pass a network, or create_encoder({brief_repr(net)}) for one by name'
+    raise invalid(f'net={brief_repr(net)}', 'is no nn.Module', fix, TypeError)
 
 # %% ../nbs/02_layers.ipynb #00c011b
 _layouts = ('map', 'tokens', 'channels_last')

@@ -66,6 +66,10 @@ refused = {
     'linear_probe': (lambda: protocols.linear_probe(feats[:2], y, feats, y), 'train_y'),
     'linear_bank x': (lambda: protocols.linear_bank(net, Anything(), y), r'x=Anything\(\)'),
     'linear_bank y': (lambda: protocols.linear_bank(net, x, y[:4]-1), 'y=-1'),
+    'feats of a number': (lambda: lib.compare_features({'a': 1}, y, y), r"feats\['a'\]=1"),
+    'valid beyond numbers': (lambda: lib.image_dls([Image.new('L', (8,8))]*9, 8, valid=10**400), 'valid='),
+    'a model without weights': (lambda: lib.byol_learner(lib.tensor_dls(x, bs=2), nn.Identity(), [len,len]), 'model=Identity'),
+    'a tensor for an encoder': (lambda: lib.create_byol_model(torch.zeros(2,1,8,8)), 'encoder=Tensor'),
     'label': (lambda: sources.picture_items([(1,2),(3,4)], label=7), 'label_func=7'),
     'label of array': (lambda: sources.picture_items(np.array([True,False]), label=2), 'label_func=2'),
 }

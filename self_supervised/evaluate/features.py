@@ -21,9 +21,9 @@ from fastai.torch_core import TensorImage, no_random
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from self_supervised.core import (
-    check_whole, checked, checked_but, device_of, first_line, invalid, number_of, per_channel, tensor_of, undisturbed,
-    warn_once)
+from ..core import (
+    brief_repr, check_whole, checked, checked_but, device_of, first_line, invalid, is_list, number_of, per_channel,
+    tensor_of, undisturbed, warn_once)
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 from ..data.batches import picture_and_label
@@ -466,8 +466,10 @@ def compare_features(
 )->Comparison: # Rows with `name`, and `linear` and `knn`, each an `Accuracy`
     "Set the few-label accuracies of several features beside each other"
     rows = []
-    for name,(train_x,test_x) in feats.items():
-        data = train_x,train_y,test_x,test_y
+    for name,pair in feats.items():
+        if not is_list(pair) or len(pair)!=2:
+            raise invalid(f'feats[{name!r}]={brief_repr(pair)}', 'is no pair', 'Pass (train_x,test_x) for each name')
+        data = pair[0],train_y,pair[1],test_y
         linear = few_label_accuracy(*data, n, draws, 'linear', seed)
         rows.append(Compared(name, linear, few_label_accuracy(*data, n, draws, 'knn', seed)))
     return Comparison(rows)

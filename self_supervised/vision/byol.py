@@ -26,7 +26,7 @@ from fasttransform import Pipeline
 from torch import Tensor, nn
 
 from self_supervised.core import (
-    check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once,
+    brief_repr, check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once,
     without_hooks)
 from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
@@ -42,12 +42,12 @@ from ..callback.put_back import (
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from .checks import (
-    check_batch, check_before_fit, check_first_batch, check_inputs, check_length, check_online, check_pipelines,
-    check_ranks, first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
+    check_batch, check_before_fit, check_first_batch, check_inputs, check_length, check_model, check_online,
+    check_pipelines, check_ranks, first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
 from ..callback.put_back import precision_of # noqa: F401
 from .checks import ( # noqa: F401
-    check_alone, check_companions, check_loader, check_model, check_range)
+    check_alone, check_companions, check_loader, check_range)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c006
 @checked_but('preds')
@@ -231,7 +231,8 @@ def create_byol_model(
 )->BYOLModel:
     "Put the published heads on `encoder`: Linear → BN → ReLU → Linear without bias (arXiv:2006.07733, section 3.3)"
     if not isinstance(encoder, nn.Module):
-        raise invalid(f'{encoder=}', 'is no nn.Module', f'Pass create_encoder({encoder!r}) or a network', TypeError)
+        given = brief_repr(encoder)
+        raise invalid(f'encoder={given}', 'is no nn.Module', f'Pass create_encoder({given}) or a network', TypeError)
     check_vectors(encoder, n_in, size, maps=bool(kwargs.get('pool')))
     nf = num_features(encoder, n_in=n_in, size=size)
     if predictor_size is None: predictor_size = hidden_size
@@ -577,4 +578,5 @@ def byol_learner(
     if loss_func is not None and loss_for_labels(loss_func):
         raise invalid(f'loss_func={BYOLLoss(func=loss_func)!r}', 'compares predictions with labels, and BYOL has none',
                       'Leave it out, or pass a loss of your own, called as byol_loss(preds, *targs) is', TypeError)
+    check_model(get_model(model))
     return Learner(dls, model, loss_func=loss_func or BYOLLoss(), cbs=[BYOL(aug_pipelines, m), *L(cbs)], **kwargs)
