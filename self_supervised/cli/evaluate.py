@@ -13,6 +13,7 @@ import time
 from functools import partial
 from inspect import signature
 from math import prod
+from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
 from .terminal import one_line_errors
@@ -39,6 +40,17 @@ from self_supervised.cli.pictures import (
 from .report import as_text
 from .run_folder import read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
+
+# %% ../../nbs/94_cli.evaluate.ipynb #of_split
+def of_split(
+    split, # A `Split`, with pictures and labels
+)->tuple: # Pictures, what takes one to its label, and the positions of those to test on, for `image_dls`
+    "Make of pictures that are labelled and split what loaders are made of; those without a label are left out"
+    kept = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
+    n_train = sum(split.labels[i] is not None for i in split.train)
+    items = split.items[kept]
+    labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}
+    return items,partial(looked_up, labels),list(range(n_train, len(kept)))
 
 # %% ../../nbs/94_cli.evaluate.ipynb #labelled
 def _check_valid(valid, path):
@@ -81,18 +93,10 @@ def labelled_pictures(
 
 def _to_read(path, valid, options):
     "Pictures, what takes one to its label, and the part to test on, for `image_dls`"
-    if isinstance(valid, Split): return _of_split(valid)
+    if isinstance(valid, Split): return of_split(valid)
     _check_valid(valid, path)
     plain = isinstance(path, (str,os.PathLike)) and not any(where_to_look(options).values())
     return path if plain else listed_pictures(path, options),parent_label,valid
-
-def _of_split(split):
-    "The same of pictures that are labelled and split; those without a label are left out"
-    kept = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
-    n_train = sum(split.labels[i] is not None for i in split.train)
-    items = split.items[kept]
-    labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}
-    return items,partial(looked_up, labels),list(range(n_train, len(kept)))
 
 # %% ../../nbs/94_cli.evaluate.ipynb #recorded
 def part_to_test(
@@ -104,7 +108,7 @@ def part_to_test(
     options:dict, # Of `reading_options`
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on: as asked for, those that the run held out, or a fifth; print which"
-    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if _has_record(run) else (None,{})
+    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if has_record(run) else (None,{})
     labels = labels or _labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
@@ -126,7 +130,11 @@ def _is_same(path, trained_on):
     "Are the pictures at hand those that were trained on?"
     return str(path)==str(trained_on) or os.path.realpath(str(path))==os.path.realpath(str(trained_on))
 
-def _has_record(run): return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
+def has_record(
+    run:Path, # Folder of an encoder's file
+)->bool: # Does it say which pictures were held out?
+    "Is this the folder of a run that recorded how it split its pictures?"
+    return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None where none of its pictures is there"

@@ -47,12 +47,13 @@ from ..transfer.encoder_file import load_encoder
 from ..transfer.finetune import class_learner, split_layers
 from ..transfer.onnx import export_onnx
 from .options import command, how_to_read, listed_pictures, reading_options
-from .pictures import csv_and_column, labels_of, looked_up
+from .pictures import Split, csv_and_column, labels_of, looked_up
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
+from .evaluate import has_record, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -82,10 +83,11 @@ def read_labels(
     path, # Folder of pictures, a folder per class; or another source of `image_dls`
     s, # Settings of the run
     progress:bool=False, # Show bars?
+    part=None, # A `Split` into pictures to learn from and to test on; None splits as `s.valid` says
 )->Parts:
     "Read labelled pictures and split them"
     how = dict(n_in=s.n_in, bs=1, workers=s.workers, seed=s.seed, **how_to_read(s.reading))
-    every,label = _all_labels(path, s, how)
+    every,label = _all_labels(path, s, how) if part is None else _of_part(part, s, how)
     _check_parts(every, path, s)
     y = torch.tensor([int(o) for o in every.train_ds.tls[1]])
     few = draw_labels(y, s.labels_per_class, list(every.vocab), s.seed)
@@ -109,6 +111,20 @@ def _all_labels(path, s, how):
         label = func = partial(looked_up, known)
         where = {name: where[name] for name in ('max_bad',) if name in where}
     return image_dls(path, s.size, label_func=func, valid=s.valid, check=True, **where, **how),label
+
+def _of_part(part, s, how):
+    "The same of pictures that a run has split"
+    items,label,held = of_split(part)
+    where = {name: s.reading[name] for name in ('max_bad',) if name in s.reading}
+    return image_dls(items, s.size, label_func=label, valid=held, check=True, **where, **how),label
+
+def _part_of_run(run, path, s):
+    "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
+    if s.valid is not None: return None
+    part = part_to_test(run, path, None, s.labels, s.seed, s.reading) if has_record(run) else .2
+    if isinstance(part, Split): return part
+    s.valid = part
+    return None
 
 def _check_parts(dls, path, s):
     "Raise where there is nothing to test on, or nothing to tell apart"
@@ -475,7 +491,8 @@ def finetune(
     path, # Folder of pictures, a folder per class; or another source of `image_dls`
     out='runs/classifier', # Folder to write to
     labels_per_class:int|None=None, # Labels to use, for a trial; None uses all
-    valid=.2, # Part to test on, in (0,1), or the name of a folder in `path`
+    # Part to test on, in (0,1), or the name of a folder in `path`; None: the part that the run held out, or a fifth
+    valid=None,
     # A csv file with names and labels, or another of `byol_pretrain --labels`; None takes the names of folders
     labels:str|None=None,
     size=None, # Side in pixels, or (h,w); None: what the encoder's file says
@@ -499,7 +516,8 @@ def finetune(
     check_finetune(s)
     seed_everything(seed)
     with run_folder(out, False) as folder:
-        with noted_warnings() as said: parts = read_labels(path, s, progress)
+        part = _part_of_run(encoder.parent, path, s)
+        with noted_warnings() as said: parts = read_labels(path, s, progress, part)
         write_settings(folder, dict(s))
         with noted_warnings() as more: rows,tuned,y = _rows_of(net, parts, stats, s, compare, folder, progress)
         results = _results(rows, y, parts, tuned, list(dict.fromkeys([*said, *more])))
@@ -527,7 +545,7 @@ def check_finetune(
     if s.labels_per_class is not None: check_whole(2, labels_per_class=s.labels_per_class)
     for name in 'lr','scratch_lr':
         if not s[name]>0: raise invalid(f'{name}={s[name]}', 'must be above 0', f'Pass e.g. {name}={FINETUNE[name]}')
-    if isinstance(s.valid, str) or 0<s.valid<1: return
+    if s.valid is None or isinstance(s.valid, str) or 0<s.valid<1: return
     problem = 'must be in (0,1), the part to test on, or the name of a folder'
     raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
 
@@ -542,7 +560,9 @@ def byol_finetune(
     out:str='runs/classifier', # Folder to write to
     labels_per_class:int=None, # Labels of each class to use, for a trial; all without it
     compare:store_true=False, # Train the same network from scratch as well, to compare
-    valid:str='.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
+    # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid; the part that the encoder's run held out,
+    # or a fifth
+    valid:str=None,
     # Labels, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has others),
     # or the column of a table
     labels:str=None,
@@ -557,7 +577,7 @@ def byol_finetune(
 ):
     "Train a classifier on few labels, starting from an encoder; test it, and write it for fastai and as ONNX"
     try: part = float(valid)
-    except ValueError: part = valid
+    except (TypeError, ValueError): part = valid
     how = dict(labels_per_class=labels_per_class, valid=part, labels=labels, size=size, compare=compare,
                workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5,
                progress=sys.stdout.isatty(),
