@@ -22,8 +22,8 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, invalid, is_list, number_row,
-    plain, plain_numbers, warn_once)
+    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, counted, invalid, is_list,
+    number_row, plain, plain_numbers, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -147,8 +147,7 @@ def _name(op): return getattr(op, '__name__', type(op).__name__)
 
 def _left_out(n, what):
     "Warn once that `what` needs RGB and pictures have `n` channels; returns True"
-    channels = '1 channel' if n==1 else f'{n} channels'
-    seen = f'The pictures have {channels} and {what} needs 3 (RGB)'
+    seen = f'The pictures have {counted(n, "channel")} and {what} needs 3 (RGB)'
     warn_once(f'{seen}: it is left out. Switch it off to hide this warning.')
     return True
 

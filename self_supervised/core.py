@@ -48,6 +48,20 @@ def printable(
     "Make text of others safe to print"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
 
+def plural(
+    n:int, # How many
+    what:str, # Word for one
+)->str: # 'step' or 'steps', 'class' or 'classes'
+    "Put a word into the number that goes with `n`"
+    return what if n==1 else f"{what}{'es' if what.endswith(('s','ch')) else 's'}"
+
+def counted(
+    n:int, # How many
+    what:str, # Word for one
+)->str: # '1 step', '1,000 steps'
+    "Say how many there are"
+    return f'{n:,} {plural(n, what)}'
+
 def literal(
     name, # Label, name of a folder, or other text that is not ours
 )->str: # For a title or a legend of matplotlib

@@ -16,7 +16,7 @@ from .terminal import one_line_errors
 from fastcore.meta import delegates
 from fastcore.script import CliError
 
-from ..core import check_place, printable, to_csv_cell
+from ..core import check_place, plural, printable, to_csv_cell
 from ..data.reading import parse_size
 from ..data.skipped import check_pictures, dim_text
 from ..data.sources import left_out_text
@@ -42,9 +42,9 @@ def byol_check(
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
     if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')
     if bad.dim: print(f'{dim_text(bad.dim, bad.n)}')
-    said = f'{len(bad)} of {bad.n} pictures cannot be read'
+    said = f"{len(bad)} of {bad.n} {plural(bad.n, 'picture')} cannot be read"
     if len(bad)>options.get('max_bad', 0)*bad.n: raise CliError(f'byol_check: {said}') from None
-    print(said if bad else f'All {bad.n} pictures can be read')
+    print(said if bad else f"All {bad.n} {plural(bad.n, 'picture')} can be read")
 
 def _check(path, size, n_in, workers, options):
     "Read every picture"

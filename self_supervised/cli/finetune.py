@@ -36,7 +36,8 @@ from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
-from ..core import check_at_least, check_whole, invalid, printable, seed_everything, write_atomic
+from ..core import (
+    check_at_least, check_whole, counted, invalid, plural, printable, seed_everything, write_atomic)
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
@@ -106,7 +107,7 @@ def _all_labels(path, s, how):
         items = listed_pictures(path, s.reading)
         found = labels_of(AttrDict(path=path, labels=s.labels, unlabelled=False), items)
         known = {os.fspath(o): name for o,name in zip(items, found) if name is not None}
-        if len(known)<len(items): print(f'{len(items)-len(known)} of {len(items)} pictures have no label: left out')
+        if len(known)<len(items): print(f'{len(items)-len(known)} of {len(items)} pictures without a label: left out')
         path = [o for o in items if os.fspath(o) in known]
         label = func = partial(looked_up, known)
         where = {name: where[name] for name in ('max_bad',) if name in where}
@@ -265,7 +266,7 @@ def train_classifier(
     model,epochs = fit(parts.train, parts.stop, out=out)
     n = n_pictures(parts.train)+n_pictures(parts.stop)
     if n>=FEW*len(parts.vocab) or not isinstance(parts.train, tuple): return Trained(model, epochs)
-    if not progress: print(f'best after {epochs} epochs: once more on all {n} labels, for as many')
+    if not progress: print(f"best after {counted(epochs, 'epoch')}: once more on all {n} labels, for as many")
     model,_ = fit(_joined(parts.train, parts.stop), parts.stop, until=epochs)
     return Trained(model, epochs)
 
@@ -479,7 +480,7 @@ def _results(rows, y, parts, tuned, said):
     names = {'linear on frozen features': 'a linear classifier on the frozen features',
              'from scratch': 'the same network from scratch'}
     return dict(
-        title=f'On {len(y)} test pictures, from {n} labels of {len(parts.vocab)} classes',
+        title=f"On {len(y)} test {plural(len(y), 'picture')}, from {n} labels of {len(parts.vocab)} classes",
         rows={name: measured(o, y) for name,o in rows.items()},
         verdict=[compared(best, rows[name], y, words) for name,words in names.items() if name in rows],
         epochs=tuned.epochs, labels=n, vocab=[str(o) for o in parts.vocab], confusion=confusion(best, y).tolist(),
