@@ -237,7 +237,9 @@ _more = bytes(range(1,200))   # data for a decoder that is not at its end
 def _check_whole(im, f):
     "Raise for a decoded picture whose file ends before its last pixel, where PIL says nothing"
     early = {'JPEG': _jpeg_ends_early, 'MPO': _jpeg_ends_early, 'PNG': _png_ends_early}.get(im.format)
-    if early and early(im, f): raise Unreadable('the file ends before the picture does')
+    try: is_cut = early is not None and early(im, f)
+    except Exception: is_cut = False   # PIL read the picture, and what the look at it met is no proof
+    if is_cut: raise Unreadable('the file ends before the picture does')
 
 def _bytes_of(f, last=None):
     "The content of a file, or its last bytes"
@@ -257,13 +259,18 @@ def _jpeg_ends_early(im, f):
     end,is_covered = _jpeg_end(data)
     body = data[:end]
     zeros = len(body)-len(body.rstrip(b'\0'))
-    if zeros>15: return _needs_zeros(body, zeros, end is None)
-    return end is None or (is_grey or not is_covered) and not _are_same(body, body+_more)
+    if zeros>15:
+        if not _are_same(body, body[:-zeros]): return end is None or _is_filled(body)
+        body = body[:-zeros]   # the picture does not need them
+    elif end is None: return True
+    if is_covered and not is_grey: return False
+    body = body.rstrip(b'\xff')   # fill before a mark
+    try: return not _are_same(body, body+_more)
+    except (OSError, SyntaxError): return not is_covered   # it ends within the header of a scan
 
-def _needs_zeros(body, zeros, is_cut):
-    "Is a part of a picture made of the zeros at the end of its data, and of fewer than there are?"
-    if _are_same(body, body[:-zeros]): return False   # the picture ends before them
-    return is_cut or _are_same(body, body[:-8]) or not _are_same(body, body+_more)
+def _is_filled(body):
+    "Is a part of a picture made of zeros at the end of its data, where there are more than it takes, or too few?"
+    return _are_same(body, body[:-8]) or not _are_same(body, body+_more)
 
 def _are_same(*bodies):
     "Do these data, with an end mark, make the same picture?"
