@@ -1599,6 +1599,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading._bad': ( 'data.reading.html#_bad',
                                                                                      'self_supervised/data/reading.py'),
+                                              'self_supervised.data.reading._body_ends_early': ( 'data.reading.html#_body_ends_early',
+                                                                                                 'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading._bytes_of': ( 'data.reading.html#_bytes_of',
                                                                                           'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading._channels_first': ( 'data.reading.html#_channels_first',

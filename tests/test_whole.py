@@ -40,7 +40,7 @@ def reads_in_silence(data):
 def test_a_jpeg_that_ends_early_is_unreadable(kw, size):
     data = jpeg(scene(), **kw)
     open_picture(data, size=size)
-    for part in (.3,.5,.9) if not kw.get('progressive') else (.2,.3):
+    for part in (.3,.5,.9) if not kw.get('progressive') else (.2,.4):   # later scans add fine detail only
         k = int(part*len(data))
         cases = dict(cut=data[:k], ended=data[:k]+END, zeros=data[:k]+bytes(len(data)-k), zeros_ended=data[:k]+bytes(len(data)-k-2)+END)
         for name,bad in cases.items():

@@ -36,7 +36,8 @@ def compare_parts(
     n = min(n, train_y.unique(return_counts=True)[1].min().item())
     measured = {name: _few_labels(train[0], train_y, test[0], test_y, n, draws) for name,(train,test) in feats.items()}
     counts = test_y.unique(return_counts=True)[1]
-    title = (f"Accuracy on {len(test_y)} held-out {plural(len(test_y), 'picture')} with {n} {plural(n, 'label')} per class, "
+    pictures = plural(len(test_y), 'picture')
+    title = (f"Accuracy on {len(test_y)} held-out {pictures} with {n} {plural(n, 'label')} per class, "
              f'mean ± std over {draws} draws of the labels')
     rows = {name: {k: v for k,v in cells.items() if k in ('linear','kNN')} for name,cells in measured.items()}
     # Classes alike in size: the accuracy is balanced as it is

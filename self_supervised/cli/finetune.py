@@ -561,8 +561,8 @@ def byol_finetune(
     out:str='runs/classifier', # Folder to write to
     labels_per_class:int=None, # Labels of each class to use, for a trial; all without it
     compare:store_true=False, # Train the same network from scratch as well, to compare
-    # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid; the part that the encoder's run held out,
-    # or a fifth
+    # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid; the part that the encoder's run
+    # held out, or a fifth
     valid:str=None,
     # Labels, where folders do not name them: a csv file with names and labels (FILE.csv:COLUMN where it has others),
     # or the column of a table

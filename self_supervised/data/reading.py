@@ -257,16 +257,19 @@ def _jpeg_ends_early(im, f):
     if is_usual and 'progressive' not in im.info: return False
     data = _bytes_of(f)
     end,is_covered = _jpeg_end(data)
-    body = data[:end]
+    try: return _body_ends_early(data[:end], end is None, is_grey, is_covered)
+    except (OSError, SyntaxError): return not is_covered   # it ends within the header of a scan
+
+def _body_ends_early(body, is_cut, is_grey, is_covered):
+    "Does the decoder go on reading where these data end, or does it live on zeros?"
     zeros = len(body)-len(body.rstrip(b'\0'))
     if zeros>15:
-        if not _are_same(body, body[:-zeros]): return end is None or _is_filled(body)
+        if not _are_same(body, body[:-zeros]): return is_cut or _is_filled(body)
         body = body[:-zeros]   # the picture does not need them
-    elif end is None: return True
+    elif is_cut: return True
     if is_covered and not is_grey: return False
     body = body.rstrip(b'\xff')   # fill before a mark
-    try: return not _are_same(body, body+_more)
-    except (OSError, SyntaxError): return not is_covered   # it ends within the header of a scan
+    return not _are_same(body, body+_more)
 
 def _is_filled(body):
     "Is a part of a picture made of zeros at the end of its data, where there are more than it takes, or too few?"
@@ -349,7 +352,8 @@ def parse_size(
         whole = all(int(o)==float(o) for o in sides)
         sides = [int(o) for o in sides]
     except (TypeError, ValueError, OverflowError, RuntimeError): whole = False
-    if not whole or len(sides) not in (1,2): raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
+    if not whole or len(sides) not in (1,2):
+        raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
     check_at_least(1, size=sides[0] if len(sides)==1 else sides)
     return sides[0] if len(sides)==1 else tuple(sides)
 

@@ -290,8 +290,8 @@ def _labels_at(source, place):
     "The entry of each item that is its label"
     try: return [_as_word(source[i][place], source) for i in range(len(source))]
     except (TypeError, IndexError, KeyError) as e:
-        raise invalid(f'label_func={place}', f'is no place in the items of the {type(source).__name__} ({first_line(e)})',
-                      'Pass items (picture, label) and label_func=1') from e
+        problem = f'is no place in the items of the {type(source).__name__} ({first_line(e)})'
+        raise invalid(f'label_func={place}', problem, 'Pass items (picture, label) and label_func=1') from e
 
 def _attribute(source, name):
     "Attribute of a data set, or of what a `Subset` is one of; None where there is none"
