@@ -123,20 +123,23 @@ def learner(
     return learn.to_bf16() if args.precision == 'bf16' and device == 'cuda' else learn
 
 def evaluate(encoder, train, test, linear_epochs):
-    "kNN and linear accuracy as published"
+    "kNN and linear accuracy as published: yields what is known so far"
     from fastai.vision.core import imagenet_stats
     from self_supervised.evaluate.features import embed
     from self_supervised.evaluate.protocols import knn_protocol, linear_eval
     res = knn_protocol(*embed(encoder, train, imagenet_stats, bs=1024), *embed(encoder, test, imagenet_stats, bs=1024))
+    yield res
     linear = linear_eval(encoder, train, test, stats=imagenet_stats, epochs=linear_epochs)
-    return res | dict(linear=linear.accuracy._asdict(), linear_lr=linear.chosen)
+    yield res | dict(linear=linear.accuracy._asdict(), linear_lr=linear.chosen)
 
 def run(args):
     "Train, or go on, evaluate the last epoch, and write the JSON"
     from self_supervised import __version__
+    from fastai.vision.core import imagenet_stats
     from self_supervised.callback.checkpoint import Checkpoint
+    from self_supervised.transfer.encoder_file import save_encoder
     cifar,device = load(args.data),'cuda' if torch.cuda.is_available() else 'cpu'
-    if args.n: cifar = cifar._replace(x=cifar.x[:args.n], y=cifar.y[:args.n])
+    if args.n: cifar = CIFAR(*(o[:args.n] for o in cifar))
     cifar = cifar._replace(x=cifar.x.to(device), test_x=cifar.test_x.to(device))     # 184 MB, and no picture crosses over again
     learn,name = learner(cifar, args, device),f"{args.arch}-{args.epochs}-{args.bs}-{args.recipe}-{args.precision}-{args.seed}{'-develop'*args.develop}"
     folder = Path(args.work or default_data()/'runs')/name
@@ -148,10 +151,12 @@ def run(args):
     settings = {k: v for k,v in vars(args).items() if k not in ('data','work','out','rows')} | dict(precision=args.precision if device == 'cuda' else 'float32')
     res = dict(command=command(**{k: v for k,v in settings.items() if v is not None and v is not False}), settings=settings,
                lr=max(rec.hps['lr']), momenta=[learn.byol.momenta[0], learn.byol.momenta[-1]], steps=len(rec.losses), train_seconds=round(learn.train_time.seconds, 1), seconds_by_epoch=learn.train_time.by_epoch,
-               columns=list(rec.metric_names[1:-1]), curve=[[v if v is None else float(v) for v in r] for r in rec.values], accuracy=evaluate(learn.model.encoder, train, test, args.linear_epochs),
-               judged_on='held-out training pictures' if args.develop else 'the official test batch', machine=machine(),
+               columns=list(rec.metric_names[1:-1]), curve=[[v if v is None else float(v) for v in r] for r in rec.values], judged_on='held-out training pictures' if args.develop else 'the official test batch', machine=machine(),
                versions=dict(torch=torch.__version__, self_supervised=__version__))
-    write(Path(args.out)/f'{name}.json', res)
+    save_encoder(learn.model.encoder, folder/'encoder.safetensors', stats=imagenet_stats, size=32)
+    # Written as soon as it is known: a machine that is lent may be gone before the linear classifier is trained
+    for accuracy in evaluate(learn.model.encoder, train, test, args.linear_epochs): write(Path(args.out)/f'{name}.json', res | dict(accuracy=accuracy))
+    res['accuracy'] = accuracy
     print({k: v for k,v in res.items() if k in ('accuracy','train_seconds','steps')})
 
 def main():
@@ -174,7 +179,7 @@ def main():
     p.add_argument('--every', type=int, default=10, help='epochs between two points of the curve')
     p.add_argument('--minutes', type=float, default=5, help='between two checkpoints')
     p.add_argument('--linear-epochs', type=int, default=80)
-    p.add_argument('--n', type=int, help='train on the first n pictures only: to try the command')
+    p.add_argument('--n', type=int, help='train and test on the first n pictures only: to try the command')
     args = p.parse_args()
     if args.rows: print(*(f'# {k}\n{command(**v, seed=0)}' for k,v in ROWS.items()), sep='\n')
     else: run(args)

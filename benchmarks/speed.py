@@ -38,12 +38,13 @@ bare_opts = dict(lars=LARS, sgd=partial(torch.optim.SGD, momentum=.9, weight_dec
 steps = dict(cpu =[('resnet18', px, 64, o, opt) for px in (64,128) for opt in bare_opts for o in settings if opt!='sgd' or o=='float32, channels-last'],
              cuda=[('resnet50', 224, 256, 'bfloat16, channels-last', opt) for opt in ('lars','adamw')] +
                   [('resnet18', 32, bs, 'bfloat16, channels-last', opt) for bs in (256,512) for opt in bare_opts])
+tiny = [('tiny_resnet', 32, 16, 'float32, channels-last', opt) for opt in bare_opts]   # to try the command
 growth = [('resnet18', px, bs, 'float32, channels-last', 'lars') for px,bs in ((48,64),(64,32),(64,64),(64,128),(96,64))]
 
 def model_of(arch, px, device, channels_last):
     "Network with the published heads; for pictures of 32 pixels with the stem that keeps their resolution"
     torch.manual_seed(0)
-    model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg', small_stem=px<=32)).to(device)
+    model = create_byol_model(create_encoder(arch, pretrained=False, pool_type='avg', small_stem=px<=32 and arch!='tiny_resnet')).to(device)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 def bare_step(arch, px, bs, setting, device, opt='lars'):
@@ -199,6 +200,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--device', default='cpu', choices=('cpu','cuda'))
     p.add_argument('--n', type=int, default=20, help='steps to time, of each')
+    p.add_argument('--rounds', type=int, default=3, help='of steps and averages: a row is the one with the median ratio')
+    p.add_argument('--tiny', action='store_true', help='tiny networks, to try the command')
     p.add_argument('--only', nargs='*', default=['step','views','average','memory','growth','kept','workers'])
     p.add_argument('--out', help='JSON file to write; parts that are not run stay as they are')
     p.add_argument('--child', nargs=4, help=argparse.SUPPRESS)
@@ -218,11 +221,12 @@ def main():
             print(part, row, flush=True)
             if args.out:
                 with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
-    bs = 64 if d=='cpu' else 256
-    note('average', in_rounds(average_row, [('resnet18',), ('resnet50',)], d, 5*args.n))
-    note('views',   (views_row(px, bs, d, args.n) for px in ((32,64,128) if d=='cpu' else (32,224))))
+    bs = 8 if args.tiny else 64 if d=='cpu' else 256
+    sizes = (32,) if args.tiny else (32,64,128) if d=='cpu' else (32,224)
+    note('average', in_rounds(average_row, [('tiny_resnet',)] if args.tiny else [('resnet18',), ('resnet50',)], d, 5*args.n, args.rounds))
+    note('views',   (views_row(px, bs, d, args.n) for px in sizes))
     note('memory',  (memory_row(px, bs, o, d) for px in ((64,128) if d=='cpu' else (32,224)) for o in ('float32','bfloat16, channels-last')))
-    note('step',    in_rounds(step_row, steps[d], d, args.n))
+    note('step',    in_rounds(step_row, tiny if args.tiny else steps[d], d, args.n, args.rounds))
     note('kept',    rate_rows([(px,0,1,o) for px in (64,128) for o in (True,False)] if d=='cpu' else [], bs, d, args.n//2))
     note('workers', rate_rows([*((64,o,1,True) for o in (0,1,2,4)), *([(64,0,2,True)] if d=='cpu' else [])], bs, d, args.n//2))
     note('growth',  (step_row(*o, d, max(10, args.n//2)) for o in growth))

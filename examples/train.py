@@ -44,6 +44,7 @@ def main(
     workers:int=None, # Processes that read pictures; one per core by default
     seed:int=42, # Seed of weights, views and order
     bf16:store_true=False, # Train in bfloat16
+    fast:store_true=False, # Train in bfloat16 if the GPU or processor computes in it
     labels:store_true=False, # Folders are named after classes: measure accuracy at the end (never used to train)
 ):
     "Train an encoder with BYOL and save it"
@@ -59,7 +60,7 @@ def main(
     model = create_byol_model(encoder, size=size)
     views = get_byol_aug_pipelines(size, stats=imagenet_stats)  # text and digits: add flip_p=0
     learn = byol_learner(dls, model, views, path=out, cbs=[ChannelsLast(), Checkpoint(out/'checkpoints')])
-    if bf16: learn.to_bf16()
+    if bf16 or fast: learn.to_fast(bf16=bf16 or None)
 
     with learn.distrib_ctx() if processes>1 else nullcontext():
         if recipe=='adamw': learn.fit_byol(epochs, 'adamw', lr=lr or 1e-3, wd=.01)

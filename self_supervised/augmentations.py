@@ -42,14 +42,14 @@ class PerImage(Transform):
     split_idx = 0
     @checked
     def __init__(self,
-        op, # Takes and returns a batch (n,c,h,w) in [0,1]; draws its own parameters for each image
-        p:float=1., # Probability of each image to be chosen, in [0,1]
-        same_on_batch:bool=False, # Choose all images of a batch or none?
-        colour:bool=False, # Does `op` need red, green and blue? It is left out for other numbers of channels
-        # Does `op` look at each pixel's colour, and not at its place? `colour` implies it.
+        op, # Function from a batch (n,c,h,w) in [0,1] to another; draws its own parameters for each image
+        p:float=1., # Probability of each image to be changed, in [0,1]
+        same_on_batch:bool=False, # Change all images of a batch or none?
+        colour:bool=False, # Does `op` need red, green and blue? Then it is left out for other numbers of channels
+        # Does `op` depend on each pixel's colour, and not on its place? `colour` implies it.
         # The frames of a clip are then rows, else channels
         pixelwise:bool=False,
-        # Write into the batch that is given? For one that nothing else needs: the rest of it is then not copied
+        # Write into the batch? Only if it is not needed afterwards; the rest of it is then not copied
         inplace:bool=False,
     ):
         check_p(p, _name(op))
@@ -71,23 +71,23 @@ class PerImage(Transform):
         return self.images(x.flatten(*self.joined(x.shape))).unflatten(*self.parted(x.shape))
 
     def joined(self,
-        shape:tuple, # Of the batch
+        shape:tuple, # Shape of the batch
     )->tuple: # First and last axis
-        "Axes that are one for the operation: of a clip frames and rows, or frames and channels"
+        "Return the axes of a clip to join for the operation: frames and rows, or frames and channels"
         first = 2 if self.pixelwise else 1
         return first,first+len(shape)-4
 
     def parted(self,
-        shape:tuple, # Of the batch
-    )->tuple: # The axis, and the sizes that it is parted into
-        "The inverse of `joined`"
+        shape:tuple, # Shape of the batch
+    )->tuple: # The axis, and the sizes to split it into
+        "Return the inverse of `joined`"
         first,last = self.joined(shape)
         return first,tuple(shape[first:last+1])
 
     def images(self,
         x:Tensor, # (bs,c,h,w)
-    )->Tensor: # Of the shape that `op` gives it
-        "Draw which images are changed, and hand those to `op`"
+    )->Tensor: # Batch, of the shape that `op` gives it
+        "Draw which images are changed, and pass those to `op`"
         if self.left_out(x.shape): return x
         if self.p==1: return self.op(x)
         idx = self.choose(len(x)).to(x.device, non_blocking=True)
@@ -98,38 +98,38 @@ class PerImage(Transform):
     def left_out(self,
         shape:tuple, # (bs,c,h,w)
     )->bool:
-        "Does it need other channels? It is warned once then"
+        "Does it need other channels? Warn once if so"
         return self.colour and shape[1]!=3 and _left_out(shape[1], _name(self.op))
 
     def draw_all(self,
-        shape:tuple, # Of the batch
-    )->list: # Of tensors; empty where there is nothing to do
-        "Draw which images are changed and the numbers of `op`, for all images of the batch, on the host"
+        shape:tuple, # Shape of the batch
+    )->list: # Tensors; empty if there is nothing to do
+        "Draw which images are changed, and the numbers of `op` for all images of the batch, on the host"
         shape = self.joined_shape(shape)
         if self.left_out(shape): return []
         idx = torch.arange(shape[0]) if self.p==1 else self.choose(shape[0])
         return list(self.op.spread(self.op.draw((len(idx), *shape[1:])), idx, shape))
 
     def compute_all(self,
-        x:Tensor, # The batch
-        *numbers, # As `draw_all` has made them, where the batch is
+        x:Tensor, # Batch
+        *numbers, # Result of `draw_all`, on the device of the batch
     )->Tensor:
-        "Hand all images to `op`"
+        "Pass all images to `op`"
         if not numbers: return x
         y = x.flatten(*self.joined(x.shape))
         y = self.op.compute_all(y, *numbers, *self.op.constants(y.shape, x.device))
         return y.unflatten(*self.parted(x.shape))
 
     def joined_shape(self,
-        shape:tuple, # Of the batch
+        shape:tuple, # Shape of the batch
     )->tuple: # (bs,c,h,w)
-        "The shape that `op` sees"
+        "Return the shape that `op` sees"
         first,last = self.joined(shape)
         return *shape[:first],math.prod(shape[first:last+1]),*shape[last+1:]
 
     def choose(self,
         bs:int, # Number of images
-    )->Tensor: # Indices of the chosen ones
+    )->Tensor: # Indices of the images to change
         "Draw which images of a batch are changed"
         chosen = torch.rand(1).expand(bs) if self.same_on_batch else torch.rand(bs)
         return (chosen<self.p).nonzero().squeeze(1)
@@ -152,7 +152,7 @@ def _left_out(n, what):
     return True
 
 def _check_batch(x):
-    "Raise for what is no batch of pictures or clips"
+    "Raise unless `x` is a batch of pictures or clips"
     if not x.is_floating_point():
         problem = 'is no floating point, and views are made of floating point in [0,1]'
         raise invalid(f'{x.dtype=}', problem, 'Pass x/255', TypeError)
@@ -172,11 +172,11 @@ class ColorJitter(Operation):
 
     @checked
     def __init__(self,
-        brightness:float|tuple=.4, # Added: U(-b,b), or U(lo,hi) for a pair; 0 leaves it out
-        contrast:float|tuple=.4, # Multiplied: U(1-c,1+c) about each channel's mean
-        saturation:float|tuple=.2, # Multiplied: U(1-s,1+s) in HSV
-        hue:float|tuple=.1, # Added: U(-h,h) in turns of the colour circle, at most 0.5
-        same_on_batch:bool=False, # One draw for all images of a batch?
+        brightness:float|tuple=.4, # Added to pixels: U(-b,b), or U(lo,hi) for a pair; 0 leaves it out
+        contrast:float|tuple=.4, # Factor U(1-c,1+c) about each channel's mean, or U(lo,hi)
+        saturation:float|tuple=.2, # Factor U(1-s,1+s) of S in HSV, or U(lo,hi)
+        hue:float|tuple=.1, # Turn U(-h,h) of H, in turns of the colour circle, at most 0.5; or U(lo,hi)
+        same_on_batch:bool=False, # Draw once for all images of a batch?
     ):
         amounts = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
         # (lo,hi) of the amount of each step
@@ -191,15 +191,15 @@ class ColorJitter(Operation):
         return self.compute(x, *self.draw(x.shape))
 
     def names(self,
-        n_in:int, # Channels of the pictures
-    )->tuple: # Of the steps to take
-        "Leave out what needs RGB, with a warning"
+        n_in:int, # Number of channels of the pictures
+    )->tuple: # Names of the steps to take
+        "Leave out steps that need RGB, with a warning"
         names = tuple(k for k in self.ranges if n_in==3 or not self.steps[k][2])
         if len(names)<len(self.ranges): _left_out(n_in, 'a change of saturation and hue')
         return names
 
     def draw(self, shape):
-        "Amounts (n,) by name, and which step each image takes at each place (n,number of steps), on the host"
+        "Draw amounts (n,) by name, and the step of each image at each place (n,number of steps), on the host"
         names = self.names(shape[1])
         n = min(1, shape[0]) if self.same_on_batch else shape[0]
         amounts = {k: torch.empty(n).uniform_(*self.ranges[k]).expand(shape[0]) for k in names}
@@ -208,10 +208,10 @@ class ColorJitter(Operation):
 
     def compute(self,
         x:Tensor, # (n,c,h,w)
-        amounts:dict, # As `draw` has made them
-        order:Tensor,
+        amounts:dict, # First result of `draw`
+        order:Tensor, # Second result of `draw`
     )->Tensor: # (n,c,h,w)
-        "Let those images that take the same step at the same place take it together"
+        "Compute images with the same step at the same place together"
         if not amounts or not len(x): return x.clone()
         here = torch.arange(len(x))  # which image lies in each row
         for place in order.unbind(1):
@@ -224,7 +224,7 @@ class ColorJitter(Operation):
         return _rows(x, here.argsort())
 
     def step(self,
-        name:str, # Of the step
+        name:str, # Name of the step
         x:Tensor, # (n,c,h,w)
         amount:Tensor, # (n,)
     )->Tensor: # (n,c,h,w)
@@ -240,7 +240,7 @@ class ColorJitter(Operation):
     def compute_all(self, x, numbers): return take_steps(x, self.names(x.shape[1]), numbers, self.most_turn)
 
 def _range(name, v, neutral):
-    "(lo,hi) of an amount, or of a pair"
+    "Return (lo,hi) of an amount, or of a pair"
     pair = (neutral-v, neutral+v) if isinstance(v, Real) else tuple(v)
     if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return tuple(map(float, pair))
     raise invalid(f'{name}={v!r}', 'is no range', f'Pass a number, 0 or more, or (lo,hi), e.g. {name}=0.2')
@@ -249,7 +249,7 @@ def _rows(x, idx): return x.index_select(0, idx.to(x.device, non_blocking=True))
 
 # %% ../nbs/05_augmentations.ipynb #01c018
 class NormalizeViews(Transform):
-    "Subtract `mean` and divide by `std`, channel by channel; `decode` inverts it"
+    "Subtract `mean` and divide by `std`, per channel; `decode` inverts it"
     order = 99  # after all other operations
     split_idx = 0  # training only
     @checked
@@ -273,9 +273,9 @@ class NormalizeViews(Transform):
         return x*std + mean
 
     def draw_all(self,
-        shape:tuple, # Of the batch
-    )->list: # Mean and standard deviation, shaped to broadcast; nothing is drawn
-        "The numbers of a batch, on the host"
+        shape:tuple, # Shape of the batch
+    )->list: # Mean and standard deviation, shaped to broadcast
+        "Return the numbers of a batch, on the host; none of them is random"
         return [self._like(o, shape) for o in (self.mean, self.std)]
 
     def compute_all(self, x, mean, std): return (x-mean) / std
@@ -293,15 +293,15 @@ def _digits(t): return [round(o, 3) for o in t.tolist()]
 
 # %% ../nbs/05_augmentations.ipynb #01c020
 class BicubicCrop(Operation):
-    "Cut a random part of each image of a batch (bs,c,h,w) and resize it to `size` bicubically"
+    "Cut a random box out of each image of a batch (bs,c,h,w), and resize it to `size` bicubically"
     @checked
     def __init__(self,
-        size:int|tuple, # Side of the square view, or its (h,w), pixels
-        scale:tuple=(.08,1.), # Part of the area to keep
-        # Width over height, drawn on a logarithmic scale; None: 3/4 to 4/3 times that of the view
+        size:int|tuple, # Side of the square view in pixels, or (h,w)
+        scale:tuple=(.08,1.), # Smallest and largest part of the area to keep, in (0,1]
+        # Smallest and largest width over height, on a logarithmic scale; None for 3/4 to 4/3 times that of the view
         ratio:tuple|None=None,
         same_on_batch:bool=False, # One crop for all images of a batch?
-        clip:bool=True, # Clip to [0,1] what the interpolation overshoots? False for data of another range
+        clip:bool=True, # Clip the result to [0,1]? False for data of another range
     ):
         self.size = sides(size)  # (h,w) of the view
         if ratio is None: ratio = view_ratio(self.size)
@@ -321,7 +321,7 @@ class BicubicCrop(Operation):
     def compute(self, x, boxes): return self._clipped(resize_boxes(x, boxes, self.size))
 
     def spread(self, numbers, idx, shape):
-        "The cut of all pixels to as many leaves an image as it is"
+        "Fill up with the whole image, which leaves an image as it is"
         h,w = shape[-2:]
         return cut_places(spread(*numbers, idx, shape[0], torch.tensor([[0,0],[w-1,0],[w-1,h-1],[0,h-1]])), shape)
 
@@ -335,9 +335,9 @@ class BicubicCrop(Operation):
 
 # %% ../nbs/05_augmentations.ipynb #01c020c
 def clips_to_unit(
-    aug, # A pipeline, or any callable
-)->bool: # True also for one that is not known
-    "Does `aug` lose what lies outside [0,1]?"
+    aug, # Pipeline, or any callable
+)->bool: # True also for an unknown callable
+    "Does `aug` lose values outside [0,1]?"
     crops = [getattr(o, 'op', None) for o in getattr(aug, 'fs', ())]
     return all(o.clip for o in crops if isinstance(o, BicubicCrop)) if any(crops) else True
 
@@ -354,7 +354,7 @@ class QuarterTurns(Operation):
     def __call__(self, x): return self.compute(x, *self.draw(x.shape))
 
     def draw(self, shape):
-        "Quarter turns of each image (n,), 1 to 3"
+        "Draw the quarter turns of each image (n,), 1 to 3"
         n = min(1, shape[0]) if self.same_on_batch else shape[0]
         return (torch.randint(1, 4, (n,)).expand(shape[0]),)
 
@@ -366,7 +366,7 @@ class QuarterTurns(Operation):
         return res
 
     def compute_all(self, x, turns):
-        "A quarter turn mirrors at the diagonal and then the rows, three of them the columns, and two do both"
+        "Turn all images: one turn mirrors at the diagonal and then the rows, three the columns, two do both"
         turns = turns.view(-1,1,1,1)
         if x.shape[-2]!=x.shape[-1]: return torch.where(turns>0, x.flip(-1,-2), x)
         x = torch.where(turns%2==1, x.mT, x)
@@ -376,7 +376,7 @@ class QuarterTurns(Operation):
 # %% ../nbs/05_augmentations.ipynb #04views
 class Views(Pipeline):
     "A pipeline that computes each operation for the pictures that drew it or, on an accelerator, for all"
-    at_once = None  # all pictures through all operations? None: where the batch is on an accelerator
+    at_once = None  # all pictures through all operations? None does if the batch is on an accelerator
 
     def __call__(self, o):
         if not isinstance(o, Tensor) or self.split_idx!=0: return super().__call__(o)
@@ -391,16 +391,16 @@ def _computes_all(f): return isinstance(f, NormalizeViews) or type(f) is PerImag
 
 def make_at_once(
     fs:list, # Transforms that have `draw_all` and `compute_all`
-    x:Tensor, # The batch
-)->Tensor: # Of the type of `x`
+    x:Tensor, # Batch
+)->Tensor: # Views, of the type of `x`
     "Draw everything, send it in one copy, and compute"
     _check_batch(x)
     out = compute_views(fs, plain(x), send(draw_views(fs, x.shape), x.device))
     return out if type(x) is type(out) else out.as_subclass(type(x))
 
 def draw_views(
-    fs:list, # As of `make_at_once`
-    shape:tuple, # Of the batch
+    fs:list, # Transforms that have `draw_all` and `compute_all`
+    shape:tuple, # Shape of the batch
 )->list: # For each of `fs` a list of tensors on the host
     "Draw the numbers of all operations for all pictures, in the order in which they would be drawn one by one"
     numbers,before,w = [],None,0
@@ -417,19 +417,19 @@ def draw_views(
     return numbers
 
 def compute_views(
-    fs:list, # As of `make_at_once`
-    x:Tensor, # The batch
-    numbers:list, # As `draw_views` makes them, where the batch is
+    fs:list, # Transforms that have `draw_all` and `compute_all`
+    x:Tensor, # Batch
+    numbers:list, # Result of `draw_views`, on the device of the batch
 )->Tensor:
-    "Compute what was drawn; there is no chance in it, and no shape that it depends on: `torch.compile` may have it"
+    "Compute views from drawn numbers, without randomness and data-dependent shapes, so `torch.compile` can take it"
     for f,o in zip(fs, numbers): x = f.compute_all(x, *o)
     return x
 
 def send(
-    numbers:list, # Of lists of tensors on the host
-    device:torch.device, # Where they are needed
-)->list: # The same there
-    "Send many small tensors in one copy, which nothing waits for"
+    numbers:list, # Lists of tensors on the host
+    device:torch.device, # Device to send them to
+)->list: # The same on `device`
+    "Send many small tensors in one copy, without waiting"
     # The ones with long entries first, so that all lie at multiples of the length of their entries
     each = sorted((o for os in numbers for o in os), key=lambda o: -o.element_size())
     if not each: return numbers
@@ -443,39 +443,39 @@ def send(
 # %% ../nbs/05_augmentations.ipynb #01c021
 @checked_but('resize_scale', 'resize_ratio', 'rotate_deg', 'jitter_s', 'blur_s', 'stats', 'frames')
 def get_batch_augs(
-    size:int|tuple, # Side of the square view, or its (h,w), pixels
+    size:int|tuple, # Side of the square view in pixels, or (h,w)
     rotate:bool=False, # Rotate? Not part of the published views
     jitter:bool=True, # Change brightness, contrast, saturation and hue?
     bw:bool=True, # Turn some pictures grey?
     blur:bool=True, # Blur?
     solarize:bool=True, # Invert the bright half of the scale of some pictures?
-    resize_scale:tuple=(.08,1.), # Part of the area a crop keeps, in (0,1]
-    resize_ratio:tuple|None=None, # Width over height of a crop; None: 3/4 to 4/3 times that of the view
-    rotate_deg:float=30., # Rotate by U(-rotate_deg,rotate_deg) degrees
+    resize_scale:tuple=(.08,1.), # Smallest and largest part of the area that a crop keeps, in (0,1]
+    resize_ratio:tuple|None=None, # Smallest and largest width over height; None for 3/4 to 4/3 times that of the view
+    rotate_deg:float=30., # Rotate by U(-rotate_deg,rotate_deg) degrees, in [0,180]
     # Strength: 0.5 is the published 0.4, 0.4, 0.2, 0.1 for brightness, contrast, saturation, hue; or these four
     jitter_s:float|tuple=.5,
     blur_s:float|tuple=(.1,2.), # Standard deviation of the blur, pixels: U(lo,hi)
     same_on_batch:bool=False, # Draw once for the batch instead of for each image?
-    flip_p:float=.5, # Probability to mirror left and right; 0 where this changes the meaning (digits, text)
+    flip_p:float=.5, # Probability to mirror left and right; 0 if this changes the meaning (digits, text)
     rotate_p:float=.3, # Probability to rotate
     jitter_p:float=.8, # Probability to change the colours
     bw_p:float=.2, # Probability to turn grey
     blur_p:float=.5, # Probability to blur
     solarize_p:float=.2, # Probability to solarize
     stats:tuple|None=imagenet_stats, # (mean,std) to normalise with, one entry per channel; None leaves [0,1]
-    cuda:bool|None=None, # Accepted and unnecessary: views run where the batch is
-    # More operations before the normalisation: kornia modules (`PerImage(op, colour=True)` where clips meet one that
+    cuda:bool|None=None, # Accepted but ignored: views run on the batch's device
+    # More operations before the normalisation: kornia modules (`PerImage(op, colour=True)` for clips and an op that
     # needs RGB), fastai transforms or functions of a batch; one, or a list
     xtra_tfms=None,
-    # Frames to keep of a clip, from a random one on; (n,stride) keeps `n`, every stride-th; None keeps all
+    # Number of frames to keep of a clip, from a random one on; (n,stride) keeps every stride-th; None keeps all
     frames:int|tuple|None=None,
     # Clip crops to [0,1]? False for data of another range, such as spectrograms: `jitter` and `solarize`, which work
     # in [0,1], have to be off then; a rotation fills its corners with 0
     clip:bool=True,
-    # Probability of each of the quarter turns (half turns of views that are not square) together; for what has no up
+    # Probability to turn by 90, 180 or 270 degrees (180 for views that are not square), for pictures without an up
     turn_p:float=0.,
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], returns the same with sides of `size`
-    "Make a pipeline that draws a random view of every picture, or every clip, of a batch"
+    "Make a pipeline that draws a random view of every picture or clip of a batch"
     resize_scale = _pair('resize_scale', resize_scale, 1, 'part of the area, in (0,1], e.g. (0.08,1)')
     if resize_ratio is None: resize_ratio = view_ratio(size)
     resize_ratio = _pair('resize_ratio', resize_ratio, math.inf, 'width over height, above 0, e.g. (3/4,4/3)')
@@ -558,19 +558,19 @@ def _no_more(name, fix):
 
 @checked
 def get_torchvision_batch_augs(*args, **kwargs):
-    "Name what replaces the older library's pipeline, which drew once for all pictures of a batch"
+    "Raise, and name the replacement of the older library's pipeline, which drew once per batch"
     fix = 'Call get_batch_augs(size, same_on_batch=True), or leave same_on_batch out to draw for each picture'
     raise _no_more('get_torchvision_batch_augs', fix)
 
 @checked
 def get_fastai_batch_augs(*args, **kwargs):
-    "Name what replaces the older library's pipeline of fastai's operations"
+    "Raise, and name the replacement of the older library's pipeline of fastai's operations"
     fix = 'Call get_batch_augs(size, resize_scale=(min_scale,1), jitter_s=max_lighting)'
     raise _no_more('get_fastai_batch_augs', fix)
 
 @checked
 def RandomGaussianBlur(*args, **kwargs):
-    "Name what replaces the older library's blur"
+    "Raise, and name the replacement of the older library's blur"
     op = 'PerImage(kornia.augmentation.RandomGaussianBlur((9,9), (0.1,2.), p=1.), p)'
     raise _no_more('RandomGaussianBlur', f'Pass blur_p and blur_s to get_batch_augs, or {op} as xtra_tfms')
 
@@ -585,11 +585,11 @@ def assert_aug_pipelines(
 
 # %% ../nbs/05_augmentations.ipynb #01c028
 def one_a_view(
-    make, # Makes a pipeline of keyword arguments
+    make, # Function that makes a pipeline of keyword arguments
     n:int, # Number of pipelines, one per view
-    kwargs:dict, # For `make`; probabilities and `noise` may be tuples of `n`
+    kwargs:dict, # Arguments of `make`; probabilities and `noise` may be tuples of `n`
 )->list: # `n` pipelines
-    "Make `n` pipelines, each with its own entry of what is given as a tuple"
+    "Make `n` pipelines, each with its own entry of tuples"
     if not 1<=n<=1000: raise invalid(f'{n=}', 'must be 1 to 1000 views', 'Pass e.g. n=2')
     each = {k:v for k,v in kwargs.items() if is_list(v) and (k.endswith('_p') or k=='noise')}
     for k,v in each.items():
@@ -602,10 +602,10 @@ def one_a_view(
 @checked
 def get_multi_aug_pipelines(
     n:int, # Number of pipelines, one per view
-    size:int|tuple, # Side of the square view, or its (h,w), pixels
+    size:int|tuple, # Side of the square view in pixels, or (h,w)
     **kwargs
 )->list: # `n` pipelines
-    "Make `n` pipelines; a probability given as a tuple has an entry for each of them"
+    "Make `n` pipelines; a probability may be a tuple with one entry per pipeline"
     return one_a_view(partial(get_batch_augs, size), n, kwargs)
 
 # %% ../nbs/05_augmentations.ipynb #01c044
@@ -614,8 +614,8 @@ class RandomFrames(Transform):
     split_idx = 0
     @checked_but('n', 'stride')
     def __init__(self,
-        n:int, # Frames to keep, 1 or more
-        stride:int=1, # Keep every stride-th: 1 is the clip's own speed
+        n:int, # Number of frames to keep, 1 or more
+        stride:int=1, # Distance of two frames kept, 1 or more; 1 is the clip's own speed
         same_on_batch:bool=False, # Begin all clips of a batch at the same frame?
     ):
         check_whole(1, frames=n, stride=stride)
@@ -669,7 +669,7 @@ VIEWS = dict(
 @checked
 def views_for(
     name:str, # 'photo', 'grey', 'texture', 'symbols', 'satellite', 'faces' or 'document'
-)->dict: # Arguments of `get_byol_aug_pipelines`, yours to change
+)->dict: # Arguments of `get_byol_aug_pipelines`, which you may change
     "Return the set of views for a kind of picture"
     check_one_of(VIEWS, views=name)
     return dict(VIEWS[name])

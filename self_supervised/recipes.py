@@ -22,8 +22,8 @@ from .lars import LARS
 # %% ../nbs/22_recipes.ipynb #03c026
 @checked
 def warmup_cosine(
-    lr:float, # Peak, reached at the end of the warm-up
-    warmup_pct:float=0., # Part of the run that warms up, in [0,1)
+    lr:float, # Peak learning rate, reached at the end of the warm-up
+    warmup_pct:float=0., # Part of the run for the warm-up, in [0,1)
 )->Callable: # Part of the run done, in [0,1] → learning rate
     "Raise the learning rate linearly from 0 to `lr`, then lower it to 0 along a cosine (arXiv:2006.07733, section 3.3)"
     lr,warmup_pct = plain_numbers((lr, warmup_pct))
@@ -33,7 +33,7 @@ def warmup_cosine(
                   'Pass e.g. 0.1 for 10 epochs of 100')
 
 def _warmup_cosine(pct, lr, warmup):
-    "The learning rate after the part `pct` of the run"
+    "Return the learning rate after the part `pct` of the run"
     if pct<warmup: return lr*pct/warmup
     return lr*(1+math.cos(math.pi*min((pct-warmup)/(1-warmup), 1)))/2
 
@@ -41,15 +41,15 @@ def _warmup_cosine(pct, lr, warmup):
 @dataclass(repr=False)
 class Recipe:
     "Hyper-parameters of a run, and where they come from"
-    data:str # Data set it was found on
-    n_items:int # Pictures in it
+    data:str # Data set of the run
+    n_items:int # Number of pictures in it
     opt:str # Optimizer: 'lars', 'sgd', 'adamw', or 'simsiam' (SGD, no momentum target, a predictor at a constant rate)
     epochs:int # Length of the run
     bs:int # Batch size, over all processes and accumulated gradients
     base_lr:float # Learning rate at batch size 256
     wd:float # Weight decay
-    m:float|None # Momentum of the target at the start, in [0,1]; None: no momentum target
-    warmup:float # Epochs of linear warm-up
+    m:float|None # Momentum of the target at the start, in [0,1]; None for no target
+    warmup:float # Number of epochs of linear warm-up
     source:str # Paper or code
     lr:float|None=None # Peak learning rate at batch size `bs`; None computes it from `base_lr`
 
@@ -61,8 +61,8 @@ class Recipe:
         self.lr = self.base_lr*(self.bs/256)**power
 
     @property
-    def opt_func(self)->Callable: # For a `Learner`
-        "The optimizer of this recipe"
+    def opt_func(self)->Callable: # Argument of a `Learner`
+        "Return the optimizer of this recipe"
         return opt_funcs[self.opt]
 
     def __repr__(self): return repr(Recipes([self]))
@@ -93,18 +93,18 @@ def brief(
 def adapt_none(
     p:Tensor, # Parameter
 )->bool: # True
-    "Leave every parameter out of adaptation: the rest of LARS is SGD that spares biases and norms from decay"
+    "Leave every parameter out of adaptation, which makes LARS an SGD without decay of biases and norms"
     return True
 
 _sgd = partial(LARS, exclude_adapt=adapt_none)
 
 # Faster than fastai's loop, and decays every parameter
 class TorchAdamW(OptimWrapper):
-    "AdamW for fastai; loggers take its hyper-parameters for numbers, so those that are None are not among them"
+    "AdamW for fastai, without hyper-parameters that are None, since loggers expect numbers"
     def __init__(self,
         params, # Parameters, or a list of groups of them
         lr:float=1e-3, # Learning rate
-        **kwargs # Of `FusedAdamW`
+        **kwargs # Arguments of `FusedAdamW`
     ): super().__init__(params, FusedAdamW, lr=lr, **kwargs)
 
     @property
@@ -140,11 +140,11 @@ recipes = Recipes([
 # %% ../nbs/22_recipes.ipynb #03c034
 @checked
 def byol_recipe(
-    epochs:int, # Length of the run, above 0
-    bs:int=256, # Pictures per step, over all processes and accumulated gradients
+    epochs:int, # Length of the run in epochs, above 0
+    bs:int=256, # Batch size over all processes and accumulated gradients
     opt:str='lars', # 'lars', 'sgd', 'adamw', or 'simsiam'
-    n_items:int|None=None, # Pictures in the training data; None takes it for ImageNet
-)->Recipe: # With `lr`, `wd`, `m`, `warmup` and `opt_func` for this run; prints as a table
+    n_items:int|None=None, # Number of training pictures; None assumes ImageNet
+)->Recipe: # Recipe with `lr`, `wd`, `m`, `warmup` and `opt_func` for this run; prints as a table
     "Scale the nearest recipe to `bs`: learning rate times κ (√κ for AdamW), momentum to the power κ (arXiv:2307.13813)"
     epochs,bs,n_items = plain_numbers((epochs, bs, n_items))
     check_run(epochs, bs, opt, n_items)
@@ -154,13 +154,13 @@ def byol_recipe(
                    lr=None, source=f'{row.data}, {row.epochs} epochs, batch {row.bs} ({row.source})')
 
 def _nearest(epochs, bs, opt, n_items):
-    "The row for `opt` with the most similar data, then length of the run, then batch"
+    "Return the row for `opt` with the most similar data, then length of the run, then batch size"
     def far(a, b): return abs(math.log(a/b))
     def distance(row): return far(row.n_items, n_items), far(row.epochs, epochs), far(row.bs, bs)
     return min([r for r in recipes if r.opt==opt], key=distance)
 
 def _momentum(row, epochs, bs, n_items):
-    "Momentum of the target for `bs`. It forgets in `1/(1-m)` steps, and does so 40 times in every published run"
+    "Return the target's momentum for `bs`; the target forgets in `1/(1-m)` steps, 40 times in every published run"
     if row.m is None: return None
     scaled = row.m**(bs/row.bs)
     if not n_items: return scaled   # the run's steps are not known
@@ -173,10 +173,10 @@ def _momentum(row, epochs, bs, n_items):
 
 # %% ../nbs/22_recipes.ipynb #check_run
 def check_run(
-    epochs:int, # Length of the run
-    bs:int|None=None, # Pictures per step
+    epochs:int, # Length of the run in epochs
+    bs:int|None=None, # Batch size
     opt:str='lars', # Optimizer
-    n_items:int|None=None, # Pictures in the training data
+    n_items:int|None=None, # Number of training pictures
 )->None:
     "Raise for a run that no recipe fits"
     for name,v in dict(epochs=epochs, bs=bs, n_items=n_items).items():

@@ -1,6 +1,6 @@
 """The step on an accelerator, rehearsed on a device that is none (`benchmarks/pretend.py`): it never waits, takes few launches and mixes no devices,
-and what the guard promises holds there as on a CPU."""
-import sys, warnings
+and what the guard promises holds there as on a CPU. `ACCELERATOR=cuda pytest tests/accelerator.py` asks a real one."""
+import os, subprocess, sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.callback.guard import Guard, KeptBuffers
 from self_supervised.callback.late import Late
 from self_supervised.callback.probe import Probe
+from self_supervised.callback.state import get_state
 from self_supervised.data.demo import digits
 from self_supervised.ema import ema_update
 from self_supervised.lars import TorchLARS
@@ -22,7 +23,19 @@ from test_hazards import INF, NAN, Bad, Watch, conv_net, quiet, same, state
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
 from launches import Stop, part_of
-from pretend import NAME, OnDevice, Pretend, moved
+import pretend
+from pretend import OnDevice, Pretend, register
+
+NAME = os.environ.get('ACCELERATOR', pretend.NAME)
+REAL = NAME!=pretend.NAME
+if REAL:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+else: register()   # torch's autograd knows the devices that were there at its first backward pass
+counted = pytest.mark.skipif(REAL, reason='a real device counts nothing')
+real = pytest.mark.skipif(not REAL, reason='needs ACCELERATOR=cuda')
+
+def moved(net): return net.to(NAME) if REAL else pretend.moved(net)
 
 class Views:
     "Two views without randomness, which may spoil the `i`-th batch that they see"
@@ -43,15 +56,18 @@ def make(where, opt='lars', cbs=(), x=None, views=None, m=.9, n_batches=3, bs=16
     learn.logger = lambda *_: None
     return learn
 
-def place(where): return Pretend(part_of) if where==NAME else nullcontext()
+def place(where): return Pretend(part_of) if where==NAME and not REAL else nullcontext()
 
-def host(states): return {k: (v.host if isinstance(v, OnDevice) else v).clone() for k,v in states.items()}
+def on_host(v): return v.host if isinstance(v, OnDevice) else v.detach().cpu()
+
+def host(states): return {k: on_host(v).clone() for k,v in states.items()}
 
 both = pytest.mark.parametrize('where', ['cpu', NAME])
 each_opt = pytest.mark.parametrize('opt', ['lars', 'sgd', 'adamw'])
 
 # The budget
 
+@counted
 @pytest.mark.parametrize('also', ['nothing', 'bf16', 'clip', 'probe'])
 @each_opt
 def test_a_step_never_waits(opt, also):
@@ -67,6 +83,39 @@ def test_a_step_never_waits(opt, also):
     assert 20 < sum(n for k,n in launches.items() if k not in ('networks','views','backward')) < 200
     assert launches['networks'] > 20 and launches['backward'] > 20 and launches['views'] > 0
 
+class NoWaits(Callback):
+    "From the fourth step to the seventh a wait is an error"
+    order = 2000
+    def after_batch(self):
+        if self.train_iter in (3,6): torch.cuda.set_sync_debug_mode('error' if self.train_iter==3 else 'default')
+
+@real
+@pytest.mark.parametrize('also', ['nothing', 'bf16', 'accumulated'])
+@each_opt
+def test_a_real_step_never_waits(opt, also):
+    learn = make(NAME, opt, cbs=[NoWaits(), *([GradientAccumulation(32)] if also=='accumulated' else [])], n_batches=8)
+    if also=='bf16': learn.to_bf16()
+    try: quiet(learn.fit, 1)
+    finally: torch.cuda.set_sync_debug_mode('default')
+    assert learn.guard.later
+
+@real
+def test_a_real_run_goes_on(tmp_path):
+    "Killed and resumed on the device, it ends as if it had not been"
+    class Kill(Callback):
+        order = 2000
+        def after_batch(self):
+            if self.train_iter==4: raise KeyboardInterrupt
+    def run(folder, *cbs):
+        learn = make(NAME, cbs=cbs)
+        quiet(learn.fit, 3, cbs=Checkpoint(tmp_path/folder, every=2))
+        return host(state(learn.model)),learn.recorder.losses
+    a,la = run('whole')
+    with pytest.raises(KeyboardInterrupt): run('cut', Kill())
+    b,lb = run('cut')
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-6) for k in a) and len(la)==len(lb)
+
+@counted
 def test_a_wait_and_a_mix_are_seen():
     "The rehearsal itself: what it must not overlook"
     with Pretend(part_of) as device:
@@ -82,12 +131,11 @@ def test_a_wait_and_a_mix_are_seen():
         x + torch.rand(4,2)
     assert device.mixed
 
-@pytest.mark.parametrize('cbs', [lambda: GradientAccumulation(32), lambda: Cancel()])
-def test_where_the_host_must_know_it_asks(cbs):
-    "With accumulated gradients the guard waits, and all holds as on a CPU; a step that others cancel does not move the target"
+def test_a_step_that_others_cancel():
+    "It does not move the target"
     def run(where):
         with place(where):
-            learn = make(where, cbs=[cbs(), Bad([1], 'loss')], n_batches=6)
+            learn = make(where, cbs=[Cancel(), Bad([1], 'loss')], n_batches=6)
             quiet(learn.fit, 1)
             return host(state(learn.model)),learn.guard.skipped
     (a,na),(b,nb) = run('cpu'),run(NAME)
@@ -97,6 +145,125 @@ class Cancel(Callback):
     order = 99
     def before_step(self):
         if self.train_iter%2: raise CancelStepException()
+
+# Accumulated gradients
+
+@counted
+@pytest.mark.parametrize('at', [4, 5])
+@each_opt
+def test_a_step_over_several_batches_never_waits(opt, at):
+    "Neither where a batch is added nor where the step is taken; where no batch is bad, all is as on a CPU, to rounding"
+    def run(where, cbs=()):
+        with place(where) as device:
+            learn = make(where, opt, cbs=[GradientAccumulation(32), *cbs, *([Stop(device, at)] if device and at else [])], n_batches=8)
+            quiet(learn.fit, 1)
+            return host(state(learn.model)),learn,device
+    _,learn,device = run(NAME)
+    launches = device.by_part(device.launches)
+    assert learn.guard.later and not device.waits and not device.mixed
+    assert sum(n for k,n in launches.items() if k not in ('networks','views','backward')) < 200
+    at = 0
+    (a,la,_),(b,lb,_) = run('cpu'),run(NAME)
+    noise = ('.0.bias','running_mean') if opt=='adamw' else ()   # as in `test_the_same_training_as_on_a_cpu`
+    assert all(k.endswith(noise) or torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
+    assert la.byol.momenta==lb.byol.momenta and len(la.byol.momenta)==4
+    assert torch.allclose(torch.stack(la.recorder.losses), torch.stack(lb.recorder.losses), atol=1e-5)
+
+class Steps(GradientAccumulation):
+    "A step after so many pictures, another number for each batch"
+    def __init__(self, ns): self.ns = ns
+    def before_batch(self): self.n_acc = self.ns[self.train_iter]
+
+@each_opt
+@pytest.mark.parametrize('how', ['inputs', 'loss', 'views'])
+@pytest.mark.parametrize('bad', [[0], [1], [2,3]])
+def test_a_step_is_the_mean_over_its_good_batches(bad, how, opt):
+    "As on a CPU, if the bad ones had not been there; and no step where none is good"
+    if how=='views' and len(bad)>1: return
+    x = digits()[0][:96]
+    def run(where):
+        good = [b for i,b in enumerate(x.split(16)) if where==NAME or i not in bad]
+        ns = [32]*6 if where==NAME else [16 if i//2 in {o//2 for o in bad} else 32 for i in range(6) if i not in bad]
+        with place(where):
+            views = Views(bad[0] if where==NAME and how=='views' else None)
+            learn = make(where, opt, x=torch.cat(good), m=lambda pct: .5, views=views, cbs=[Steps(ns), *([Bad(bad, how)] if where==NAME and how!='views' else [])])
+            quiet(learn.fit, 1)
+            moments = {f'{i}{k}': v.clone() for i,s in enumerate(learn.opt.opt.state.values()) for k,v in s.items()}
+            return host(state(learn.model)),host(moments),learn
+    (a,sa,la),(b,sb,lb) = run('cpu'),run(NAME)
+    noise = ('.0.bias','running_mean') if opt=='adamw' else ()
+    assert all(k.endswith(noise) or torch.allclose(a[k].float(), b[k].float(), atol=1e-4) for k in a)
+    assert sa.keys()==sb.keys() and all(torch.allclose(sa[k].float(), sb[k].float(), atol=1e-3) for k in sa)
+    assert lb.guard.skipped==[(0,i,how) for i in bad] and lb.guard.n_summed==0
+    assert torch.allclose(torch.stack(la.recorder.losses), torch.stack(lb.recorder.losses), atol=1e-5)
+
+@both
+def test_gradients_that_are_not_finite_take_the_whole_step(where):
+    with place(where):
+        learn = make(where, cbs=[GradientAccumulation(32), Bad([2], 'gradients'), watch := Watch()], n_batches=6)
+        weights = lambda: host({k: p.detach() for k,p in learn.model.named_parameters()})
+        seen = []
+        learn.add_cb(Noted(lambda: seen.append(weights())))
+        quiet(learn.fit, 1)
+    assert learn.guard.skipped==[(0,3,'gradients')]
+    assert same(seen[1], seen[3]) and not same(seen[3], seen[5]) and all(v.isfinite().all() for v in state(learn.model).values())
+
+class Noted(Callback):
+    def __init__(self, f): self.f = f
+    def after_batch(self): self.f()
+
+@both
+def test_bad_steps_in_a_row_end_the_fit_also_where_batches_are_added(where):
+    with place(where):
+        learn = make(where, cbs=[GradientAccumulation(32), Bad([1,3,5], 'gradients'), Guard(n=3)], n_batches=8)
+        with pytest.raises(ValueError, match='gradients not finite, 3 in a row'): quiet(learn.fit, 1)
+
+def test_a_checkpoint_between_two_batches_of_a_step():
+    "It has how many pictures are in the sum, and how many of them are good"
+    with place(NAME):
+        learn = make(NAME, cbs=[GradientAccumulation(64), Bad([1], 'loss')], n_batches=3)
+        quiet(learn.fit, 1)
+        saved = get_state(learn.guard)
+    assert saved['n_summed']==48 and on_host(saved['n_good'])==32
+
+# Several processes
+
+@counted
+def test_ranks_agree_and_nobody_waits(tmp_path):
+    "Two real processes, one on a bad batch: both leave it out, learn why, and neither has waited for its device"
+    command = [sys.executable, __file__, str(tmp_path)]
+    ran = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ|dict(OMP_NUM_THREADS='1')) for r in (0,1)]
+    try: said = [p.communicate(timeout=200)[0] for p in ran]
+    finally: [p.kill() for p in ran]
+    assert [p.returncode for p in ran]==[0,0], said
+    got = [torch.load(tmp_path/f'{r}.pt') for r in (0,1)]
+    for one in got:
+        assert one['changed']==[True,False,True,True] and one['skipped']==[(0,1,'loss')]
+        assert one['summed']==[(0,2,'inputs')] and one['hosts']==[True,False,True]
+        assert not one['waits']
+
+def one_of_two(folder, rank):
+    "What each process does"
+    import torch.distributed as dist
+    from self_supervised.callback import ranks
+    rank = int(rank)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    ranks.late_backends.add('gloo')   # computes on the CPU, as the device does
+    with place(NAME) as device:
+        learn = make(NAME, cbs=[watch := Watch(), *([Bad([1], 'loss')] if rank else [])], n_batches=4)
+        quiet(learn.fit, 1)
+        other = make(NAME, cbs=[GradientAccumulation(32), *([Bad([2], 'inputs')] if rank else [])], n_batches=4)
+        quiet(other.fit, 1)
+        last = make(NAME, cbs=[Stop(device, 3)], n_batches=8)
+        quiet(last.fit, 1)
+        waits = dict(device.waits)
+    # As under nccl: hosts meet in a group of their own, and never on the device
+    backend = dist.get_backend
+    ranks.GPU = 'cpu'
+    dist.get_backend = lambda group=None: 'nccl' if group is None else backend(group)
+    hosts = [ranks.any_rank(bool(rank)), ranks.any_rank(False), ranks.gather(rank)==[0,1] and ranks.once(lambda: rank)==0]
+    torch.save(dict(changed=watch.changed, skipped=learn.guard.skipped, summed=other.guard.skipped, waits=waits, hosts=hosts), f'{folder}/{rank}.pt')
+    dist.destroy_process_group()
 
 # The guard's promises, on both
 
@@ -203,7 +370,7 @@ def test_the_recorder_averages_as_fastais_does():
     raw = []
     class Raw(Callback):
         order = -50
-        def after_loss(self): raw.append(self.loss.host.clone())
+        def after_loss(self): raw.append(on_host(self.loss).clone())
     with place(NAME):
         learn = make(NAME, cbs=[Raw()])
         quiet(learn.fit, 2)
@@ -265,12 +432,14 @@ def test_buffers_go_back_whatever_is_in_them(bad, where):
             assert all(torch.equal(a.nan_to_num(5.), b.nan_to_num(5.)) for a,b in zip(was.values(), now.values()))==bad
             if not bad: break
 
+@counted
 def test_late_numbers_wait_until_they_are_there():
     with Pretend() as device:
         late = Late(torch.tensor([1.,2.]).to(NAME), why='test')
         assert late.tensors[0].isnan().all()
         assert late.read()[0].tolist()==[1.,2.] and late.note.why=='test' and not device.waits
 
+@counted
 def test_a_checkpoint_has_all_that_was_late(tmp_path):
     "Saved in the middle of an epoch, on the device: recorder, momenta and record are those of a run on a CPU"
     def run(where):
@@ -280,3 +449,5 @@ def test_a_checkpoint_has_all_that_was_late(tmp_path):
             return learn
     a,b = run('cpu'),run(NAME)
     assert a.guard.skipped==b.guard.skipped and len(a.recorder.losses)==len(b.recorder.losses)==3
+
+if __name__=='__main__': one_of_two(*sys.argv[1:])

@@ -35,8 +35,8 @@ def here(tmp_path_factory):
     return d
 
 @pytest.mark.parametrize('command,options', [
-    ('byol_evaluate', {'--draws': 'How often they are drawn', '--valid': 'Part to test on', '--full': 'All published protocols', '--bs': 'Pictures at a time', '--out': 'json'}),
-    ('byol_embed', {'--out': '.npz', '--size': 'pixels', '--bs': 'Pictures at a time', '--workers': 'Processes that read'})])
+    ('byol_evaluate', {'--draws': 'Number of random draws of the labels', '--valid': 'Part to test on', '--full': 'all published protocols', '--bs': 'Batch size', '--out': 'json'}),
+    ('byol_embed', {'--out': '.npz', '--size': 'pixels', '--bs': 'Batch size', '--workers': 'Number of processes that read'})])
 def test_help(command, options, tmp_path):
     res = run(command, '--help', cwd=tmp_path)
     text = ' '.join(res.stdout.split())

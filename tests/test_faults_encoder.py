@@ -246,7 +246,7 @@ def test_without_a_record_pictures_stay_in_0_1():
     assert torch.equal(embed(tiny(False), X[:9])[0], embed(tiny(False), X[:9], stats=None)[0])
     assert same(weights(fine_tuned(tiny(False), *IMAGES, epochs=1)), weights(fine_tuned(tiny(False), *IMAGES, epochs=1, stats=None)))
     for f in (lambda: classifier(tiny(False), 10), lambda: class_learner(dls(), tiny(False), 10), lambda: segmenter(tiny(False), 2, 32)):
-        with pytest.raises(ValueError, match="stats='recorded' finds nothing"): f()
+        with pytest.raises(ValueError, match="stats='recorded' finds no record"): f()
 
 def test_the_probe_sees_what_training_sees():
     "Its 'views' is the same as the record"

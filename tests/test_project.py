@@ -147,6 +147,15 @@ def test_wheel_has_the_facts(wheel):
     assert {o for o in needs if not o.marker} == {Requirement(o) for o in ini['requirements'].split()}
     assert {o.name for o in needs if 'dev' in str(o.marker)} == {Requirement(o).name for o in ini['dev_requirements'].split()}
 
+def test_the_lowest_versions_are_those_that_are_tested():
+    "`.ci/run --lowest` installs what settings.ini allows at the least"
+    ini = ConfigParser(delimiters=['='], interpolation=None)
+    ini.read(root/'settings.ini', encoding='utf-8')
+    needs = [Requirement(o) for o in ini['DEFAULT']['requirements'].split()]
+    allowed = {o.name: s.version for o in needs for s in o.specifier if s.operator=='>='}
+    tested = dict(o.split('==') for o in (root/'.ci'/'lowest.txt').read_text().splitlines() if o and o[0]!='#')
+    assert tested==allowed
+
 def test_wheel_has_the_commands(wheel):
     ini = ConfigParser()
     ini.read_string(dist_info(wheel, 'entry_points.txt').decode())

@@ -34,8 +34,8 @@ from torch import nn
 from .ranks import in_step, least, mean_over_ranks, once
 
 # %% ../../nbs/51_callback.distributed.ipynb #33c005
-def join_ranks()->tuple: # Rank of this process, and how many there are; (0,1) in a script that was started once
-    "Meet the other processes and, where there are GPUs, take this one's own; `distrib_ctx` does it too"
+def join_ranks()->tuple: # Rank of this process, and number of processes; (0,1) in a script that was started once
+    "Join the other processes and, with GPUs, select the one of this process; `distrib_ctx` does it too"
     if num_distrib()<2: return 0,1
     # nccl's own ten minutes are too few where one rank judges a large data set and the others wait
     PartialState(cpu=_on_cpu(), timeout=timedelta(hours=1))
@@ -48,22 +48,22 @@ def _leave_ranks():
 atexit.register(_leave_ranks)
 
 def _on_cpu():
-    "Is this run one on CPUs?"
+    "Does this run use CPUs only?"
     # Unless it is told so, accelerate takes processes without a GPU for unrelated ones, and each trains alone (1.15)
     return default_device().type=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU')
 
 # %% ../../nbs/51_callback.distributed.ipynb #33c007
 def _fastai_loader(dl):
-    "The same batches from a loader of fastai's"
+    "Make a loader of fastai with the same batches"
     if not isinstance(dl, torch.utils.data.DataLoader): return dl
     shuffle = isinstance(dl.sampler, torch.utils.data.RandomSampler)
     return DataLoader(dl.dataset, bs=dl.batch_size, shuffle=shuffle, drop_last=dl.drop_last, num_workers=dl.num_workers,
                       pin_memory=dl.pin_memory, timeout=dl.timeout, create_batch=dl.collate_fn)
 
 class RankDL(DistributedDL):
-    "The part of a loader that is this rank's: rank 0 draws the order, each rank takes its own slice of it"
+    "This rank's part of a loader: rank 0 draws the order, each rank takes its own slice of it"
     def __init__(self,
-        dl, # A loader of fastai's or of torch's, over a data set with an index
+        dl, # Loader of fastai or torch, over a data set with an index
         **kwargs # `rank`, `world_size`, `device`
     ): super().__init__(_fastai_loader(dl), **kwargs)
 
@@ -85,14 +85,14 @@ class RankDL(DistributedDL):
     def rng(self, rng): self.dl.rng = rng
 
 def _share(dl):
-    "Pictures that each rank has of a `RankDL`"
+    "Return the number of pictures that each rank has of a `RankDL`"
     return -(-dl.dl.n//dl.world_size)
 
 # %% ../../nbs/51_callback.distributed.ipynb #stream
 class Stream:
-    "A loader without an index, of which each rank has its own: it ends where the first rank's ends"
+    "A loader without an index, one per rank; an epoch ends for all when the first rank has no more batches"
     def __init__(self,
-        dl, # With a length: schedules need it. The batches of this rank
+        dl, # Batches of this rank; it must have a length, which schedules need
     ):
         self.dl = dl             # this rank's
         self.n = least(len(dl))  # agreed upon once: ranks that differ in it would differ in their learning rates
@@ -105,10 +105,10 @@ class Stream:
     def __iter__(self): return in_step(self.dl)
 
 def rank_part(
-    dl, # A loader of fastai's or of torch's, or a list of batches
-    device=None, # Where batches go; None: where `dl` puts them
+    dl, # Loader of fastai or torch, or a list of batches
+    device=None, # Device for the batches; None for that of `dl`
 ): # A loader
-    "The part of `dl` that is this rank's"
+    "Return this rank's part of `dl`"
     if isinstance(dl, (RankDL, Stream, list)): return dl
     if not _has_index(dl): return Stream(dl)
     return RankDL(dl, device=device) if len(dl.dataset) else dl
@@ -120,22 +120,22 @@ def _has_index(dl):
 
 # %% ../../nbs/51_callback.distributed.ipynb #check_batches
 def check_batches(
-    dl, # The part of the training data that is this rank's
+    dl, # This rank's part of the training data
 )->None:
-    "Raise when it does not fill one batch"
+    "Raise if it does not fill one batch"
     if isinstance(dl, Stream) or len(dl): return
     n = _share(dl)
-    raise invalid(f'bs={dl.bs}', f'is what one process sees, and each of {dl.world_size} processes has {n} pictures, '
-                  'which do not fill one batch', f'Pass bs={n} or less')
+    raise invalid(f'bs={dl.bs}', f'is the batch size of one process, and {n} pictures for each of {dl.world_size} '
+                  'processes do not fill one batch', f'Pass bs={n} or less')
 
 def _running_statistics(model):
-    "Floating point buffers that each rank computed from its own batches"
+    "List the floating point buffers that each rank computed from its own batches"
     own = [m for m in model.modules() if not isinstance(m, nn.SyncBatchNorm)]
     return [b for m in own for b in m.buffers(recurse=False) if b.is_floating_point()]
 
 # %% ../../nbs/51_callback.distributed.ipynb #33c010
 def _fix_order(model):
-    "Let the ranks sum gradients in one order from the first step on, so that a run resumed in its middle is the same"
+    "Make the ranks sum gradients in one order from the first step on, so that a resumed run is the same"
     # torch sorts gradients anew after the first step. Two ranks do not mind, more of them add in another order then.
     # On a GPU the new order lets gradients travel while others are computed
     reducer = getattr(model, 'reducer', None)
@@ -147,10 +147,10 @@ class RankTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with one target, different views per rank, and steps taken by all, on CPU and CUDA"
     name = 'distributed_trainer'
     def __init__(self,
-        # Stay on the CPU? None: where fastai's `default_device()` is the CPU, or `accelerate launch --cpu` says so
+        # Stay on the CPU? None does if fastai's `default_device()` is the CPU, or with `accelerate launch --cpu`
         cpu:bool|None=None,
-        kwargs_handlers:list|None=None, # Of accelerate; a `DistributedDataParallelKwargs` replaces the one here
-        **kwargs # Of accelerate's `Accelerator`
+        kwargs_handlers:list|None=None, # Handlers of accelerate; a `DistributedDataParallelKwargs` replaces the default
+        **kwargs # Arguments of accelerate's `Accelerator`
     ):
         handlers = list(kwargs_handlers or [])
         # Static graph: parameters that take no part (behind a `LayerEncoder`'s layer) are found once, not in each step
@@ -183,7 +183,7 @@ class RankTrainer(DistributedTrainer):
         if rank_distrib(): set_seed(seed+rank_distrib())
 
     def after_batch(self):
-        "Set running statistics to their mean over the ranks, so that what `save` writes is what every rank has"
+        "Set running statistics to their mean over the ranks, so that `save` writes the network of every rank"
         if self.training: mean_over_ranks(_running_statistics(self.model))
 
     def after_fit(self):
@@ -197,10 +197,10 @@ class RankTrainer(DistributedTrainer):
 # %% ../../nbs/51_callback.distributed.ipynb #33c012
 @patch
 def to_distributed(self:Learner,
-    sync_bn:bool=True, # Batchnorm over the batches of all ranks, where that exists: on CUDA
-    **kwargs # Of accelerate's `Accelerator`, see `RankTrainer`
-)->Learner: # The same
-    "Train in as many processes as were started; alone, stay as it is"
+    sync_bn:bool=True, # Compute batchnorm over the batches of all ranks? On CUDA only
+    **kwargs # Arguments of accelerate's `Accelerator`, see `RankTrainer`
+)->Learner: # The same learner
+    "Train in all processes that were started; a single process stays as it is"
     if num_distrib()<2: return self
     self.add_cb(RankTrainer(**kwargs))
     device = self.distributed_trainer.accelerator.device

@@ -14,65 +14,99 @@ import torch.distributed as dist
 from torch import Tensor
 
 # %% ../../nbs/41_callback.ranks.ipynb #06c005
-def several()->bool: # False in a script that was started once, and before the processes have met
+def several()->bool: # False in a script that was started once, and before the processes have joined
     "Are there other processes to agree with?"
     return dist.is_available() and dist.is_initialized() and dist.get_world_size()>1
 
+GPU = 'cuda'   # where nccl reduces
+_host_groups:dict = {}   # all processes → the same as a group that meets on the hosts, or None
+
+def _host_group():
+    "A group in which hosts agree without waiting for their GPUs; None: the usual one, where that is so already"
+    if dist.get_backend()!='nccl': return None
+    world = dist.group.WORLD
+    if world not in _host_groups: _host_groups[world] = _new_host_group()
+    return _host_groups[world]
+
+def _new_host_group():
+    "gloo beside nccl, where all ranks can have it"
+    group = None
+    try: group = dist.new_group(backend='gloo')
+    except (RuntimeError, ValueError): pass   # no gloo, or no way between the hosts but nccl's
+    able = torch.tensor(int(group is not None), device=GPU)
+    dist.all_reduce(able, dist.ReduceOp.MIN)
+    return group if able.item() else None
+
 def _meeting_place():
-    "Where tensors must be to travel: nccl handles GPUs only"
-    return 'cuda' if dist.get_backend()=='nccl' else 'cpu'
+    "Return the device that tensors are sent from; nccl handles GPUs only"
+    return GPU if dist.get_backend(_host_group())=='nccl' else 'cpu'
 
 def _reduced(n, op):
     "Reduce a number of each rank to one, the same on all"
     n = torch.as_tensor(n, device=_meeting_place()).int()
-    dist.all_reduce(n, op)
+    dist.all_reduce(n, op, group=_host_group())
     return n.item()
 
 def any_rank(
-    flag:bool|Tensor, # What this rank saw, e.g. a batch it cannot use
-)->bool: # True on every rank if it was on one
-    "Is `flag` true on any rank? Every rank must call this, and all get the same answer"
+    flag:bool|Tensor, # Finding of this rank, e.g. a bad batch
+)->bool: # True on every rank if it was True on one
+    "Is `flag` true on any rank? Every rank must call this, and all get the same result"
     return bool(_reduced(flag, dist.ReduceOp.MAX) if several() else flag)
 
+late_backends = {'nccl'}   # reduce on the device, and the host does not wait
+
+def ranks_can_be_late()->bool: # True for one process
+    "Can the ranks agree on something on their devices?"
+    return not several() or dist.get_backend() in late_backends
+
+def any_rank_late(
+    flags:Tensor, # Bools (n,) on this rank's device
+)->Tensor: # (n,) on the device; each is true if it was on one rank
+    "`any_rank` for flags on a device: nobody waits for the answer"
+    if not several(): return flags
+    flags = flags.to(torch.uint8)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return flags.bool()
+
 def least(
-    n:int, # What this rank has, e.g. batches
-)->int: # What every rank has
-    "Find the smallest `n` of all ranks"
+    n:int, # Number of this rank, e.g. of batches
+)->int: # The smallest of all ranks
+    "Return the smallest `n` of all ranks"
     return _reduced(n, dist.ReduceOp.MIN) if several() else n
 
 def most(
-    n:int, # What this rank wants
-)->int: # The largest of all
-    "Find the largest `n` of all ranks"
+    n:int, # Number of this rank
+)->int: # The largest of all ranks
+    "Return the largest `n` of all ranks"
     return _reduced(n, dist.ReduceOp.MAX) if several() else n
 
 def gather(
     o, # Tensors and plain values of this rank
-)->list: # Of all ranks, in their order
-    "Collect what each rank has"
+)->list: # Values of all ranks, in their order
+    "Collect the values of all ranks"
     if not several(): return [o]
     mine = BytesIO()
     torch.save(o, mine)   # tensors that plain pickle has carried cannot be saved again (torch 2.15)
     every = [None]*dist.get_world_size()
-    dist.all_gather_object(every, mine.getvalue())
+    dist.all_gather_object(every, mine.getvalue(), group=_host_group())
     return [torch.load(BytesIO(b), weights_only=True) for b in every]
 
 def once(
-    f:Callable, # What to do; what it returns must be picklable
+    f:Callable, # Function to call; its result must be picklable
     *args, # Passed to `f`
     **kwargs # Passed to `f`
-): # What `f` returned, on every rank
-    "Call `f` on rank 0 only, and send the others what it returned"
+): # Result of `f`, on every rank
+    "Call `f` on rank 0 only, and send the result to all"
     if not several(): return f(*args, **kwargs)
     result = [None if dist.get_rank() else f(*args, **kwargs)]
-    dist.broadcast_object_list(result, src=0, device=torch.device(_meeting_place()))
+    dist.broadcast_object_list(result, src=0, group=_host_group(), device=torch.device(_meeting_place()))
     return result[0]
 
 @torch.no_grad()
 def mean_over_ranks(
     ts:list, # Floating point tensors, of the same shapes on every rank; changed in place
 )->None:
-    "Set each tensor to its mean over the ranks, to the last bit the same on all of them"
+    "Set each tensor to its mean over the ranks, the same on all of them to the last bit"
     if not ts or not several(): return
     flat = torch.cat([t.flatten() for t in ts])   # one message instead of many
     dist.all_reduce(flat)
@@ -82,7 +116,7 @@ def mean_over_ranks(
 # %% ../../nbs/41_callback.ranks.ipynb #06c009
 def in_step(
     dl:Iterable, # Batches of this rank
-)->Iterator: # As many of them as every rank has
+)->Iterator: # As many batches as every rank has
     "Yield from `dl` until the first rank has no more"
     for b in dl:
         if any_rank(False): return   # another rank has none

@@ -39,7 +39,7 @@ from .options import as_in_training, command, how_to_read, listed_pictures, read
 def encoder_file(
     path, # File that `save_encoder` wrote, or the folder of a run
 )->Path: # The file
-    "Take the encoder of a run where its folder is named"
+    "Return the file of an encoder, also if you name the folder of its run"
     inside = Path(path)/'encoder.safetensors'
     if inside.is_file(): return inside
     if Path(path).is_file(): return Path(path)
@@ -49,9 +49,9 @@ def encoder_file(
 
 def encoder_settings(
     encoder, # File that `save_encoder` wrote
-    size=None, # Side in pixels, or (h,w); None: what the file says
-)->tuple: # How the network was made (a dictionary), the size of its pictures, and (mean,std) or None
-    "Read how an encoder is to be fed"
+    size=None, # Side in pixels, or (h,w); None for the size in the file
+)->tuple: # Arguments that made the network (a dictionary), the size of its pictures, and (mean,std) or None
+    "Read the settings of an encoder: network, size and normalisation"
     info = encoder_info(encoder)
     spec = info.get('spec') or {}
     size = size or info.get('size') or spec.get('size')
@@ -62,7 +62,7 @@ def encoder_settings(
 
 # %% ../../nbs/93_cli.embed.ipynb #52c006
 class _Readable:
-    "The picture at a place, or why it cannot be read"
+    "Pictures by their place, or the reasons why they cannot be read"
     def __init__(self, items, read):
         self.items = items  # where the pictures are
         self.read = read    # a `PictureReader`
@@ -99,13 +99,13 @@ class _ReadableBatches:
 def embed_pictures(
     encoder, # File that `save_encoder` wrote, or the folder of a run
     source, # Folder, list, table, data set, pattern or tar of pictures, see `picture_items`; or one picture
-    size=None, # Side in pixels, or (h,w); None: what the encoder's file says
-    bs:int=64, # Pictures at a time
-    workers:int|None=None, # Processes that read; None for one per core, at most 16
-    device=None, # Where to compute; None for fastai's default
+    size=None, # Side in pixels, or (h,w); None for the size in the encoder's file
+    bs:int=64, # Batch size
+    workers:int|None=None, # Number of processes that read pictures; None for one per core, at most 16
+    device=None, # Device to compute on; None for fastai's default
     progress:bool=False, # Show a bar?
-    **reading # As of `picture_items` and `open_picture`: column, ground, …; where you pass none, as in training
-)->tuple: # Names (n), features (n,nf) in float32, and a dictionary of what is left out: name → reason
+    **reading # Arguments of `picture_items` and `open_picture`, e.g. column, ground; by default as in training
+)->tuple: # Names (n), features (n,nf) in float32, and the pictures left out as a dictionary: name → reason
     "Compute the features of every picture of `source` that can be read, in its order; features are finite"
     size = parse_size(size)
     check_at_least(1, bs=bs)
@@ -128,14 +128,14 @@ def embed_pictures(
 
 @checked
 def reading_options_of(
-    encoder, # File
-    asked:dict, # As of `reading_options`
-)->dict: # The same, completed by what the encoder was trained with
-    "Say how the pictures of an encoder are found and read"
+    encoder, # File of an encoder
+    asked:dict, # Result of `reading_options`
+)->dict: # The options, completed by those of the training
+    "Return the options to find and read pictures for an encoder"
     return as_in_training(reading_options(**asked), encoder_info(encoder).get('reading'), f'encoder={str(encoder)!r}')
 
 def _none_readable(source, items, bad):
-    "The error where no picture can be read"
+    "Make the error for a source without a readable picture"
     name,reason = next(iter(bad.items()))
     is_named = str(source) in (name, str([name]))
     if is_named: return invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Pass another')
@@ -144,14 +144,14 @@ def _none_readable(source, items, bad):
     return invalid('source', problem, 'Run `byol_check`, which lists them all')
 
 def _check_few_bad(bad, n, max_bad):
-    "Raise where more than a part of the pictures cannot be read"
+    "Raise if more than a part of the pictures cannot be read"
     if not 0<=max_bad<=1: raise invalid(f'{max_bad=}', 'must be in [0,1]', 'Pass e.g. max_bad=0.1')
     if len(bad)<=max_bad*n: return
     raise invalid(f"{len(bad)} of {n} {plural(n, 'picture')}", f'cannot be read, more than max_bad={max_bad:g} allows',
                   'Run `byol_check`, which lists them all')
 
 def _finite(names, feats, bad):
-    "Leave out the pictures whose features are NaN or inf, or raise where all are"
+    "Leave out pictures with features that are NaN or inf, or raise if all are"
     finite = finite_rows(feats)
     if not finite.any():
         fix = 'Look for where the training of the encoder diverged, or pass the size and stats it was trained with'
@@ -161,7 +161,7 @@ def _finite(names, feats, bad):
 
 # %% ../../nbs/93_cli.embed.ipynb #write
 def _check_out(out):
-    "Return `out` as a path, or raise where it cannot be written"
+    "Return `out` as a path, or raise if it cannot be written"
     out = Path(out)
     if out.suffix not in ('.npz','.parquet'):
         raise invalid(f'out={str(out)!r}', 'must end in .npz or .parquet', 'Name a file such as features.npz')
@@ -171,12 +171,12 @@ def _check_out(out):
 
 @checked
 def write_features(
-    names:list, # (n,) one per row
-    feats:Tensor, # (n,nf)
+    names:list, # (n,) names, one per row
+    feats:Tensor, # (n,nf) features
     # File: .npz with arrays `names` and `features`, or .parquet with a column `name` and one for each feature
     out:str|Path,
 )->Path: # The file
-    "Write features beside the names of what they belong to"
+    "Write features and the names of their pictures"
     out = _check_out(out)
     feats = feats.detach().float().cpu()
     f = BytesIO()
@@ -195,12 +195,12 @@ def write_features(
 @delegates(reading_options)
 def byol_embed(
     encoder:str, # File that byol_pretrain or `save_encoder` wrote, or the folder of a run
-    path:list, # Pictures: a folder, searched to the bottom; tars; csv or text files with paths; patterns; files
+    path:list, # Pictures: a folder and all below it; tars; csv or text files with paths; patterns; files
     out:str='features.npz', # File to write: .npz (`names`, `features`) or .parquet (`name`, and a column per feature)
-    size:str=None, # Side of the pictures in pixels, or height and width as 24,48; what the encoder was trained with
-    bs:int=64, # Pictures at a time
-    workers:int=None, # Processes that read; as many as there are cores, at most 16
-    neighbors:store_true=False, # Write a page of near duplicates and outliers beside `out`, too, e.g. features.html
+    size:str=None, # Side of the pictures in pixels, or height and width as 24,48 (as in training)
+    bs:int=64, # Batch size
+    workers:int=None, # Number of processes that read pictures (one per core, at most 16)
+    neighbors:store_true=False, # Also write a page of near duplicates and outliers beside `out`, e.g. features.html
     **kwargs
 ):
     "Write the features of pictures, with their names, to a file"

@@ -38,8 +38,8 @@ from .verdict import verdict
 
 # %% ../../nbs/90_cli.run_folder.ipynb #50c012
 def free_folder(
-    out, # Folder asked for
-)->Path: # `out`; or `out-2`, `out-3`, … where that holds a run already, or is another process's
+    out, # Folder to use
+)->Path: # `out`; or `out-2`, `out-3`, … if that holds a run already, or belongs to another process
     "Find a folder that holds no run, make it and claim it"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise invalid(f'out={str(out)!r}', 'is a file', 'Pass a folder')
@@ -53,7 +53,7 @@ def free_folder(
     return free
 
 def _why_taken(folder):
-    "What a folder is not free for; empty when it is free, and claimed"
+    "Return why a folder is not free; empty if it is free, and now claimed"
     if (folder/'settings.json').exists(): return 'holds a run already'
     owner = claim(folder)
     if owner: return f'is in use by {owner}'
@@ -63,10 +63,10 @@ def _why_taken(folder):
 
 @contextmanager
 def run_folder(
-    out, # Folder asked for
-    resume:bool, # Is there a run in it to go on with?
+    out, # Folder to use
+    resume:bool, # Continue the run in it?
 )->Iterator[Path]: # The folder, the same for all ranks
-    "Inside: a folder that no other process writes to. If nothing was written, none is left"
+    "Hold a folder that no other process writes to; remove it at the end if it is empty"
     there = Path(out).is_dir()
     missing = [o for o in Path(out).absolute().parents if not o.exists()]
     folder = Path(out) if resume else once(free_folder, out)
@@ -82,7 +82,7 @@ def run_folder(
 def _claim_again(folder): return '' if rank_distrib() else claim(folder)
 
 def _remove_empty(folders):
-    "Remove folders, from the inside out, up to one that holds something"
+    "Remove empty folders, from the inside out"
     try:
         for o in folders: o.rmdir()
     except OSError: pass
@@ -90,8 +90,8 @@ def _remove_empty(folders):
 # %% ../../nbs/90_cli.run_folder.ipynb #g93recordcode
 def run_record(
     settings:dict, # All settings of the run
-)->dict: # With the command line, versions, device, threads and processes
-    "Return what it takes to repeat a run"
+)->dict: # The settings, command line, versions, device, threads and processes
+    "Return all facts that are needed to repeat a run"
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, fastai, timm, kornia)}
     return dict(
         command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -111,10 +111,10 @@ def write_settings(
 # %% ../../nbs/90_cli.run_folder.ipynb #g93resumecode
 def recorded_settings(
     out, # Folder of a run
-    views:dict, # Settings of the views that were asked for
-    **asked # All other settings; None and False ask for nothing
-)->dict: # All settings of the run, `views` among them
-    "Read the settings of a run to resume; raise if it is finished, or if others were asked for"
+    views:dict, # Settings of the views that were passed
+    **asked # All other settings; None and False are not compared
+)->dict: # All settings of the run, including `views`
+    "Read the settings of a run to resume; raise if it is finished, or if other settings were passed"
     file = Path(out)/'settings.json'
     settings = read_settings(file)
     if (file.parent/'results.json').exists(): _check_unfinished(file.parent)
@@ -126,13 +126,13 @@ def recorded_settings(
     return settings
 
 def _as_read(value):
-    "A value as a file has it, which knows no tuples"
+    "Return a value as JSON reads it, with lists for tuples"
     return json.loads(json.dumps(value, default=str))
 
 def read_settings(
     file:Path, # settings.json in the folder of a run
-)->dict: # All settings, `views` among them
-    "Read the settings in a record of a run"
+)->dict: # All settings, including `views`
+    "Read the settings of a run from its record"
     if not file.is_file():
         raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
     try:
@@ -145,7 +145,7 @@ def read_settings(
     return settings | dict(views={name: tuple(v) if isinstance(v, list) else v for name,v in views.items()})
 
 def _check_unfinished(folder):
-    "Raise for a finished run when one that went to the next free folder is not: that is the one to resume"
+    "Raise for a finished run if the run in the next free folder is unfinished: that is the one to resume"
     others = sorted(folder.parent.glob(f'{glob.escape(folder.name)}-*/settings.json'))
     cut = [str(f.parent) for f in others if not (f.parent/'results.json').exists()]
     if not cut: return
@@ -154,7 +154,7 @@ def _check_unfinished(folder):
 
 # %% ../../nbs/90_cli.run_folder.ipynb #g93picturescode
 class _Pictures:
-    "The pictures of a data set, each read when it is asked for: a map has room for few"
+    "The pictures of a data set, each read on demand, since a map has room for few"
     def __init__(self, ds): self.ds = ds
     def __len__(self): return len(self.ds)
     def __getitem__(self, i): return self.ds[i][0]
@@ -165,8 +165,8 @@ def _save(ax, file):
     plt.close(ax.figure)
 
 def write_pictures(
-    out:Path, # Folder for views.png, embedding.png and, of ten pictures or more, neighbors.png
-    learn:Learner, # Trained, with `BYOL` and a held-out part
+    out:Path, # Folder for views.png, embedding.png and, with ten pictures or more, neighbors.png
+    learn:Learner, # Trained learner, with `BYOL` and a held-out part
     held_out:tuple, # (features, labels or None) of the held-out part
 )->None:
     "Draw the views, a map of the trained features, and nearest neighbours among them"
@@ -184,18 +184,18 @@ def write_pictures(
 
 # %% ../../nbs/90_cli.run_folder.ipynb #g93allcode
 def _with_epochs(said, warned):
-    "Join what `Health` warned of, with the epoch, and all other warnings, which have none"
+    "Join the warnings of `Health`, which have an epoch, and all others, which have none"
     known = {f'epoch {epoch}: {message}' for epoch,message in said}
     others = [(None,message) for message in dict.fromkeys(warned) if message not in known]
     return others+said
 
 def run_facts(
-    learn:Learner, # Trained
-    settings:dict, # Of the run
-    started:str, # Date and time, ISO 8601
-    seconds:float, # Since then
+    learn:Learner, # Trained learner
+    settings:dict, # Settings of the run
+    started:str, # Date and time of the start, ISO 8601
+    seconds:float, # Duration so far
 )->dict: # Plain values
-    "Collect what a run was, and what was seen in it"
+    "Collect the facts of a run, for its verdict and its report"
     health = learn.health
     losses = read_history(learn.path/'history.csv').get('train_loss') or [None]
     known = ('epochs','bs','lr','size','n_in','pretrained','init','minutes','mended')
@@ -206,14 +206,14 @@ def run_facts(
         collapsed=any(o in health.ill for o in FATAL))
 
 def write_run(
-    out:Path, # Folder
-    learn:Learner, # Trained
-    feats:dict, # name → features and labels of the two parts, 'trained encoder' among them
+    out:Path, # Folder of the run
+    learn:Learner, # Trained learner
+    feats:dict, # name → features and labels of the two parts, including 'trained encoder'
     warned:list=(), # Messages of the warnings while training
-    facts:dict|None=None, # As `run_facts` returns them; None leaves the verdict out
-    **meta # What the encoder's file is to remember: stats, size
+    facts:dict|None=None, # Result of `run_facts`; None leaves the verdict out
+    **meta # Facts to record in the encoder's file: stats, size
 )->None:
-    "Write what came out of a run: encoder, results and verdict, pictures, report"
+    "Write the results of a run: encoder, table and verdict, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
     held_out = len(learn.dls.valid_ds)>1   # of fewer, `judged_dls` takes some that were trained on
     record = compare_parts(feats, held_out=held_out) | dict(said=_with_epochs(learn.health.said, warned))

@@ -18,9 +18,9 @@ from ..core import check_one_of, check_whole, checked
 @checked
 def digits(
     size:int|None=None, # Side in pixels to enlarge to; None keeps 8
-    mode:str='bicubic', # How to enlarge: 'bicubic', 'bilinear' or 'nearest'
+    mode:str='bicubic', # Interpolation to enlarge with: 'bicubic', 'bilinear' or 'nearest'
 )->tuple: # x (1797,1,size,size) float32 in [0,1]; y (1797,) in 0..9; splits: indices of (train, test)
-    "Load scikit-learn's handwritten digits; every third of each class is test"
+    "Load scikit-learn's handwritten digits; every third of each class is for testing"
     from sklearn.datasets import load_digits
     if size is not None: check_whole(1, size=size)
     check_one_of(['bicubic','bilinear','nearest'], mode=mode)
@@ -35,7 +35,7 @@ def digits(
 # %% ../../nbs/09_data.demo.ipynb #40c009
 @checked
 def write_mnist_tiny(
-    dest:str|Path, # Folder to write to, made when missing
+    dest:str|Path, # Folder to write to, made if missing
 )->Path: # `dest`, with train/3, train/7, valid/3, valid/7 in it
     "Write the threes and sevens of `digits` as 28x28 grey PNG files in the layout of fastai's MNIST_TINY"
     x,y,splits = digits(28)

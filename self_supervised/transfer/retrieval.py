@@ -15,8 +15,8 @@ from ..evaluate.features import check_features
 # %% ../../nbs/75_transfer.retrieval.ipynb #31c042
 @checked
 def retrieval_index(
-    feats:Tensor, # (n,nf) features, of `embed`
+    feats:Tensor, # (n,nf) features, from `embed`
 ): # scikit-learn's `NearestNeighbors`; `index.kneighbors(queries, 5)` returns cosine distances and rows of `feats`
-    "Index features for a search of the nearest in cosine"
+    "Index features to search for the nearest by cosine"
     from sklearn.neighbors import NearestNeighbors
     return NearestNeighbors(metric='cosine', algorithm='brute').fit(np.asarray(check_features('feats', feats)))

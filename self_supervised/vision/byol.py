@@ -34,6 +34,7 @@ from ..record import record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
+from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
 from ..callback.core import AttachedCallback
 from ..callback.guard import Guard, left_out
 from ..callback.health import Health
@@ -55,9 +56,9 @@ from .checks import ( # noqa: F401
 def byol_loss(
     preds:tuple|Tensor, # Online predictions, one (bs,d) per view
     *targs:Tensor, # Target projections to match, one (bs,d) per prediction; outside the graph
-    reduction:str='mean', # Over the batch: 'mean', 'sum', or 'none' for one number per image
+    reduction:str='mean', # Reduction over the batch: 'mean', 'sum', or 'none' for one number per picture
 )->Tensor: # Scalar in [0, 4*len(preds)], 0 when every pair is parallel
-    "Squared distance of the unit vectors, mean over the batch and sum over the views (arXiv:2006.07733, eq. 2)"
+    "Compute the squared distance of unit vectors, mean over the batch and sum over the views (arXiv:2006.07733, eq. 2)"
     if isinstance(preds, Tensor): preds = (preds,)
     preds = [tensor_of('preds', q) for q in preds]
     check_one_of(('mean','sum','none'), reduction=reduction)
@@ -80,44 +81,44 @@ def _check_same_shape(q, z, name='targs'):
 def target_views(
     views, # Views of the same pictures, one tensor for each pipeline
 )->list: # Their positions
-    "Find the views to be matched: those of the largest size, or all where fewer than two views share it"
+    "Find the views to match: those of the largest size, or all if fewer than two views have it"
     sizes = [tuple(getattr(v, 'shape', ())[2:]) for v in views]
     large = max(sizes, key=math.prod)
     found = [i for i,size in enumerate(sizes) if size==large]
     return found if len(found)>1 else list(range(len(views)))
 
 def cross(
-    preds:tuple, # A prediction for each view
-    projs:tuple, # A target projection for each of `targets`
-    targets:list|None=None, # Positions of the views that are targets; None: all
-)->tuple: # The predictions, and then the projection each of them is to match, as `byol_loss` takes them
-    "Set each prediction beside the projection of another view: all ordered pairs, two for two views"
+    preds:tuple, # One prediction per view
+    projs:tuple, # One target projection for each of `targets`
+    targets:list|None=None, # Positions of the views that are targets; None for all
+)->tuple: # Predictions, then the projection that each of them should match, as `byol_loss` takes them
+    "Pair each prediction with the projections of the other views: all ordered pairs, two for two views"
     targets = range(len(preds)) if targets is None else targets
     pairs = [(i,k) for i in range(len(preds)) for k,j in enumerate(targets) if i!=j]
     return tuple(preds[i] for i,_ in pairs),*(projs[k] for _,k in pairs)
 
 # %% ../../nbs/61_vision.byol.ipynb #nothing
 def nothing_to_show():
-    "The error for whoever asks a BYOL model for labels"
+    "Make the error for calls that ask a BYOL model for labels"
     return invalid('model=BYOLModel',
                    'predicts projections, not labels, so `predict`, `show_results` and `tta` have nothing to show',
                    'Use `embed(learn.model.encoder, dl)` for features, or train a classifier on `learn.model.encoder`',
                    TypeError)
 
 class Predictions(tuple):
-    "Predictions of several views; `tta` asks them for a new axis, and is told why there is none"
+    "Predictions of several views; raises when `tta` asks them for a new axis"
     def __getitem__(self, i):
         if i is None: raise nothing_to_show()
         return super().__getitem__(i)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c011
 class BYOLLoss:
-    "`byol_loss`, or a loss of your own, in the form fastai's `Learner` expects"
+    "`byol_loss`, or your own loss, in the form that fastai's `Learner` expects"
     @checked
     def __init__(self,
-        # Over the batch: 'mean', 'sum' or 'none'; fastai sets it for a while to get single losses
+        # Reduction over the batch: 'mean', 'sum' or 'none'; fastai sets it for a while to get single losses
         reduction:str='mean',
-        # Called with predictions and targets as `byol_loss` is; `reduction` is passed only when it is not 'mean'
+        # Loss, called with predictions and targets like `byol_loss`; gets `reduction` only if that is not 'mean'
         func:Callable=byol_loss,
     ):
         self.reduction = reduction
@@ -134,21 +135,21 @@ class BYOLLoss:
 @checked
 def mean_of_pairs(
     loss:Tensor, # Sum over pairs
-    n:int, # Pairs
-)->Tensor: # The mean times two: of the size it has for two views, so that a learning rate fits any number
+    n:int, # Number of pairs
+)->Tensor: # Twice the mean: as large as for two views, so that a learning rate fits any number of views
     "Scale the loss of more than two pairs, as multi-crop does (arXiv:2104.14294, eq. 3)"
     return loss if n<=2 else loss*(2/n)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c013
 class BYOLModel(nn.Module):
-    "An online network, a predictor, and the target network that trails the online one"
+    "An online network, a predictor, and the target network that follows the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
     @checked
     def __init__(self,
-        encoder:nn.Module, # (bs,c,h,w) → (bs,nf): what is kept after training
+        encoder:nn.Module, # (bs,c,h,w) → (bs,nf): the network to keep after training
         projector:nn.Module, # (bs,nf) → (bs,d)
-        predictor:nn.Module, # (bs,d) → (bs,d): only the online side has one
-        # False: SimSiam, without a second network. The target is the online projection itself, outside the graph
+        predictor:nn.Module, # (bs,d) → (bs,d), on the online side only
+        # Use a target network? False is SimSiam: the target is the online projection itself, outside the graph
         use_momentum:bool=True,
     ):
         super().__init__()
@@ -168,7 +169,7 @@ class BYOLModel(nn.Module):
         self.target = without_hooks(deepcopy(self.online)).float().requires_grad_(False)
 
     def forward(self, *views):
-        "Predictions of two or more views, or the features (bs,nf) of a single batch"
+        "Return predictions of two or more views, or the features (bs,nf) of a single batch"
         if len(views)==1: return self.encoder(*views)
         with self.precision():
             # An interrupted fit leaves fastai's context open, and in it casts of weights that have changed since
@@ -179,20 +180,20 @@ class BYOLModel(nn.Module):
 
     @torch.no_grad()
     def project(self, *views):
-        "Target projections (bs,d) of each view"
+        "Return the target projections (bs,d) of each view"
         with self.precision():
             if self.target is not None: return tuple(self.target(_at_least_float32(v, self.target)) for v in views)
             return self._take_passed(views) or tuple(self.online(v) for v in views)
 
     def _take_passed(self, views):
-        "The projections that `forward` has just made of these very views: no second pass"
+        "Return the projections that `forward` has just made of these views, without a second pass"
         seen,zs = self.passed or ((),())
         self.passed = ()
         made = {id(v):z for v,z in zip(seen, zs)}
         return tuple(made[id(v)] for v in views) if all(id(v) in made for v in views) else None
 
     def loss(self, *views):
-        "`byol_loss` of two or more views, for a training loop of your own; of more than two pairs the mean, times two"
+        "Compute `byol_loss` of two or more views, for your own loop; of more than two pairs twice the mean"
         if len(views)<2:
             raise invalid(f'{len(views)=}', 'must be 2 or more views of the same pictures',
                           'Pass model.loss(*(aug(x) for aug in augs))')
@@ -200,7 +201,7 @@ class BYOLModel(nn.Module):
         return mean_of_pairs(byol_loss(preds, *targs), len(targs))
 
     def matched(self, preds, views):
-        "Predictions, projections of the views that are targets, and the positions of those, for `cross`"
+        "Return predictions, projections of the target views, and the positions of those, for `cross`"
         targets = target_views(views)
         return preds,self.project(*(views[i] for i in targets)),targets
 
@@ -222,12 +223,12 @@ def create_byol_model(
     hidden_size:int=4096, # Width of the heads' hidden layer
     projection_size:int=256, # Width of projections and predictions
     bn:bool=True, # Batchnorm in the heads? `norm` chooses another
-    nlayers:int=2, # Linear layers in each head
+    nlayers:int=2, # Number of linear layers in each head
     n_in:int|None=None, # Channels of the pictures; None asks the encoder
-    # Side of the pictures, pixels, needed for networks that accept only one size; None asks the encoder
+    # Side of the pictures in pixels, or (h,w), for networks that accept only one size; None asks the encoder
     size:int|tuple|None=None,
-    predictor_size:int|None=None, # Width of the predictor's hidden layer; None: `hidden_size`
-    use_momentum:bool=True, # False trains without a target network, see `create_simsiam_model`
+    predictor_size:int|None=None, # Width of the predictor's hidden layer; None for `hidden_size`
+    use_momentum:bool=True, # Use a target network? For False see `create_simsiam_model`
     **kwargs
 )->BYOLModel:
     "Put the published heads on `encoder`: Linear → BN → ReLU → Linear without bias (arXiv:2006.07733, section 3.3)"
@@ -247,11 +248,11 @@ def create_simsiam_model(
     hidden_size:int=2048, # Width of the projector's hidden layers
     projection_size:int=2048, # Width of projections and predictions
     predictor_size:int=512, # Width of the predictor's hidden layer: a bottleneck
-    nlayers:int=3, # Linear layers of the projector
-    norm='batch', # 'batch', 'sync', 'group', 'layer', or any callable of the width
+    nlayers:int=3, # Number of linear layers of the projector
+    norm='batch', # 'batch', 'sync', 'group', 'layer', or a function of the width
     n_in:int|None=None, # Channels of the pictures; None asks the encoder
     size:int|tuple|None=None, # Side of the pictures in pixels, or (h,w); None asks the encoder
-)->BYOLModel: # Without a target
+)->BYOLModel: # Model without a target
     "Put SimSiam's heads on `encoder`: a norm on the projector's output, none on the predictor's (arXiv:2011.10566)"
     check_vectors(encoder, n_in, size)
     nf = num_features(encoder, n_in=n_in, size=size)
@@ -262,11 +263,11 @@ def create_simsiam_model(
 # %% ../../nbs/61_vision.byol.ipynb #10c016
 @checked
 def embeddings(
-    model:BYOLModel, # Left as it is
-    dl, # A loader, labelled or not, or a batch (bs,c,h,w)
-    # (mean,std) to normalise with, None for [0,1]; 'recorded': as `model.encoder` was trained
+    model:BYOLModel, # Model; left as it is
+    dl, # Loader, labelled or not, or a batch (bs,c,h,w)
+    # (mean,std) to normalise with; None for [0,1]; 'recorded' for those that `model.encoder` was trained with
     stats:tuple|str|None='recorded',
-    **kwargs # Of `embed`
+    **kwargs # Arguments of `embed`
 )->tuple: # Projections (n,d), features (n,nf), labels (n,) or None, on the CPU
     "Compute projections and features of clean pictures in one call"
     both = _Both(model)
@@ -290,9 +291,9 @@ class _Both(nn.Module):
 @delegates(get_batch_augs)
 @checked
 def get_byol_aug_pipelines(
-    size:int|tuple, # Side of the square views, or their (h,w), pixels
-    blur_p:float|tuple=(1.,.1), # Probability to blur: a number for both views, or one for each
-    solarize_p:float|tuple=(0.,.2), # Probability to solarize: a number for both views, or one for each
+    size:int|tuple, # Side of the square views in pixels, or (h,w)
+    blur_p:float|tuple=(1.,.1), # Probability to blur, in [0,1]: one number for both views, or one per view
+    solarize_p:float|tuple=(0.,.2), # Probability to solarize, in [0,1]: one number for both views, or one per view
     **kwargs
 )->list: # Two pipelines
     "Make the two published pipelines (arXiv:2006.07733, appendix B); keyword arguments reach both"
@@ -307,17 +308,17 @@ digit_views = dict(resize_scale=(.6,1.), rotate=True, rotate_deg=20, rotate_p=.8
 
 # %% ../../nbs/61_vision.byol.ipynb #setup
 def _schedule(m):
-    "Part of the run done → momentum: a function as it is, a number along the published cosine"
+    "Return part of the run done → momentum: a function as it is, a number along the published cosine"
     if callable(m): return m
     return cosine_momentum() if m is None else cosine_momentum(m)
 
 def _watch(health):
-    "A `Health` as it is; one with its defaults for True; None for False"
+    "Return a `Health` as it is, one with defaults for True, None for False"
     if isinstance(health, Health): return health
     return Health() if health else None
 
 def _loss_of(learn):
-    "What to train with: your own loss, or `byol_loss` where the learner has one that the data brought, or for labels"
+    "Return your own loss, or `byol_loss` if the learner's loss came with the data or is one for labels"
     given = learn.loss_func
     if isinstance(given, BYOLLoss): return given
     data = getattr(learn.dls.train, 'dataset', None)   # a list of batches has none
@@ -328,15 +329,15 @@ def _loss_of(learn):
     return BYOLLoss()
 
 def _check_trained(learn):
-    "Raise after a fit in which every batch was skipped"
+    "Raise after a fit with every batch skipped"
     for guard in learn._grab_cbs(Guard):
         seen = guard.record.seen
         if not seen or len(guard.skipped)<seen: continue
         raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
-                      f'Look for what is not finite ({guard.report()})', RuntimeError)
+                      f'Look for values that are not finite ({guard.report()})', RuntimeError)
 
 class BYOLSetup(AttachedCallback):
-    "What comes with `BYOL`, and what it sets up for the length of a fit"
+    "The companions of `BYOL`, and its changes for the length of a fit"
     def __init__(self, seed, health):
         self.seed = plain_numbers(seed)       # of the views in validation
         self.guard = Guard()                  # leaves bad batches out
@@ -346,8 +347,8 @@ class BYOLSetup(AttachedCallback):
         self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), AnyBatch()]
 
     @property
-    def byol_model(self)->'BYOLModel': # Out of the wrapper of distributed training
-        "The model itself"
+    def byol_model(self)->'BYOLModel': # Model without the wrapper of distributed training
+        "Return the model itself"
         return get_model(self.model)
 
     def attached(self, learn):
@@ -364,14 +365,14 @@ class BYOLSetup(AttachedCallback):
             from self_supervised.callback import distributed # noqa: F401
 
     def detached(self, learn):
-        "Take them away, and what an interrupted fit has left"
+        "Remove them, and undo the changes of an interrupted fit"
         if learn.loss_func is self.own_loss: learn.loss_func = self.former_loss   # you may have set another since
         for cb in (self.guard, self.watch):
             if cb in learn.cbs: learn.remove_cb(cb)
         for o in self.for_fit: o.end(learn)
 
     def before_fit(self):
-        "Check what was given, and set up what holds for this fit"
+        "Check all arguments, and set up this fit"
         self.validation.forget()   # of one that was interrupted: a seed set since then counts
         self.rollback.begin(self.learn)
         check_before_fit(self.learn)
@@ -381,7 +382,7 @@ class BYOLSetup(AttachedCallback):
         for o in self.for_fit: o.begin(self.learn)
 
     def after_fit(self):
-        "Undo it, and leave no gradients: fastai's optimizers decay what has one, also in an encoder frozen later"
+        "Undo it, and delete gradients, since fastai's optimizers decay weights that have one, also frozen ones"
         self.validation.end()
         is_trial = self.rollback.saved is not None   # `lr_find` ends where training diverges
         self.rollback.end(self.learn)
@@ -396,7 +397,7 @@ class BYOLSetup(AttachedCallback):
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
     def record(self, **facts):
-        "Write into the encoder's record what it is trained on: the views' statistics, and more `facts`"
+        "Write the views' statistics and other `facts` of training into the encoder's record"
         if self.rollback.saved is not None: return  # `lr_find` trains nothing
         # Nothing says how ready views were normalised
         if self.augs is not None: facts |= dict(stats=views_stats(self.augs))
@@ -404,7 +405,7 @@ class BYOLSetup(AttachedCallback):
             if net is not None: remember(net.encoder, **facts)
 
     def record_view(self, v):
-        "Record size and channels of a view; of vectors and series there is no (h,w)"
+        "Record size and channels of a view; vectors and series have no (h,w)"
         hw = tuple(v.shape[-2:]) if v.ndim>3 else ()
         size = dict(size=hw[0] if len(set(hw))==1 else hw) if hw else {}
         self.record(n_in=v.shape[1], **size)
@@ -419,20 +420,20 @@ class BYOL(BYOLSetup):
     order = CastToTensor.order-1
     @checked
     def __init__(self,
-        # Two or more callables of a batch (bs,c,h,w) in [0,1], one per view; None where the loader brings the views:
+        # Two or more functions of a batch (bs,c,h,w) in [0,1], one per view; None if your loader brings the views:
         # (x0,x1), ((x0,x1),y), or a dict of them
         aug_pipelines=None,
-        # Momentum of the target: a number rises to 1 along the published cosine; or a function of the part of the run
-        # done. None: 0.996, or what `fit_byol` chooses
+        # Momentum of the target, in [0,1]: a number rises to 1 along the published cosine, or pass a function of the
+        # part of the run done. None for 0.996, or the choice of `fit_byol`
         m=None,
         print_augs:bool=False, # Print the pipelines?
-        seed:int=42, # Validation draws its views from this, so that it can be repeated
-        # Watch for collapse, in columns of the training table? Or a `Health` with settings of its own
+        seed:int=42, # Random seed of the views in validation, the same every time
+        # Watch for collapse, in columns of the training table? Or pass a `Health` with other settings
         health:bool|Health=True,
     ):
         self.augs = check_pipelines(aug_pipelines)
         super().__init__(seed, health)
-        self.given = m              # what `fit_byol` takes instead of its recipe's
+        self.given = m              # momentum that `fit_byol` takes instead of its recipe's
         self.sched = _schedule(m)   # part of the run done → momentum
         self.momenta = []           # of the latest fit, one per step of the optimizer
         self.begun = None           # part of the run done at the first batch of the step
@@ -460,7 +461,7 @@ class BYOL(BYOLSetup):
         self._let_go()   # a fit may be cut in a batch
 
     def before_batch(self):
-        "Look at every picture twice, or take the views that the loader has made"
+        "Draw the views of every picture, or take those that the loader has made"
         if self.augs is None: views = self._ready_views()
         else: views = self._new_views()
         self.learn.xb = self.at_hand = views
@@ -470,14 +471,14 @@ class BYOL(BYOLSetup):
             self.noted = True
 
     def _ready_views(self):
-        "The views of the batch; the first ones are checked"
+        "Return the views of the batch; the first ones are checked"
         views,self.labels = ready_views(self.xb, self.yb)
         check_batch(views[0], self.model)
         if not self.looked: check_online(self.byol_model, views[0], views)
         return views
 
     def _new_views(self):
-        "New views of the pictures of the batch; the first ones are checked"
+        "Return new views of the pictures of the batch; the first ones are checked"
         if not self.looked: check_inputs(self.xb, self.yb, states_labels(self.dls))
         x,self.labels = split_batch(self.xb, self.yb)
         self.pictures = prepare(x)
@@ -488,14 +489,14 @@ class BYOL(BYOLSetup):
         return views
 
     def after_pred(self):
-        "Set each prediction beside the target's projection of another view"
+        "Pair each prediction with the target's projection of another view"
         preds,*projs = cross(*self.byol_model.matched(self.pred, self.xb))
         self.learn.pred = preds
         self.learn.yb = projs
 
     # Not in `before_batch`: the guard may skip the batch
     def after_backward(self):
-        "With gradients accumulated, the step's momentum is that of its first batch: the k-th of K is at k/K"
+        "With accumulated gradients, the step's momentum is that of its first batch: the k-th of K is at k/K"
         if self.begun is None: self.begun = self.pct_train
 
     # `after_step` also follows a step that mixed precision cancelled, so note whether one was taken
@@ -510,9 +511,9 @@ class BYOL(BYOLSetup):
         self.stepped = False
         self.begun = None
 
-    def after_left_out(self, why, ago):
+    def after_left_out(self, why, ago, alone):
         "Forget the momentum of a batch that the guard has left out on the device"
-        if why!='gradients': del self.momenta[-1-ago]
+        if alone and why!='gradients': del self.momenta[-1-ago]
 
     def after_batch(self): self._let_go()
 
@@ -525,18 +526,18 @@ class BYOL(BYOLSetup):
 
     def views(self,
         x:Tensor, # Pictures (bs,c,h,w) in [0,1]
-    )->tuple: # Views, a plain float32 tensor from each pipeline
+    )->tuple: # Views, one plain float32 tensor per pipeline
         "Draw one view of every picture from each pipeline"
         if self.augs is not None: return tuple(plain(aug(_copy_for(aug, x))) for aug in self.augs)
         raise invalid('aug_pipelines=None', 'leaves no pipeline to draw views with: the loader brings them',
                       'Call learn.byol.show(), or add BYOL(aug_pipelines)', TypeError)
 
     def show(self,
-        n:int=4, # Pictures to draw
-        seed:int|None=None, # Of the views when there is no batch at hand; None draws new ones each time
-        **kwargs # Of `show_views`
-    ): # Axes, a row for each picture
-        "Draw pictures beside their views: of the batch at hand, or else of a new one; training does not notice"
+        n:int=4, # Number of pictures to draw
+        seed:int|None=None, # Random seed of the views outside of a batch; None draws new ones each time
+        **kwargs # Arguments of `show_views`
+    ): # Axes, one row per picture
+        "Draw pictures and their views, of the batch at hand or of a new one, without a trace in the training"
         check_at_least(1, n=n)
         if self.at_hand: return _draw_views(self.augs, self.pictures, self.at_hand, n, **kwargs)
         with no_random(SystemRandom().getrandbits(31) if seed is None else int(seed), reproducible=False):
@@ -547,7 +548,7 @@ class BYOL(BYOLSetup):
             return _draw_views(self.augs, x, views, n, **kwargs)
 
 def _copy_for(aug, x):
-    "A copy of `x` for a pipeline of your own, which may dispatch on fastai's types, or work in place"
+    "Copy `x` for a pipeline of yours, which may dispatch on fastai's types, or work in place"
     return TensorImage(x.clone()) if isinstance(aug, Pipeline) else x.clone()
 
 def _draw_views(augs, x, views, n, **kwargs):
@@ -557,7 +558,7 @@ def _draw_views(augs, x, views, n, **kwargs):
     return show_views(None if x is None else x[:n].cpu(), decoded, **kwargs)
 
 def _stretched(v):
-    "Views that a loader has normalised, we do not know how, between 0 and 1"
+    "Scale views that a loader has normalised to [0,1] for drawing"
     lo,hi = v.aminmax()
     return v if v.ndim<4 or (lo>=0 and hi<=1) else (v-lo)/(hi-lo)
 
@@ -565,12 +566,12 @@ def _stretched(v):
 @delegates(Learner.__init__)
 @checked
 def byol_learner(
-    dls, # fastai or torch loaders, labelled or not, with a validation part or without
-    model:BYOLModel, # To be trained
-    aug_pipelines=None, # Two or more callables, one per view; None where the loader brings the views
+    dls, # `DataLoaders` of fastai or torch, labelled or not, with a validation part or without
+    model:BYOLModel, # Model to train
+    aug_pipelines=None, # Two or more functions, one per view; None if your loader brings the views
     m=None, # Momentum of the target, see `BYOL`
-    # Called as `byol_loss` is, with a tuple of predictions and a target for each, wherever the learner wants a loss;
-    # None: `byol_loss`
+    # Loss, called like `byol_loss` with a tuple of predictions and one target for each;
+    # None for `byol_loss`
     loss_func=None,
     cbs=None, # Callbacks besides `BYOL`
     **kwargs

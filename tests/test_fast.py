@@ -1,0 +1,113 @@
+"`learn.to_fast()`: the laws of training hold with all of it on (the demo's ways of a run: saved, loaded, killed and resumed, several processes)"
+import torch, pytest
+from fastai.vision.all import Callback, ChannelsLast, GradientAccumulation, Learner, MixedPrecision, load_learner, set_seed
+from torch import nn
+
+from self_supervised.callback import fast
+from self_supervised.cli import pretrain as room
+from self_supervised.callback.checkpoint import Checkpoint
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.demo import digits
+from self_supervised.vision.byol import byol_learner, create_byol_model
+from test_hazards import make as any_learner
+from test_hazards import conv_net, quiet, same, state
+
+def make(cbs=()):
+    set_seed(0)
+    model = create_byol_model(conv_net(), hidden_size=32, projection_size=16)
+    dls = tensor_dls(digits()[0][:96], bs=32, seed=0)
+    learn = byol_learner(dls, model, [lambda x: x*.9, lambda x: x.roll(1, 2)], m=.9, cbs=list(cbs))
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    learn.logger = lambda *_: None
+    return learn
+
+def added(learn): return {type(cb) for cb in learn.cbs}&{ChannelsLast,MixedPrecision}
+
+@pytest.mark.parametrize('able', [True, False])
+def test_what_the_device_has(able, monkeypatch, capsys):
+    monkeypatch.setattr(fast, 'computes_in_bfloat16', lambda device: able)
+    learn = make().to_fast()
+    assert added(learn)==({ChannelsLast,MixedPrecision} if able else {ChannelsLast})
+    assert capsys.readouterr().out==f"Fast on cpu: channels last{', bfloat16' if able else ''}\n"
+    n = len(learn.cbs)
+    assert len(learn.to_fast().cbs)==n                                              # twice is once
+    assert added(make().to_fast(bf16=False))=={ChannelsLast}
+    assert added(make().to_fast(bf16=True))=={ChannelsLast,MixedPrecision}
+    flat = Learner(tensor_dls(torch.rand(8,4), bs=4), nn.Linear(4,4), loss_func=nn.MSELoss())
+    assert added(flat.to_fast(bf16=False))==set()                                   # no convolution to gain from it
+    assert 'nothing' in capsys.readouterr().out.splitlines()[-1]
+
+def test_a_precision_of_its_own_stays():
+    learn = make().to_fp16()
+    assert [cb.amp_mode.value for cb in learn.to_fast()._grab_cbs(MixedPrecision)]==['fp16']
+    with pytest.raises(ValueError, match='to_fp32'): learn.to_fast(bf16=True)
+
+def test_channels_last_and_compiled_change_no_number_beyond_rounding():
+    "And health still hears the projector of compiled networks"
+    runs = [make(), make().to_fast(bf16=False), make().to_fast(bf16=False, compile='eager')]
+    for learn in runs: set_seed(1); quiet(learn.fit_byol, 2, 'lars')
+    a,b,c = (state(learn.model) for learn in runs)
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) and torch.allclose(a[k], c[k], atol=1e-4) for k in a)
+    rows = [learn.health.rows[-1] for learn in runs]
+    assert rows[0].keys()==rows[1].keys()==rows[2].keys() and all(r['spread']==pytest.approx(rows[0]['spread'], abs=1e-3) for r in rows)
+
+def test_bfloat16_is_that_of_the_passes_alone():
+    learn = make().to_fast(bf16=True)
+    seen = []
+    class Seen(Callback):
+        def after_loss(self): seen.append((self.pred[0].dtype, self.loss_grad.dtype))
+    quiet(learn.fit, 1, cbs=Seen())
+    assert {p.dtype for p in learn.model.state_dict().values() if p.is_floating_point()}=={torch.float32}
+    assert {o[1] for o in seen}=={torch.float32}
+    assert all(v.dtype==torch.float32 for s in learn.opt.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.ndim)
+
+ways = dict(float32=dict(bf16=False), bfloat16=dict(bf16=True), compiled=dict(bf16=True, compile='eager'))
+
+@pytest.mark.parametrize('recipe', ['lars', 'adamw'])
+@pytest.mark.parametrize('way', list(ways))
+def test_killed_and_resumed_it_ends_the_same_to_the_bit(way, recipe, tmp_path):
+    class Kill(Callback):
+        order = 2000
+        def after_batch(self):
+            if self.train_iter==4: raise KeyboardInterrupt
+    def run(folder, cbs=()):
+        learn = make().to_fast(**ways[way])
+        quiet(learn.fit_byol, 3, recipe, cbs=[Checkpoint(tmp_path/folder, every=2), *cbs])
+        return learn
+    whole = run('whole')
+    with pytest.raises(KeyboardInterrupt): run('cut', [Kill()])
+    resumed = run('cut')
+    assert same(state(whole.model), state(resumed.model)) and whole.recorder.losses and resumed.health.rows[-1]==whole.health.rows[-1]
+
+def test_a_run_goes_on_with_nothing_else(tmp_path):
+    quiet(make().to_fast(bf16=True).fit_byol, 2, 'adamw', cbs=Checkpoint(tmp_path))
+    for other in (make(), make().to_fast(bf16=False), make().to_fast(bf16=True, compile='eager')):
+        with pytest.raises(ValueError, match='holds a fit with'): quiet(other.fit_byol, 2, 'adamw', cbs=Checkpoint(tmp_path))
+
+def test_saved_loaded_and_exported(tmp_path):
+    "The names are the same, so another learner reads them; what was exported is fastai's plain learner"
+    learn = any_learner(m=.5).to_fast(bf16=True, compile='eager')
+    quiet(learn.fit, 1, .01)
+    learn.save(tmp_path/'model')
+    other = any_learner().to_fast(bf16=True)
+    other.load(tmp_path/'model')
+    assert same(state(learn.model), state(other.model))
+    learn.export(tmp_path/'export.pkl')
+    again = load_learner(tmp_path/'export.pkl')
+    assert added(again)==set() and same(state(again.model), state(learn.model))     # fastai's `load_learner` takes them off
+    assert added(quiet(again.to_fast, bf16=True))==added(learn)
+
+def test_accumulated():
+    learns = [make([GradientAccumulation(64)]).to_fast(bf16=bf16) for bf16 in (False,True)]
+    for learn in learns: set_seed(1); quiet(learn.fit_byol, 1, 'lars', lr=.1)
+    (a,b) = (torch.cat([p.flatten() for p in learn.model.online.parameters()]) for learn in learns)
+    assert not torch.equal(a, b) and (a-b).norm()<.01*a.norm()
+
+def test_in_a_terminal(monkeypatch):
+    "`byol_pretrain --fast` is `--bf16` where the machine computes in it"
+    got = []
+    monkeypatch.setattr(room, 'pretrain', lambda *_, bf16, **__: got.append(bf16))
+    for able in (True, False):
+        monkeypatch.setattr(room, 'computes_in_bfloat16', lambda device: able)
+        for asked in (dict(), dict(fast=True), dict(fast=True, bf16=True)): room._pretrain(None, 'out', None, False, **dict(bf16=False) | asked)
+    assert got==[False,True,True, False,False,True]
