@@ -10,6 +10,7 @@ __all__ = ['VIEWS', 'PerImage', 'ColorJitter', 'NormalizeViews', 'BicubicCrop', 
 
 # %% ../nbs/05_augmentations.ipynb #imports
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from numbers import Real
@@ -482,6 +483,7 @@ def get_batch_augs(
     blur_s = plain_numbers(blur_s)
     sigmas = _pair('blur_s', blur_s if is_list(blur_s) else (blur_s,blur_s), math.inf,
                    'standard deviation, above 0, e.g. (0.1,2)')
+    if isinstance(stats, Iterator): stats = tuple(stats)
     check_stats(stats)
     _check_angle(rotate_deg)
     if blur and blur_p and min(sides(size))<2:
