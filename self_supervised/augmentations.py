@@ -10,20 +10,21 @@ __all__ = ['VIEWS', 'PerImage', 'ColorJitter', 'NormalizeViews', 'BicubicCrop', 
 
 # %% ../nbs/05_augmentations.ipynb #imports
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
-from numbers import Number
+from numbers import Real
 
 import torch
 from fastai.vision.core import imagenet_stats
 from fastcore.meta import delegates
-from fastcore.xtras import is_listy
 from fasttransform import Pipeline, Transform
 from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    check_flags, check_one_of, check_p, check_stats, check_whole, checked, invalid, number_row, plain, warn_once)
+    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, counted, invalid, is_list,
+    number_row, plain, plain_numbers, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -40,6 +41,7 @@ _all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'r
 class PerImage(Transform):
     "Apply `op` to each image, or each clip as a whole, of a batch with probability `p`"
     split_idx = 0
+    @checked
     def __init__(self,
         op, # Function from a batch (n,c,h,w) in [0,1] to another; draws its own parameters for each image
         p:float=1., # Probability of each image to be changed, in [0,1]
@@ -133,21 +135,20 @@ class PerImage(Transform):
         chosen = torch.rand(1).expand(bs) if self.same_on_batch else torch.rand(bs)
         return (chosen<self.p).nonzero().squeeze(1)
 
-def _check_pair(most, what, **setting):
-    "Raise for a setting that is no pair of numbers above 0 and up to `most`, the smaller one first"
-    for name,v in setting.items():
-        # What is below 1e-6 may be 0 in float32
-        if is_listy(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: continue
-        raise invalid(f'{name}={v!r}', 'must be a pair', f'Pass (smallest,largest): {what}')
+def _pair(name, v, most, what):
+    "A setting as a pair of Python's numbers, or the error for what is none above 0 and up to `most`, smaller one first"
+    v = plain_numbers(v)
+    # What is below 1e-6 may be 0 in float32
+    if is_list(v) and len(v)==2 and all(map(_is_number, v)) and 1e-6<=v[0]<=v[1]<=most: return float(v[0]),float(v[1])
+    raise invalid(f'{name}={brief_repr(v)}', 'must be a pair', f'Pass (smallest,largest): {what}')
 
-def _is_number(o): return isinstance(o, Number) and not isinstance(o, complex) and abs(o)<1e300
+def _is_number(o): return isinstance(o, Real) and abs(o)<1e300
 
 def _name(op): return getattr(op, '__name__', type(op).__name__)
 
 def _left_out(n, what):
     "Warn once that `what` needs RGB and pictures have `n` channels; returns True"
-    channels = '1 channel' if n==1 else f'{n} channels'
-    seen = f'The pictures have {channels} and {what} needs 3 (RGB)'
+    seen = f'The pictures have {counted(n, "channel")} and {what} needs 3 (RGB)'
     warn_once(f'{seen}: it is left out. Switch it off to hide this warning.')
     return True
 
@@ -180,7 +181,7 @@ class ColorJitter(Operation):
     ):
         amounts = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
         # (lo,hi) of the amount of each step
-        self.ranges = {k:_range(k, v, self.steps[k][1]) for k,v in amounts.items() if not isinstance(v, Number) or v}
+        self.ranges = {k:_range(k, v, self.steps[k][1]) for k,v in amounts.items() if not isinstance(v, Real) or v}
         self.same_on_batch = same_on_batch  # one draw for all images
 
     @property
@@ -241,8 +242,8 @@ class ColorJitter(Operation):
 
 def _range(name, v, neutral):
     "Return (lo,hi) of an amount, or of a pair"
-    pair = (neutral-v, neutral+v) if isinstance(v, Number) else tuple(v)
-    if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return pair
+    pair = (neutral-v, neutral+v) if isinstance(v, Real) else tuple(v)
+    if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return tuple(map(float, pair))
     raise invalid(f'{name}={v!r}', 'is no range', f'Pass a number, 0 or more, or (lo,hi), e.g. {name}=0.2')
 
 def _rows(x, idx): return x.index_select(0, idx.to(x.device, non_blocking=True))
@@ -306,9 +307,9 @@ class BicubicCrop(Operation):
         self.size = sides(size)  # (h,w) of the view
         if ratio is None: ratio = view_ratio(self.size)
         # kornia draws; its own resizing takes the images one by one
-        _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', scale=scale)
-        _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', ratio=ratio)
-        self.boxes = ResizedCropGenerator(self.size, tuple(scale), tuple(ratio))
+        scale = _pair('scale', scale, 1, 'part of the area, in (0,1], e.g. (0.08,1)')
+        ratio = _pair('ratio', ratio, math.inf, 'width over height, above 0, e.g. (3/4,4/3)')
+        self.boxes = ResizedCropGenerator(self.size, scale, ratio)
         self.same_on_batch = bool(same_on_batch)  # one crop for all images
         self.clip = clip  # to [0,1]
 
@@ -441,6 +442,7 @@ def send(
     return [[there[id(o)] for o in os] for os in numbers]
 
 # %% ../nbs/05_augmentations.ipynb #01c021
+@checked_but('resize_scale', 'resize_ratio', 'rotate_deg', 'jitter_s', 'blur_s', 'stats', 'frames')
 def get_batch_augs(
     size:int|tuple, # Side of the square view in pixels, or (h,w)
     rotate:bool=False, # Rotate? Not part of the published views
@@ -453,7 +455,7 @@ def get_batch_augs(
     rotate_deg:float=30., # Rotate by U(-rotate_deg,rotate_deg) degrees, in [0,180]
     # Strength: 0.5 is the published 0.4, 0.4, 0.2, 0.1 for brightness, contrast, saturation, hue; or these four
     jitter_s:float|tuple=.5,
-    blur_s:tuple=(.1,2.), # Standard deviation of the blur in pixels: U(lo,hi)
+    blur_s:float|tuple=(.1,2.), # Standard deviation of the blur, pixels: U(lo,hi)
     same_on_batch:bool=False, # Draw once for the batch instead of for each image?
     flip_p:float=.5, # Probability to mirror left and right; 0 if this changes the meaning (digits, text)
     rotate_p:float=.3, # Probability to rotate
@@ -475,13 +477,13 @@ def get_batch_augs(
     turn_p:float=0.,
 )->Pipeline: # Takes pictures (bs,c,h,w) or clips (bs,c,t,h,w) in [0,1], returns the same with sides of `size`
     "Make a pipeline that draws a random view of every picture or clip of a batch"
-    check_flags(rotate=rotate, jitter=jitter, bw=bw, blur=blur, solarize=solarize)
-    check_flags(same_on_batch=same_on_batch, clip=clip)
-    _check_pair(1, 'part of the area, in (0,1], e.g. (0.08,1)', resize_scale=resize_scale)
+    resize_scale = _pair('resize_scale', resize_scale, 1, 'part of the area, in (0,1], e.g. (0.08,1)')
     if resize_ratio is None: resize_ratio = view_ratio(size)
-    _check_pair(math.inf, 'width over height, above 0, e.g. (3/4,4/3)', resize_ratio=resize_ratio)
-    sigmas = blur_s if is_listy(blur_s) else (blur_s,blur_s)
-    _check_pair(math.inf, 'standard deviation, above 0, e.g. (0.1,2)', blur_s=sigmas)
+    resize_ratio = _pair('resize_ratio', resize_ratio, math.inf, 'width over height, above 0, e.g. (3/4,4/3)')
+    blur_s = plain_numbers(blur_s)
+    sigmas = _pair('blur_s', blur_s if is_list(blur_s) else (blur_s,blur_s), math.inf,
+                   'standard deviation, above 0, e.g. (0.1,2)')
+    if isinstance(stats, Iterator): stats = tuple(stats)
     check_stats(stats)
     _check_angle(rotate_deg)
     if blur and blur_p and min(sides(size))<2:
@@ -502,7 +504,7 @@ def get_batch_augs(
     if rotate: tfms += some(RandomRotation(float(rotate_deg), **same), rotate_p)
     if jitter: tfms += some(ColorJitter(*_jitter_amounts(jitter_s), **same), jitter_p, pixelwise=True)
     if bw: tfms += some(RandomGrayscale(), bw_p, colour=True)
-    if blur: tfms += some(GaussianBlur(size, tuple(map(float, sigmas)), **same), blur_p)
+    if blur: tfms += some(GaussianBlur(size, sigmas, **same), blur_p)
     if solarize: tfms += some(RandomSolarize(), solarize_p, pixelwise=True)
     tfms += [_per_image(o) for o in _as_list(xtra_tfms)]
     if stats is not None: tfms += [NormalizeViews(*stats)]
@@ -511,7 +513,8 @@ def get_batch_augs(
 def _frames(frames, same_on_batch):
     "Make the crop in time, as a list of one; an empty list for None"
     if frames is None: return []
-    given = list(frames) if is_listy(frames) else [frames]
+    frames = plain_numbers(frames)
+    given = list(frames) if is_list(frames) else [frames]
     if len(given) in (1,2): return [RandomFrames(*given, same_on_batch=same_on_batch)]
     raise invalid(f'{frames=}', 'is no number of frames', 'Pass a number, or (number,stride)')
 
@@ -521,15 +524,16 @@ def _per_image(o):
 
 def _as_list(o):
     "A list of `o`, or `o` where it is one; empty for None"
-    if is_listy(o): return o
+    if is_list(o): return o
     return [o] if o else []
 
 def _jitter_amounts(s):
     "Return the amounts of brightness, contrast, saturation and hue for a strength, or the four given"
+    s = plain_numbers(s)
     # The strengths of SimCLR that BYOL halves, its saturation already halved (arXiv:2006.07733, table 6)
     if _is_number(s) and s>=0: return tuple(s*o for o in (.8,.8,.4,.2))
     fix = 'Pass one strength, e.g. 0.5, or the four of brightness, contrast, saturation and hue'
-    if not is_listy(s): raise invalid(f'jitter_s={s!r}', 'must be 0 or more', fix)
+    if not is_list(s): raise invalid(f'jitter_s={brief_repr(s)}', 'must be 0 or more', fix)
     if len(s)!=4: raise invalid(f'jitter_s={s!r}', f'has {len(s)} entries', fix)
     return tuple(s)
 
@@ -577,7 +581,7 @@ def assert_aug_pipelines(
     aug_pipelines, # Two or more callables, one per view
 )->None:
     "Raise unless `aug_pipelines` is a list of callables, as the older library did; `BYOL` checks for itself"
-    if is_listy(aug_pipelines) and all(map(callable, aug_pipelines)): return
+    if is_list(aug_pipelines) and all(map(callable, aug_pipelines)): return
     raise invalid(f'aug_pipelines={type(aug_pipelines).__name__}', 'is no list of callables',
                   'Pass get_byol_aug_pipelines(size) or [aug1, aug2]', TypeError)
 
@@ -589,7 +593,7 @@ def one_a_view(
 )->list: # `n` pipelines
     "Make `n` pipelines, each with its own entry of tuples"
     if not 1<=n<=1000: raise invalid(f'{n=}', 'must be 1 to 1000 views', 'Pass e.g. n=2')
-    each = {k:v for k,v in kwargs.items() if is_listy(v) and (k.endswith('_p') or k=='noise')}
+    each = {k:v for k,v in kwargs.items() if is_list(v) and (k.endswith('_p') or k=='noise')}
     for k,v in each.items():
         if len(v)==n: continue
         raise invalid(f'{k}={v!r}', f'has {len(v)} entries for {n} views', f'Pass one number for all or a tuple of {n}')
@@ -610,6 +614,7 @@ def get_multi_aug_pipelines(
 class RandomFrames(Transform):
     "Keep `n` frames of each clip (bs,c,t,h,w), from a random one on"
     split_idx = 0
+    @checked_but('n', 'stride')
     def __init__(self,
         n:int, # Number of frames to keep, 1 or more
         stride:int=1, # Distance of two frames kept, 1 or more; 1 is the clip's own speed

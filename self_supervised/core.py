@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from inspect import Parameter, signature
 from itertools import chain, cycle
 from numbers import Integral, Number, Real
@@ -41,6 +41,59 @@ def invalid(
     if len(given)>300: given = given[:300]+'…'
     return kind(' '.join(f'{given} {problem}. {fix}.'.splitlines()))
 
+# %% ../nbs/00_core.ipynb #names
+def printable(
+    name, # Name of a file, or other foreign text
+)->str: # The same in one line, with control characters as escapes, e.g. `\x1b`
+    "Make foreign text safe to print"
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
+
+def plural(
+    n:int, # How many
+    what:str, # Word for one
+)->str: # 'step' or 'steps', 'class' or 'classes'
+    "Put a word into the number that goes with `n`"
+    return what if n==1 else f"{what}{'es' if what.endswith(('s','ch')) else 's'}"
+
+def counted(
+    n:int, # How many
+    what:str, # Word for one
+)->str: # '1 step', '1,000 steps'
+    "Say how many there are"
+    return f'{n:,} {plural(n, what)}'
+
+def literal(
+    name, # Label, name of a folder, or other foreign text
+)->str: # Text for a title or a legend of matplotlib
+    "Keep foreign text from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
+    text = printable(str(name)).replace('$', r'\$')
+    return f'\u200b{text}' if text.startswith('_') else text
+
+# Characters that begin a formula in spreadsheets, also as full-width signs; and the mark that prevents it
+_formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
+
+def to_csv_cell(
+    text:str, # Name, or other foreign text
+)->str: # Text, with a `'` in front if a spreadsheet would run it
+    "Keep a cell of a csv file from being a formula; `from_csv_cell` reads it back"
+    return "'"+text if text.startswith(_formula_signs) else text
+
+def from_csv_cell(
+    cell:str, # Result of `to_csv_cell`
+)->str: # Original text
+    "Read a cell that `to_csv_cell` wrote"
+    return cell.removeprefix("'")
+
+# %% ../nbs/00_core.ipynb #brief
+def brief_repr(
+    v, # Any object
+)->str: # In a few words: tensors, networks and what is long by their class
+    "Show a value in an error"
+    text = '' if isinstance(v, (Tensor,np.ndarray,nn.Module)) and getattr(v, 'ndim', 1) else repr(v)
+    if 0<len(text)<=60: return printable(text)
+    shape = getattr(v, 'shape', None)
+    return type(v).__name__ if shape is None else f'{type(v).__name__} of shape {tuple(shape)}'
+
 # %% ../nbs/00_core.ipynb #checks
 def check_at_least(
     least:float, # Smallest value allowed
@@ -50,7 +103,7 @@ def check_at_least(
     for name,value in settings.items():
         if value is None: continue
         values = value if isinstance(value, (tuple,list)) else [value]
-        if not all(isinstance(v, Number) and v>=least for v in values):
+        if not all(isinstance(v, Real) and v>=least for v in values):
             raise invalid(f'{name}={value!r}', f'must be {least} or more', f'Pass e.g. {name}={max(least, 1)}')
 
 def check_whole(
@@ -79,12 +132,18 @@ def check_one_of(
         if not isinstance(value, (Tensor,np.ndarray)) and value in list(allowed): continue   # those compare each entry
         raise invalid(f'{name}={brief_repr(value)}', 'is not known', f"Choose one of {', '.join(map(repr, allowed))}")
 
+def is_list(
+    v, # Anything
+)->bool: # False for text, arrays, slices and generators
+    "Is `v` a list, a tuple, or fastcore's `L`?"
+    return isinstance(v, (list,tuple,L))
+
 def check_p(
     p:float, # Probability
     what:str, # Name of the event, for the message
 )->None:
     "Raise unless `p` is a probability"
-    if not isinstance(p, Number) or not 0<=p<=1:
+    if not isinstance(p, Real) or not 0<=p<=1:
         raise invalid(f'{p=}', 'is not a probability', f'Pass a number in [0,1] for {what}')
 
 def number_row(
@@ -134,35 +193,6 @@ def warn_once(
 )->None:
     "Warn with `msg`, the first time only"
     warn(msg, stacklevel=3)
-
-# %% ../nbs/00_core.ipynb #names
-def printable(
-    name, # Name of a file, or other foreign text
-)->str: # The same in one line, with control characters as escapes, e.g. `\x1b`
-    "Make foreign text safe to print"
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in os.fsdecode(name))
-
-def literal(
-    name, # Label, name of a folder, or other foreign text
-)->str: # Text for a title or a legend of matplotlib
-    "Keep foreign text from being read as mathematics (`$x_$`), and from being left out of a legend (`_x`)"
-    text = printable(str(name)).replace('$', r'\$')
-    return f'\u200b{text}' if text.startswith('_') else text
-
-# Characters that begin a formula in spreadsheets, also as full-width signs; and the mark that prevents it
-_formula_signs = ('=','+','-','@','\t','\r','＝','＋','－','＠',"'")
-
-def to_csv_cell(
-    text:str, # Name, or other foreign text
-)->str: # Text, with a `'` in front if a spreadsheet would run it
-    "Keep a cell of a csv file from being a formula; `from_csv_cell` reads it back"
-    return "'"+text if text.startswith(_formula_signs) else text
-
-def from_csv_cell(
-    cell:str, # Result of `to_csv_cell`
-)->str: # Original text
-    "Read a cell that `to_csv_cell` wrote"
-    return cell.removeprefix("'")
 
 # %% ../nbs/00_core.ipynb #checked
 F = TypeVar('F', bound=Callable)
@@ -216,6 +246,7 @@ def _of_numbers(v):
 
 def _to_list(v):
     if isinstance(v, Iterator): return list(v)   # such as a generator
+    if isinstance(v, (Tensor,np.ndarray)) and v.ndim: return v.tolist()
     if isinstance(v, (str,bytes,dict,set)) or not hasattr(v, '__len__') or not getattr(v, 'ndim', 1): raise _Misfit
     return v
 
@@ -258,10 +289,17 @@ def _kinds_of(annotation):
     parts = [get_origin(o) or o for o in parts]
     # a path, or the name of a device, may be text
     if Path in parts or torch.device in parts: parts = [o for o in parts if o is not str]
-    known = [_kinds.get(nn.Module if isinstance(o, type) and issubclass(o, nn.Module) else o) for o in parts
-             if o is not NoneType]
+    known = [_kind_of(o) for o in parts if o is not NoneType]
     if not known or None in known: return None
     return known,NoneType in parts
+
+def _kind_of(annotation):
+    "One of the above, or that of a class of this library's; None for what may be more than its annotation says"
+    if not isinstance(annotation, type): return _kinds.get(annotation)
+    if issubclass(annotation, nn.Module): return _kinds[nn.Module]
+    name = f'a {annotation.__name__}'
+    ours = annotation.__module__.startswith('self_supervised')
+    return (_instance_of(annotation), name, name) if ours else _kinds.get(annotation)
 
 def _fit(name, v, known, none):
     "`v` as the first of the types that it fits, or the error that it fits none"
@@ -292,18 +330,9 @@ def number_of(
     "Make a number of any kind of number, as `checked` does"
     return _fit(name, v, [_kinds[float]], False)
 
-def brief_repr(
-    v, # Any object
-)->str: # A few words; tensors, networks and long values by their class
-    "Describe a value in an error"
-    text = '' if isinstance(v, (Tensor,np.ndarray,nn.Module)) and getattr(v, 'ndim', 1) else repr(v)
-    if 0<len(text)<=60: return printable(text)
-    shape = getattr(v, 'shape', None)
-    return type(v).__name__ if shape is None else f'{type(v).__name__} of shape {tuple(shape)}'
-
 def checked(
     f:F, # A function, or `__init__`, with types in its signature
-    but:tuple=(), # Names of arguments that `f` checks itself, with a more detailed error
+    but:tuple=(), # Names of arguments to leave alone
 )->F: # The same function, which checks its arguments
     "Make `f` refuse arguments of another type than in its signature; a default is always accepted"
     params = signature(f).parameters.values()
@@ -323,6 +352,12 @@ def checked(
         args = [fit(n, v) for n,v in zip(chain(names, cycle(rest)), args)]+list(args[len(names):] if not rest else [])
         return f(*args, **{k: fit(k, v) for k,v in kwargs.items()})
     return cast(F, inner)
+
+def checked_but(
+    *names:str, # Of arguments that the function checks itself, with more to say of them
+)->Callable: # A decorator
+    "`checked` for the other arguments"
+    return partial(checked, but=names)
 
 # %% ../nbs/00_core.ipynb #plain
 def plain(
@@ -441,6 +476,24 @@ def seed_loaders(
     "Seed the order of existing loaders, and nothing else"
     for dl in dls: dl.rng = random.Random(plain_numbers(seed))
 
+# %% ../nbs/00_core.ipynb #place_code
+def check_place(
+    path, # File to be written
+    name:str='path', # Of the argument, for the error
+)->Path: # `path`
+    "Raise for a file that cannot be written, before hours of computing and not after; make its folder"
+    path = Path(path)
+    given = f'{name}={str(path)!r}'
+    if path.is_dir(): raise invalid(given, 'is a folder', 'Name a file')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent): pass  # permissions, read-only systems, quotas: only trying tells
+    except OSError as e:
+        no_folder = isinstance(e, (FileExistsError,NotADirectoryError))
+        why = f'{path.parent} is no folder' if no_folder else e.strerror
+        raise invalid(given, f'cannot be written ({why})', 'Name a file in a folder where you may write') from None
+    return path
+
 # %% ../nbs/00_core.ipynb #31c005
 def write_atomic(
     path, # File to write or replace
@@ -448,6 +501,7 @@ def write_atomic(
 )->Path: # `path`
     "Write a file so that `path` holds either the whole old file or the whole new one at any time"
     path = Path(path)
+    if path.is_dir() or not next(o for o in path.parents if o.exists()).is_dir(): check_place(path)   # raises
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: replacing is atomic within a file system only
     fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')

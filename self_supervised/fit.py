@@ -23,11 +23,10 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
-from fastcore.xtras import is_listy
 from torch import nn
 
 from .budget import Deadline, check_minutes, measure_pace, steps_within
-from .core import batch_size_of, check_numbers, check_whole, checked, invalid, plain_numbers
+from .core import batch_size_of, check_numbers, check_whole, checked, invalid, is_list, plain_numbers
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
@@ -175,7 +174,7 @@ def _set_optimizer(learn, opt_func, split_predictor, reset):
 def _lr_schedule(opt, r, lr, constant_last):
     "Warm-up and cosine for each group of parameters; with `constant_last` the last group's rate stays"
     n = len(opt.param_lists)
-    if is_listy(lr) and not isinstance(lr, slice) and len(lr)!=n:
+    if is_list(lr) and len(lr)!=n:
         raise invalid(f'{lr=}', f'has {len(lr)} rates for {n} groups of parameters',
                       'Pass one rate for all, or one per group')
     opt.set_hyper('lr', r.lr)   # spreads a slice over the groups

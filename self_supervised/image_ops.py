@@ -13,10 +13,9 @@ from numbers import Integral
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.xtras import is_listy
 from torch import Tensor
 
-from .core import checked, invalid
+from .core import checked, invalid, is_list
 
 # %% ../nbs/03_image_ops.ipynb #img_light
 def adjust_light(
@@ -83,7 +82,7 @@ def adjust_colour(
 )->Tensor: # Images in [0,1]
     "Turn H and then scale S, at most to 1, in HSV"
     u,v = _ends(x)
-    d = (v-u).clamp(min=1e-8)
+    d = (v-u).clamp(min=max(1e-8, torch.finfo(x.dtype).tiny))   # 1e-8 is 0 in float16
     if turn is not None: x = _turned(x, u, v, d, *turn)
     if factor is None: return x
     return v.lerp(x, torch.minimum(per_image(factor, x), v/d))  # at v/d the smallest channel becomes 0
@@ -299,7 +298,7 @@ def sides(
     size:int|tuple, # Side of a square in pixels, or (h,w)
 )->tuple: # (h,w)
     "Return the height and width that `size` means"
-    hw = tuple(size) if is_listy(size) or isinstance(size, np.ndarray) and size.ndim else (size,size)
+    hw = tuple(size) if is_list(size) or isinstance(size, np.ndarray) and size.ndim else (size,size)
     fits = [isinstance(o, Integral) and not isinstance(o, bool) and 0<o<2**16 for o in hw]
     if len(hw)==2 and all(fits): return int(hw[0]),int(hw[1])
     raise invalid(f'{size=}', 'is no side of a picture', 'Pass pixels, 1 to 65535, or (h,w)')

@@ -24,7 +24,7 @@ from fastai.vision.models import xresnet
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import check_one_of, check_p, check_whole, checked, first_line, invalid, undisturbed
+from .core import brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list, undisturbed
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
 
 _all_ = ['create_timm_encoder']
@@ -111,8 +111,8 @@ def _unflattenable(out, n, who):
 def _checked(net):
     "Return `net`, or raise if it is no network"
     if isinstance(net, nn.Module): return net
-    fix = f'Pass a network, or create_encoder({net!r}) for one by name'
-    raise invalid(f'{net=}', 'is no nn.Module', fix, TypeError)
+    fix = f'Pass a network, or create_encoder({brief_repr(net)}) for one by name'
+    raise invalid(f'net={brief_repr(net)}', 'is no nn.Module', fix, TypeError)
 
 # %% ../nbs/02_layers.ipynb #00c011b
 _layouts = ('map', 'tokens', 'channels_last')
@@ -437,11 +437,12 @@ def _probe(net, n_in=None, size=None):
 
 def _probe_shapes(net, dims, size):
     "List the shapes (without channels) to try, the likely one first"
-    size = size or _stated_size(net)
+    if size is None: size = _stated_size(net)
     # A linear layer may look at patches: a size says so
-    dims = dims or (2 if size else 0)
-    for side in size if isinstance(size, (tuple,list)) else [size or 1]: check_whole(1, size=side)
-    if isinstance(size, (tuple,list)): return [tuple(size)]
+    dims = dims or (0 if size is None else 2)
+    if is_list(size) and not size: raise invalid(f'{size=}', 'holds no side', 'Pass pixels, or (h,w)')
+    for side in size if is_list(size) else [1 if size is None else size]: check_whole(1, size=side)
+    if is_list(size): return [tuple(size)]
     sizes = [size] if size else [64,224]
     return [(16,s,s) if dims == 3 else (s,)*dims for s in sizes]
 
@@ -793,7 +794,13 @@ def _act(act):
     "Make a fresh activation of a class or function, or of a module to copy, as a list of one; an empty list for None"
     if act is None: return []
     if isinstance(act, nn.Module): return [deepcopy(act)]
-    return [nn.ReLU(inplace=True) if act is nn.ReLU else act()]
+    if act is nn.ReLU: return [nn.ReLU(inplace=True)]
+    try: layer = act()
+    except Exception as e: layer,cause = None,e
+    else: cause = None
+    if isinstance(layer, nn.Module): return [layer]
+    why = f' ({first_line(cause)})' if cause else ''
+    raise invalid(f'act={brief_repr(act)}', f'makes no layer{why}', 'Pass a class or a module, e.g. nn.GELU') from cause
 
 def _hidden_widths(hidden_size, nlayers):
     "Check widths and number of layers of a perceptron; return the width of each hidden layer"
@@ -852,13 +859,14 @@ def create_mlp_module(
     "Make a head: Linear → norm → ReLU per hidden layer, then Linear without bias (arXiv:2006.07733, section 3.3)"
     check_whole(1, dim=dim, projection_size=projection_size)
     hidden = _hidden_widths(hidden_size, nlayers)
-    norms = _one_each(len(hidden), norm=norm or ('batch' if bn else None))
+    if norm is None and bn: norm = 'batch'
+    norms = _one_each(len(hidden), norm=norm)
     for o in norms: _check_norm(o)
     blocks = zip([dim,*hidden], hidden, norms, _one_each(len(hidden), act=act), _one_each(len(hidden), bias=bias))
     layers = []
     if pool: layers += [PoolFlat(PoolingType.Avg if pool is True else pool)]
     for a,b,n,f,with_bias in blocks: layers += [_linear(n, a, b, with_bias), *_norm(n, b), *_act(f)]
-    last = norms[-1] if norms else norm or ('batch' if bn else None)
+    last = norms[-1] if norms else norm
     layers += [_linear(last, [dim,*hidden][-1], projection_size, bias_out)]
     if norm_out: layers += _norm(last or 'batch', projection_size, affine=False)
     return nn.Sequential(*layers)

@@ -125,7 +125,7 @@ def _bar_shares(ax, shares):
 def _histograms(ax, xs):
     "Draw the brightness of the pixels, the original first"
     for i,v in enumerate(xs):
-        ax.hist(v.flatten().cpu().numpy(), bins=50, range=(0,1), histtype='step', density=True,
+        ax.hist(v.detach().flatten().cpu().numpy(), bins=50, range=(0,1), histtype='step', density=True,
                 color=f'C{i}', label=f'view {i}' if i else 'original')
     ax.set(xlabel='pixel value', yticks=[])
     ax.legend(frameon=False)

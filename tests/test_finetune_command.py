@@ -342,3 +342,30 @@ def test_labels_from_a_file(here, valid, monkeypatch, capsys):
     with pytest.raises(ValueError, match='labels no picture'):
         Path('others.csv').write_text('name,label\nx.png,a\n')
         finetune('encoder.safetensors', 'pics', 'none', labels='others.csv', workers=0, progress=False)
+
+@pytest.mark.parametrize('labels', ['folders', 'csv'])
+def test_a_run_is_tested_on_the_pictures_it_held_out(labels, here, tmp_path, monkeypatch, capsys):
+    "Not on some that it was trained on; its own labels are used as well"
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])   # it takes long, and is tested elsewhere
+    names = sorted(str(o.relative_to(here/'pics')) for o in (here/'pics').rglob('*.png'))
+    held = names[::7]
+    run = tmp_path/'run'
+    run.mkdir()
+    (run/'encoder.safetensors').write_bytes((here/'encoder.safetensors').read_bytes())
+    (run/'held_out.csv').write_text(''.join(f'{o}\n' for o in held))
+    own = None
+    if labels=='csv':
+        own = str(tmp_path/'labels.csv')
+        Path(own).write_text('name,label\n'+''.join(f"{o},{'three' if '/3/' in o else 'seven'}\n" for o in names))
+    (run/'settings.json').write_text(json.dumps(dict(settings=dict(path='pics', labels=own, views={}))))
+    res,folder = finetune(run, 'pics', out=tmp_path/'out', epochs=1, workers=0, progress=False)
+    said = capsys.readouterr().out
+    assert f'tested on the {len(held)} pictures that {run} held out' in said
+    assert np.sum(res['confusion'])==len(held) and res['labels']==len(names)-len(held)
+    assert {Path(o['name']).resolve() for o in res['top_losses']} <= {(here/'pics'/o).resolve() for o in held}
+    if own: assert res['vocab']==['seven','three']
+    res,_ = finetune(run, 'pics', out=tmp_path/'chosen', valid='valid', epochs=1, workers=0, progress=False)
+    assert np.sum(res['confusion'])==sum(o.startswith('valid/') for o in names)   # what is asked for goes first
+    res,_ = finetune(here/'encoder.safetensors', 'pics', out=tmp_path/'plain', epochs=1, workers=0, progress=False)
+    assert np.sum(res['confusion'])==int(.2*len(names)) and 'held out' not in capsys.readouterr().out.partition('labels to train on')[0]

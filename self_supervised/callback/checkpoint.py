@@ -17,7 +17,7 @@ from fastai.callback.core import CancelBatchException, CancelEpochException, Can
 from fastai.learner import Recorder
 from fastai.torch_core import get_model, rank_distrib
 
-from ..core import check_at_least, check_whole, checked, device_of, invalid
+from ..core import check_at_least, check_whole, checked, device_of, invalid, plural
 from ..owner import release
 from .core import AttachedCallback
 from .ranks import any_rank, most
@@ -268,6 +268,7 @@ def _check_alone(cbs):
 
 def _where(n_epoch, epoch, batch, step, finished, **_):
     "Where a run goes on, in words"
-    if finished or epoch>=n_epoch: return f'finished, after {step} steps'
-    behind = f', {batch} batches of it behind' if batch else ''
-    return f'going on with epoch {epoch}{behind}, after {step} steps'
+    after = f"after {step} {plural(step, 'step')}"
+    if finished or epoch>=n_epoch: return f'finished, {after}'
+    behind = f", {batch} {plural(batch, 'batch')} of it behind" if batch else ''
+    return f'going on with epoch {epoch}{behind}, {after}'

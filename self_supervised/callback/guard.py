@@ -19,7 +19,7 @@ from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.torch_core import find_bs, rank_distrib
 from torch import Tensor, nn
 
-from ..core import can_be_late, checked, device_of, invalid, plain
+from ..core import can_be_late, checked, device_of, invalid, plain, plural
 from ..lars import norm_taker
 from .late import Late, record_loss
 from .ranks import any_rank, any_rank_late, ranks_can_be_late
@@ -93,10 +93,12 @@ class SkipRecord:
         lines = []
         if self.skipped:
             reasons = [f"{why} {len(found)} ({_places(found)})" for why,found in self.by_reason().items()]
-            lines.append(f"Guard skipped {len(self.skipped)} of {self.seen} batches: {', '.join(reasons)}")
+            of = f"{self.seen} {plural(self.seen, 'batch')}"
+            lines.append(f"Guard skipped {len(self.skipped)} of {of}: {', '.join(reasons)}")
         if self.held_out:
-            lines.append(f"{self.held_out} batches held out for validation have inputs that are not finite, "
-                         "and metrics of them are nan")
+            some = f"{self.held_out} {plural(self.held_out, 'batch')} held out for validation"
+            have = 'has' if self.held_out==1 else 'have'
+            lines.append(f'{some} {have} inputs that are not finite, and metrics of that are nan')
         return '; '.join(lines)
 
 def _places(found): return _few([f"epoch {e} batch {b}" for e,b in found])

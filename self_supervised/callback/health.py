@@ -6,7 +6,6 @@
 __all__ = ['Health', 'plot_health']
 
 # %% ../../nbs/44_callback.health.ipynb #imports
-from functools import partial
 from itertools import takewhile
 from math import isfinite
 from warnings import warn
@@ -18,7 +17,7 @@ from fastai.callback.core import CancelFitException
 from fastai.torch_core import norm_types, rank_distrib
 from torch import Tensor, nn
 
-from ..core import check_one_of, check_whole, checked, literal
+from ..core import check_one_of, check_whole, checked, checked_but, literal
 from ..layers import PoolFlat
 from ..evaluate.features import effective_rank, mean_cosine, spread
 from .core import MetricCallback
@@ -175,7 +174,7 @@ def health_columns(
 # %% ../../nbs/44_callback.health.ipynb #21c014
 class Health(MetricCallback):
     "Watch for collapse in the projections that training computes anyway"
-    @partial(checked, but=('n',))
+    @checked_but('n')
     def __init__(self,
         # Columns of the training table, or the name of one; also 'update', 'distance', 'momentum', 'lr'
         columns:tuple|str=('spread','mean_cosine','rank','feature_rank'),

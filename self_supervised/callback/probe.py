@@ -16,7 +16,7 @@ import torch
 from fastai.torch_core import no_random, rank_distrib
 from fastcore.basics import noop
 
-from ..core import brief_repr, check_stats, check_whole, checked, first_line, invalid
+from ..core import brief_repr, check_stats, check_whole, checked_but, first_line, invalid
 from ..record import recorded_stats
 from ..data.batches import picture_and_label
 from ..evaluate.features import (
@@ -62,7 +62,7 @@ def _seconds_since(start): return time.perf_counter()-start
 # %% ../../nbs/45_callback.probe.ipynb #21c019
 class Probe(MetricCallback):
     "Measure the features while training: nearest neighbours and a linear classifier on clean labelled pictures"
-    @partial(checked, but=('stats','every','n','k','seed'))
+    @checked_but('stats', 'every', 'n', 'k', 'seed')
     def __init__(self,
         # Labelled pictures to learn from: a fastai or torch loader, or a pair (x,y) of tensors or arrays;
         # None takes the learner's training part

@@ -15,12 +15,13 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import default_device, no_random
 
+from ..core import counted
 from ..layers import create_encoder
 from ..data.reading import picture_shape
 from ..evaluate.features import linear_predict
 from ..transfer.encoder_file import height_width
 from ..vision.byol import create_byol_model, get_byol_aug_pipelines
-from .verdict import ENOUGH_STEPS, counted
+from .verdict import ENOUGH_STEPS
 
 # %% ../../nbs/88_cli.budget.ipynb #cost_code
 # Seconds per picture of a step, and per step beside it (optimizer, target); bytes per picture, and of the weights

@@ -11,12 +11,12 @@ import sys
 from functools import partial
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place, one_line_errors
+from .terminal import one_line_errors
 
 from fastcore.meta import delegates
 from fastcore.script import CliError
 
-from ..core import printable, to_csv_cell
+from ..core import check_place, plural, printable, to_csv_cell
 from ..data.reading import parse_size
 from ..data.skipped import check_pictures, dim_text
 from ..data.sources import left_out_text
@@ -35,16 +35,16 @@ def byol_check(
 ):
     "List the pictures that training would skip, with the reasons, and the files left out; exit code 1 if any are bad"
     run = partial(one_line_errors, 'byol_check')
-    if out: run(check_place, out)
+    if out: run(check_place, out, 'out')
     options = reading_options(**kwargs)
     bad = run(_check, path, size, n_in, workers, options)
     if out: run(_write_list, bad, out)
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
     if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')
     if bad.dim: print(f'{dim_text(bad.dim, bad.n)}')
-    said = f'{len(bad)} of {bad.n} pictures cannot be read'
+    said = f"{len(bad)} of {bad.n} {plural(bad.n, 'picture')} cannot be read"
     if len(bad)>options.get('max_bad', 0)*bad.n: raise CliError(f'byol_check: {said}') from None
-    print(said if bad else f'All {bad.n} pictures can be read')
+    print(said if bad else f"All {bad.n} {plural(bad.n, 'picture')} can be read")
 
 def _check(path, size, n_in, workers, options):
     "Read every picture"

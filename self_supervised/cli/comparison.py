@@ -9,6 +9,7 @@ __all__ = []
 import torch
 from torch import Tensor, nn
 
+from ..core import plural
 from ..evaluate.features import (
     Accuracy, effective_rank, embed, knn_predict, label_draws, linear_predict, spread)
 
@@ -28,14 +29,16 @@ def compare_parts(
     feats:dict, # name → features and labels of the two parts, as `features_of_parts` returns them
     n:int=5, # Labels per class, at most as many as the smallest class has
     draws:int=20, # Number of random draws of the labels
+    held_out:bool=True, # Is the second part held out? False for pictures that were trained on
 )->dict: # `title`, and `rows`: name → measure → a number, or mean, std and all values
     "Compare features by few-label accuracy, or by their spread if there are no labels"
     (_,train_y),(_,test_y) = next(iter(feats.values()))
-    if train_y is None: return _compare_spreads(feats)
+    if train_y is None: return _compare_spreads(feats, held_out)
     n = min(n, train_y.unique(return_counts=True)[1].min().item())
     measured = {name: _few_labels(train[0], train_y, test[0], test_y, n, draws) for name,(train,test) in feats.items()}
     counts = test_y.unique(return_counts=True)[1]
-    title = (f'Accuracy on {len(test_y)} held-out pictures with {n} labels per class, '
+    pictures = plural(len(test_y), 'picture')
+    title = (f"Accuracy on {len(test_y)} held-out {pictures} with {n} {plural(n, 'label')} per class, "
              f'mean ± std over {draws} draws of the labels')
     rows = {name: {k: v for k,v in cells.items() if k in ('linear','kNN')} for name,cells in measured.items()}
     # Classes alike in size: the accuracy is balanced as it is
@@ -68,14 +71,16 @@ def balanced_mean(
     "Return the mean accuracy over the classes, so that a large class counts as much as a small one"
     return torch.stack([right[y==c].double().mean() for c in y.unique()]).mean().item()
 
-def _compare_spreads(feats):
+def _compare_spreads(feats, held_out):
     "Measure whether the features have collapsed, which needs no labels"
     rows = {}
     for name,(_,(x,_)) in feats.items():
         x = x[:1000]
         rank = effective_rank(x).item()
         rows[name] = {'feature spread': spread(x).item(), 'effective rank': rank, 'of': min(x.shape)}
-    title = ('No labels found (a tar, one folder, or few pictures in some), so accuracy cannot be measured. '
-             f'Instead, on {len(x)} held-out pictures: feature spread (0 means collapsed) '
+    why = 'No labels found (a tar, one folder, or few pictures in some)' if held_out else 'No pictures were held out'
+    which = f"{len(x)} held-out {plural(len(x), 'picture')}"
+    if not held_out: which = f"{len(x)} {plural(len(x), 'picture')} of those trained on"
+    title = (f'{why}, so accuracy cannot be measured. Instead, on {which}: feature spread (0 means collapsed) '
              'and effective rank (1 means collapsed)')
     return dict(title=title, rows=rows)

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place, one_line_errors
+from .terminal import one_line_errors
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core import check_at_least, checked, invalid, printable, write_atomic
+from ..core import check_at_least, check_place, checked, invalid, plural, printable, write_atomic
 from ..data.sources import left_out_text
 from ..data.reading import BadPicture, PictureReader, check_channels, is_array, parse_size, warn_of
 from ..data.skipped import quiet_worker
@@ -139,14 +139,15 @@ def _none_readable(source, items, bad):
     name,reason = next(iter(bad.items()))
     is_named = str(source) in (name, str([name]))
     if is_named: return invalid(f'picture={name!r}', f'cannot be read ({reason})', 'Pass another')
-    problem = f'has {len(items)} pictures, and none can be read, e.g. {printable(name)}: {reason}'
+    n = len(items)
+    problem = f"has {n} {plural(n, 'picture')}, and none can be read, e.g. {printable(name)}: {reason}"
     return invalid('source', problem, 'Run `byol_check`, which lists them all')
 
 def _check_few_bad(bad, n, max_bad):
     "Raise if more than a part of the pictures cannot be read"
     if not 0<=max_bad<=1: raise invalid(f'{max_bad=}', 'must be in [0,1]', 'Pass e.g. max_bad=0.1')
     if len(bad)<=max_bad*n: return
-    raise invalid(f'{len(bad)} of {n} pictures', f'cannot be read, more than max_bad={max_bad:g} allows',
+    raise invalid(f"{len(bad)} of {n} {plural(n, 'picture')}", f'cannot be read, more than max_bad={max_bad:g} allows',
                   'Run `byol_check`, which lists them all')
 
 def _finite(names, feats, bad):
@@ -166,7 +167,7 @@ def _check_out(out):
         raise invalid(f'out={str(out)!r}', 'must end in .npz or .parquet', 'Name a file such as features.npz')
     if out.suffix=='.parquet' and not find_spec('pyarrow'):
         raise invalid(f'out={str(out)!r}', 'needs pyarrow', 'Run `pip install pyarrow`, or name a .npz file')
-    return check_place(out)
+    return check_place(out, 'out')
 
 @checked
 def write_features(
@@ -210,7 +211,7 @@ def byol_embed(
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
     run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
-    print(f'{out}: {len(names)} pictures, {feats.shape[1]} features each')
+    print(f"{out}: {len(names)} {plural(len(names), 'picture')}, {feats.shape[1]} features each")
     if not neighbors: return
     options = run(reading_options_of, encoder_file(encoder), reading)
     items = run(listed_pictures, path, options)

@@ -13,9 +13,10 @@ import time
 from functools import partial
 from inspect import signature
 from math import prod
+from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import check_place, one_line_errors
+from .terminal import one_line_errors
 
 from fastai.data.transforms import parent_label
 from fastai.torch_core import default_device
@@ -24,7 +25,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, invalid, write_atomic
+from ..core import check_at_least, check_place, invalid, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -39,6 +40,17 @@ from self_supervised.cli.pictures import (
 from .report import as_text
 from .run_folder import read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
+
+# %% ../../nbs/94_cli.evaluate.ipynb #of_split
+def of_split(
+    split, # A `Split`, with pictures and labels
+)->tuple: # Pictures, what takes one to its label, and the positions of those to test on, for `image_dls`
+    "Make of pictures that are labelled and split what loaders are made of; those without a label are left out"
+    kept = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
+    n_train = sum(split.labels[i] is not None for i in split.train)
+    items = split.items[kept]
+    labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}
+    return items,partial(looked_up, labels),list(range(n_train, len(kept)))
 
 # %% ../../nbs/94_cli.evaluate.ipynb #labelled
 def _check_valid(valid, path):
@@ -81,18 +93,10 @@ def labelled_pictures(
 
 def _to_read(path, valid, options):
     "Return pictures, their label function and the part to test on, for `image_dls`"
-    if isinstance(valid, Split): return _of_split(valid)
+    if isinstance(valid, Split): return of_split(valid)
     _check_valid(valid, path)
     plain = isinstance(path, (str,os.PathLike)) and not any(where_to_look(options).values())
     return path if plain else listed_pictures(path, options),parent_label,valid
-
-def _of_split(split):
-    "Do the same for pictures that are labelled and split; those without a label are left out"
-    kept = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
-    n_train = sum(split.labels[i] is not None for i in split.train)
-    items = split.items[kept]
-    labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}
-    return items,partial(looked_up, labels),list(range(n_train, len(kept)))
 
 # %% ../../nbs/94_cli.evaluate.ipynb #recorded
 def part_to_test(
@@ -104,7 +108,7 @@ def part_to_test(
     options:dict, # Result of `reading_options`
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
-    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if _has_record(run) else (None,{})
+    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if has_record(run) else (None,{})
     labels = labels or _labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
@@ -126,7 +130,11 @@ def _is_same(path, trained_on):
     "Are the pictures at hand those of the training?"
     return str(path)==str(trained_on) or os.path.realpath(str(path))==os.path.realpath(str(trained_on))
 
-def _has_record(run): return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
+def has_record(
+    run:Path, # Folder of an encoder's file
+)->bool: # Does it say which pictures were held out?
+    "Is this the folder of a run that recorded how it split its pictures?"
+    return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None if none of its pictures is there"
@@ -298,7 +306,7 @@ def byol_evaluate(
     except (TypeError, ValueError): part = valid
     if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
-    if out: run(check_place, out)
+    if out: run(check_place, out, 'out')
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else .5)

@@ -36,7 +36,8 @@ from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
-from ..core import check_at_least, check_whole, invalid, printable, seed_everything, write_atomic
+from ..core import (
+    check_at_least, check_whole, counted, invalid, plural, printable, seed_everything, write_atomic)
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
@@ -47,12 +48,13 @@ from ..transfer.encoder_file import load_encoder
 from ..transfer.finetune import class_learner, split_layers
 from ..transfer.onnx import export_onnx
 from .options import command, how_to_read, listed_pictures, reading_options
-from .pictures import csv_and_column, labels_of, looked_up
+from .pictures import Split, csv_and_column, labels_of, looked_up
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
+from .evaluate import has_record, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -82,10 +84,11 @@ def read_labels(
     path, # Folder of pictures, one folder per class; or another source of `image_dls`
     s, # Settings of the run
     progress:bool=False, # Show bars?
+    part=None, # A `Split` into pictures to learn from and to test on; None splits as `s.valid` says
 )->Parts:
     "Read labelled pictures and split them"
     how = dict(n_in=s.n_in, bs=1, workers=s.workers, seed=s.seed, **how_to_read(s.reading))
-    every,label = _all_labels(path, s, how)
+    every,label = _all_labels(path, s, how) if part is None else _of_part(part, s, how)
     _check_parts(every, path, s)
     y = torch.tensor([int(o) for o in every.train_ds.tls[1]])
     few = draw_labels(y, s.labels_per_class, list(every.vocab), s.seed)
@@ -104,11 +107,25 @@ def _all_labels(path, s, how):
         items = listed_pictures(path, s.reading)
         found = labels_of(AttrDict(path=path, labels=s.labels, unlabelled=False), items)
         known = {os.fspath(o): name for o,name in zip(items, found) if name is not None}
-        if len(known)<len(items): print(f'{len(items)-len(known)} of {len(items)} pictures have no label: left out')
+        if len(known)<len(items): print(f'{len(items)-len(known)} of {len(items)} pictures without a label: left out')
         path = [o for o in items if os.fspath(o) in known]
         label = func = partial(looked_up, known)
         where = {name: where[name] for name in ('max_bad',) if name in where}
     return image_dls(path, s.size, label_func=func, valid=s.valid, check=True, **where, **how),label
+
+def _of_part(part, s, how):
+    "The same of pictures that a run has split"
+    items,label,held = of_split(part)
+    where = {name: s.reading[name] for name in ('max_bad',) if name in s.reading}
+    return image_dls(items, s.size, label_func=label, valid=held, check=True, **where, **how),label
+
+def _part_of_run(run, path, s):
+    "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
+    if s.valid is not None: return None
+    part = part_to_test(run, path, None, s.labels, s.seed, s.reading) if has_record(run) else .2
+    if isinstance(part, Split): return part
+    s.valid = part
+    return None
 
 def _check_parts(dls, path, s):
     "Raise if there are no pictures to test on, or only one class"
@@ -249,7 +266,7 @@ def train_classifier(
     model,epochs = fit(parts.train, parts.stop, out=out)
     n = n_pictures(parts.train)+n_pictures(parts.stop)
     if n>=FEW*len(parts.vocab) or not isinstance(parts.train, tuple): return Trained(model, epochs)
-    if not progress: print(f'best after {epochs} epochs: once more on all {n} labels, for as many')
+    if not progress: print(f"best after {counted(epochs, 'epoch')}: once more on all {n} labels, for as many")
     model,_ = fit(_joined(parts.train, parts.stop), parts.stop, until=epochs)
     return Trained(model, epochs)
 
@@ -463,7 +480,7 @@ def _results(rows, y, parts, tuned, said):
     names = {'linear on frozen features': 'a linear classifier on the frozen features',
              'from scratch': 'the same network from scratch'}
     return dict(
-        title=f'On {len(y)} test pictures, from {n} labels of {len(parts.vocab)} classes',
+        title=f"On {len(y)} test {plural(len(y), 'picture')}, from {n} labels of {len(parts.vocab)} classes",
         rows={name: measured(o, y) for name,o in rows.items()},
         verdict=[compared(best, rows[name], y, words) for name,words in names.items() if name in rows],
         epochs=tuned.epochs, labels=n, vocab=[str(o) for o in parts.vocab], confusion=confusion(best, y).tolist(),
@@ -475,7 +492,8 @@ def finetune(
     path, # Folder of pictures, one folder per class; or another source of `image_dls`
     out='runs/classifier', # Folder to write to
     labels_per_class:int|None=None, # Labels per class to use, for a trial; None uses all
-    valid=.2, # Part to test on, in (0,1), or the name of a folder in `path`
+    # Part to test on, in (0,1), or the name of a folder in `path`; None: the part that the run held out, or a fifth
+    valid=None,
     # csv file with names and labels, or another value of `byol_pretrain --labels`; None takes the names of folders
     labels:str|None=None,
     size=None, # Side in pixels, or (h,w); None for the size in the encoder's file
@@ -499,7 +517,8 @@ def finetune(
     check_finetune(s)
     seed_everything(seed)
     with run_folder(out, False) as folder:
-        with noted_warnings() as said: parts = read_labels(path, s, progress)
+        part = _part_of_run(encoder.parent, path, s)
+        with noted_warnings() as said: parts = read_labels(path, s, progress, part)
         write_settings(folder, dict(s))
         with noted_warnings() as more: rows,tuned,y = _rows_of(net, parts, stats, s, compare, folder, progress)
         results = _results(rows, y, parts, tuned, list(dict.fromkeys([*said, *more])))
@@ -527,7 +546,7 @@ def check_finetune(
     if s.labels_per_class is not None: check_whole(2, labels_per_class=s.labels_per_class)
     for name in 'lr','scratch_lr':
         if not s[name]>0: raise invalid(f'{name}={s[name]}', 'must be above 0', f'Pass e.g. {name}={FINETUNE[name]}')
-    if isinstance(s.valid, str) or 0<s.valid<1: return
+    if s.valid is None or isinstance(s.valid, str) or 0<s.valid<1: return
     problem = 'must be in (0,1), the part to test on, or the name of a folder'
     raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
 
@@ -542,7 +561,9 @@ def byol_finetune(
     out:str='runs/classifier', # Folder to write to
     labels_per_class:int=None, # Labels per class to use, for a trial (all)
     compare:store_true=False, # Train the same network from scratch as well, to compare
-    valid:str='0.2', # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid
+    # Part to test on, in (0,1), or the name of a folder in `path`, e.g. valid; the part that the encoder's run
+    # held out, or a fifth
+    valid:str=None,
     # Labels, if folders do not name them: a csv file with names and labels (FILE.csv:COLUMN if it has more columns),
     # or the column of a table
     labels:str=None,
@@ -557,7 +578,7 @@ def byol_finetune(
 ):
     "Train a classifier on few labels, starting from an encoder; test it, and write it for fastai and as ONNX"
     try: part = float(valid)
-    except ValueError: part = valid
+    except (TypeError, ValueError): part = valid
     how = dict(labels_per_class=labels_per_class, valid=part, labels=labels, size=size, compare=compare,
                workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5,
                progress=sys.stdout.isatty(),

@@ -12,6 +12,7 @@ from functools import partial
 from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import get_model
 
+from ..core import counted
 from ..callback.health import Health, limits
 
 # %% ../../nbs/87_cli.mend.ipynb #mend_code
@@ -111,4 +112,4 @@ class Mend(Callback):
         print(f'Collapsed for good: the encoder is that of the network {self._where}', flush=True)
 
     @property
-    def _where(self): return f'after {self.good_epoch} epochs' if self.good_epoch else 'as it started'
+    def _where(self): return f"after {counted(self.good_epoch, 'epoch')}" if self.good_epoch else 'as it started'

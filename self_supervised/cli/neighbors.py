@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .page import page_template, thumbnail
-from ..core import printable, write_atomic
+from ..core import plural, printable, write_atomic
 from ..evaluate.features import check_features
 
 # %% ../../nbs/92_cli.neighbors.ipynb #nearest
@@ -107,7 +107,7 @@ def write_neighbors(
     **how # Arguments of `open_picture`
 )->str: # Summary in one line
     "Write a page with the near duplicates and the outliers of a set of pictures"
-    if len(names)<3: return f'{out}: not written, as {len(names)} pictures have no neighbours to compare'
+    if len(names)<3: return f'{out}: not written, as there are no neighbours to compare among fewer than 3 pictures'
     distances,rows = nearest_of_all(feats)
     groups,far = near_duplicates(distances, rows),outliers(distances)
     items = {os.fspath(o): o for o in items}
@@ -116,5 +116,5 @@ def write_neighbors(
         name='Near duplicates and outliers', n=len(names), encoder=printable(encoder),
         groups=shown, n_groups=len(groups), far=[_shown(names, items, i, how, far=o) for i,o in far])
     write_atomic(out, page.encode())
-    plural = '' if len(groups)==1 else 's'
-    return f'{out}: {len(groups)} group{plural} of near duplicates, and the pictures least like all others'
+    n = len(groups)
+    return f"{out}: {n} {plural(n, 'group')} of near duplicates, and the pictures least like all others"

@@ -23,7 +23,7 @@ from fastai.data.transforms import Categorize, parent_label
 from fastai.torch_core import rank_distrib
 from fastcore.foundation import L
 
-from ..core import from_csv_cell, invalid, to_csv_cell, write_atomic
+from ..core import from_csv_cell, invalid, plural, to_csv_cell, write_atomic
 from ..data.images import held_by_chance, image_dls, parts_by_column
 from ..data.reading import PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
@@ -174,8 +174,10 @@ def tell_left_out(
     if rank_distrib(): return
     named = sorted({o for o in left_out if o is not None})
     some = ', '.join(map(repr, named[:5])) + (', …' if len(named)>5 else '')
-    kinds = f" of {len(named)} label{'s'*(len(named)>1)} ({some})" if named else ''
-    print(one_line(f'{len(left_out)} pictures{kinds} {why}'))
+    n = len(left_out)
+    kinds = f" of {len(named)} {plural(len(named), 'label')} ({some})" if named else ''
+    if n==1: why = why.replace('are', 'is', 1)
+    print(one_line(f"{n} {plural(n, 'picture')}{kinds} {why}"))
 
 # %% ../../nbs/83_cli.pictures.ipynb #size
 LARGER = 1.5   # than its views is a picture loaded at most

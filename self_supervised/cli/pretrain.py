@@ -35,7 +35,8 @@ from fastcore.script import store_true
 from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
-from ..core import check_at_least, check_whole, invalid, plain_numbers, printable, seed_everything
+from ..core import (
+    check_at_least, check_whole, counted, invalid, plain_numbers, printable, seed_everything)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -59,7 +60,7 @@ from .pictures import (
     folder_dls, judged_dls, run_pictures, split_pictures, write_held_out)
 from .report import as_text
 from .run_folder import recorded_settings, run_facts, run_folder, write_run, write_settings
-from .verdict import counted, verdict_text
+from .verdict import verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at

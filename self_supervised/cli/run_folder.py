@@ -215,7 +215,8 @@ def write_run(
 )->None:
     "Write the results of a run: encoder, table and verdict, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
-    record = compare_parts(feats) | dict(said=_with_epochs(learn.health.said, warned))
+    held_out = len(learn.dls.valid_ds)>1   # of fewer, `judged_dls` takes some that were trained on
+    record = compare_parts(feats, held_out=held_out) | dict(said=_with_epochs(learn.health.said, warned))
     if facts: record |= facts | dict(verdict=verdict(record, facts))
     write_atomic(out/'results.json', json.dumps(record, indent=1).encode())
     write_pictures(out, learn, feats['trained encoder'][1])

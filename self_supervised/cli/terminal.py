@@ -9,8 +9,6 @@ __all__ = []
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryFile
 
 # Importing fastai raises this warning, and you can do nothing about it. So commands import this module before fastai
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
@@ -19,7 +17,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastcore.script import CliError
 
-from ..core import invalid, printable
+from ..core import printable
 
 # %% ../../nbs/81_cli.terminal.ipynb #g90lastline
 def one_line(
@@ -125,19 +123,3 @@ class History(CSVLogger):
     def after_fit(self):
         try: super().after_fit()
         except OSError: self.learn.logger = self.old_logger  # `_write_line` has warned of it
-
-# %% ../../nbs/81_cli.terminal.ipynb #52c006
-def check_place(
-    out, # File to write
-)->Path: # `out`
-    "Make the folder of a file, and raise if the file cannot be written there"
-    out = Path(out)
-    if out.is_dir(): raise invalid(f'out={str(out)!r}', 'is a folder', 'Name a file')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent): pass  # permissions, read-only file systems, quotas: only trying tells
-    except OSError as e:
-        why = f'{out.parent} is no folder' if isinstance(e, FileExistsError) else e.strerror
-        problem = f'cannot be written ({why})'
-        raise invalid(f'out={str(out)!r}', problem, 'Name a file in a folder where you may write') from None
-    return out

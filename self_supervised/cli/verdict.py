@@ -9,6 +9,7 @@ __all__ = []
 import math
 from statistics import fmean, stdev
 
+from ..core import counted
 from ..callback.health import limits
 
 # %% ../../nbs/86_cli.verdict.ipynb #spread_code
@@ -94,13 +95,6 @@ def _unlabelled_verdict(results):
 ENOUGH_STEPS,ENOUGH_PICTURES = 1000,2000
 # Above: predictions and targets have a mean cosine below 0.5; 4 is the loss of unrelated views
 FAR_APART = 2.
-
-def counted(
-    n:int, # Number
-    what:str, # Noun in the singular
-)->str: # '1 step', '1,000 steps'
-    "Write a number with its noun"
-    return f"{n:,} {what}{'' if n==1 else 's'}"
 
 def _of_alarm(f):
     "After a collapse alarm, advise smaller steps and a slower target than the run tried last"

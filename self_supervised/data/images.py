@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize
 from fastai.torch_core import rank_distrib
 
-from ..core import check_one_of, check_workers, checked, invalid, seed_loaders
+from ..core import check_one_of, check_workers, checked, invalid, number_of, seed_loaders
 from .arrays import check_batch_fits, no_labels, positions
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
@@ -31,7 +31,7 @@ def _split(items, source, valid, seed):
         column = column_values(source, valid)
         if column is not None: return parts_by_column(column, valid)
         held = _held_by_name(items, source, valid)
-    elif isinstance(valid, Real): held = held_by_chance(n, float(valid), seed)
+    elif isinstance(valid, Real): held = held_by_chance(n, number_of('valid', valid), seed)
     else:
         held = torch.zeros(n, dtype=torch.bool)
         held[positions(valid, n, 'valid')] = True

@@ -9,8 +9,10 @@ __all__ = ['BadPicture', 'open_picture']
 import math
 import os
 import re
+import struct
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -227,6 +229,102 @@ def _fit(a, n_in, hw, at):
     if hw: a = np.stack([ImageOps.fit(Image.fromarray(o), hw[::-1], Image.Resampling.BICUBIC, centering=at) for o in a])
     return torch.from_numpy(np.array(a, dtype=np.float32)).clamp_(0,1).expand(n_in,-1,-1)
 
+# %% ../../nbs/12_data.reading.ipynb #whole
+_end_mark = b'\xff\xd9'
+_marks = re.compile(rb'\xff[\x01-\xcf\xd8-\xfe]', re.S)   # not those within the data of a scan
+_more = bytes(range(1,200))   # data for a decoder that is not at its end
+
+def _check_whole(im, f):
+    "Raise for a decoded picture whose file ends before its last pixel, where PIL says nothing"
+    early = {'JPEG': _jpeg_ends_early, 'MPO': _jpeg_ends_early, 'PNG': _png_ends_early}.get(im.format)
+    try: is_cut = early is not None and early(im, f)
+    except Exception: is_cut = False   # PIL read the picture, and what the look at it met is no proof
+    if is_cut: raise Unreadable('the file ends before the picture does')
+
+def _bytes_of(f, last=None):
+    "The content of a file, or its last bytes"
+    if isinstance(f, bytes): return f if last is None else f[-last:]
+    with open(f, 'rb') as file:
+        if last is not None: file.seek(max(0, os.path.getsize(f)-last))
+        return file.read()
+
+def _jpeg_ends_early(im, f):
+    "Was there no data for the last block, or none but zeros, or is there no end mark?"
+    tail = _bytes_of(f, 18)
+    last = im.getpixel((im.width-1, im.height-1))
+    is_grey = set(last if isinstance(last, tuple) else (last,))=={128}   # what a block without data becomes
+    is_usual = tail.endswith(_end_mark) and tail[:-2].strip(b'\0') and not is_grey
+    if is_usual and 'progressive' not in im.info: return False
+    data = _bytes_of(f)
+    end,is_covered = _jpeg_end(data)
+    try: return _body_ends_early(data[:end], end is None, is_grey, is_covered)
+    except (OSError, SyntaxError): return not is_covered   # it ends within the header of a scan
+
+def _body_ends_early(body, is_cut, is_grey, is_covered):
+    "Does the decoder go on reading where these data end, or does it live on zeros?"
+    zeros = len(body)-len(body.rstrip(b'\0'))
+    if zeros>15:
+        if not _are_same(body, body[:-zeros]): return is_cut or _is_filled(body)
+        body = body[:-zeros]   # the picture does not need them
+    elif is_cut: return True
+    if is_covered and not is_grey: return False
+    body = body.rstrip(b'\xff')   # fill before a mark
+    return not _are_same(body, body+_more)
+
+def _is_filled(body):
+    "Is a part of a picture made of zeros at the end of its data, where there are more than it takes, or too few?"
+    return _are_same(body, body[:-8]) or not _are_same(body, body+_more)
+
+def _are_same(*bodies):
+    "Do these data, with an end mark, make the same picture?"
+    a,b = (_identify(BytesIO(o+_end_mark), len(o)).tobytes() for o in bodies)
+    return a==b
+
+def _jpeg_end(data):
+    "Where the mark is that ends the first picture, or None; and do its scans hold all bits of all coefficients?"
+    missing,at = {},2   # component → coefficients of which bits are missing
+    while m := _marks.search(data, at):
+        kind,at = data[m.end()-1],m.end()
+        if kind==0xd9: return m.start(),not any(missing.values())
+        if kind in (1,0xd8): continue   # marks without a segment
+        segment = data[at+2:at+int.from_bytes(data[at:at+2], 'big')]
+        at += 2+len(segment)   # a thumbnail in it has marks of its own
+        if kind in (0xc0,0xc1,0xc2): missing = {c: set(range(64)) for c in segment[6::3]}
+        if kind==0xda: _note_scan(missing, segment)
+    return None,False
+
+def _note_scan(missing, segment):
+    "Take what the scan that begins here completes from what is missing"
+    if len(segment)<6 or segment[-1] & 15: return   # lower bits follow
+    first,last = segment[-3:-1]
+    for c in segment[1:-3:2]: missing.get(c, set()).difference_update(range(first, last+1))
+
+# First column, first row, columns and rows from one to the next, for each pass of an interlaced PNG
+_passes = ((0,0,8,8), (4,0,8,8), (0,4,4,8), (2,0,4,4), (0,2,2,4), (1,0,2,2), (0,1,1,2))
+
+def _png_ends_early(im, f):
+    "Do the rows, as they lie compressed in the file, end before the last one?"
+    bottom = im.crop((0, im.height-1, im.width, im.height)).tobytes()
+    if any(bottom) and not im.info.get('interlace'): return False   # rows that are missing are 0
+    data = _bytes_of(f)
+    w,h,depth,kind,_,_,interlaced = struct.unpack('>IIBBBBB', data[16:29])
+    bits = depth*{0:1, 2:3, 3:1, 4:2, 6:4}[kind]
+    sizes = [(-(-(w-x)//dx), -(-(h-y)//dy)) for x,y,dx,dy in (_passes if interlaced else [(0,0,1,1)])]
+    wanted = sum(rows*(1+-(-columns*bits//8)) for columns,rows in sizes if columns>0)
+    return _inflated(data, wanted)<wanted
+
+def _inflated(data, most):
+    "Number of bytes that a PNG holds compressed, as far as `most`"
+    d,n,at = zlib.decompressobj(),0,8
+    while at+8<len(data) and n<most:
+        size,kind = struct.unpack('>I4s', data[at:at+8])
+        todo = data[at+8:at+8+size] if kind==b'IDAT' else b''
+        at += 12+size
+        while todo and n<most:
+            n += len(d.decompress(todo, 2**20))   # a bomb is not unpacked at once
+            todo = d.unconsumed_tail
+    return n
+
 # %% ../../nbs/12_data.reading.ipynb #channels
 def check_channels(
     n_in:int, # Number of channels
@@ -249,10 +347,13 @@ def parse_size(
     "Read a size in any of its forms"
     if size is None: return None
     sides = size.lower().replace('x', ',').split(',') if isinstance(size, str) else size
-    sides = list(sides) if isinstance(sides, (list,tuple)) else [sides]
-    try: sides = [int(o) for o in sides if int(o)==float(o)]
-    except (TypeError, ValueError, OverflowError): sides = []
-    if len(sides) not in (1,2): raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
+    try:
+        sides = list(sides) if isinstance(sides, (list,tuple)) or getattr(sides, 'ndim', 0) else [sides]
+        whole = all(int(o)==float(o) for o in sides)
+        sides = [int(o) for o in sides]
+    except (TypeError, ValueError, OverflowError, RuntimeError): whole = False
+    if not whole or len(sides) not in (1,2):
+        raise invalid(f'{size=}', 'is no size', 'Pass a side in pixels, or height and width')
     check_at_least(1, size=sides[0] if len(sides)==1 else sides)
     return sides[0] if len(sides)==1 else tuple(sides)
 
@@ -260,9 +361,9 @@ def _rgb(ground):
     "Return red, green and blue, 0 to 255, of a colour by name, as '#rrggbb', as (r,g,b) or as one grey"
     try:
         if isinstance(ground, str): return ImageColor.getrgb(ground)[:3]
-        rgb = (ground,)*3 if isinstance(ground, Integral) else tuple(map(int, ground))
-        if len(rgb)==3 and all(0<=o<=255 for o in rgb): return rgb
-    except (TypeError, ValueError): pass
+        rgb = (ground,)*3 if isinstance(ground, Integral) else tuple(ground)
+        if len(rgb)==3 and all(0<=o<=255 and int(o)==o for o in rgb): return tuple(map(int, rgb))
+    except (TypeError, ValueError, RuntimeError): pass
     raise invalid(f'{ground=}', 'is no colour', "Pass a name ('white'), '#rrggbb', or (r,g,b) of 0 to 255")
 
 def load_reader(
@@ -330,15 +431,19 @@ class PictureReader:
             fix = 'Pass n_in=1 or 3, or reader, which returns the channels'
             raise Unreadable(f'grey or RGB, and n_in={self.n_in}', fix)
         im = _open(f)
-        if im is f: return self._from_image(im, at, note, is_own=False)
-        with im: return self._from_image(im, at, note, is_own=True)
+        if im is f: return self._from_image(im, at, note)
+        with im: return self._from_image(im, at, note, f)
 
-    def _from_image(self, im, at, note, is_own):
+    def _from_image(self, im, at, note, file=None):
         "Return a tensor of a PIL image; the caller's image stays as it is"
         # A large JPEG is decoded at the scale needed; which of its sides is which, its orientation says later
+        is_own = isinstance(file, (str,os.PathLike,bytes))
         if is_own and self.hw: im.draft(None, (max(self.hw),)*2)
         _check_pixels(im, self.max_pixels or _pils_limit())
         _check_bands(im)
+        if is_own:
+            im.load()
+            _check_whole(im, file)
         if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own)
         values = np.asarray(ImageOps.exif_transpose(im))
         return _fit(_wide(im, values, self.ground, self.full_scale, note), self.n_in, self.hw, at)

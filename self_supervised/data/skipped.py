@@ -27,7 +27,7 @@ from fasttransform import Pipeline
 from torch import Generator
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..core import check_workers, checked, from_csv_cell, invalid, printable, to_csv_cell
+from ..core import check_workers, checked, from_csv_cell, invalid, plural, printable, to_csv_cell
 from .reading import BadPicture, OpenPicture, PictureReader, check_channels, is_array, tensor_type
 from .sources import picture_items
 
@@ -110,7 +110,7 @@ class Skipped(Mapping):
         n = len(self.update().found)
         if n<=self.max_bad*self.n: return
         advice = 'Do that' if fix else 'Repair or remove them (`byol_check` finds them all)'
-        raise invalid(f'{n} of {self.n} pictures',
+        raise invalid(f"{n} of {self.n} {plural(self.n, 'picture')}",
                       f'cannot be read, more than max_bad={self.max_bad} allows; the last is {name!r} ({reason})',
                       f'{advice}, or pass a higher max_bad', TooManyBad)
 
@@ -139,7 +139,8 @@ class Skipped(Mapping):
         n = len(self)
         if n>self.n_reported and not rank_distrib():
             where = f'`dls.skipped`, {printable(self.log)}'
-            print(f'{n} of {self.n} pictures cannot be read and {fate}; names and reasons: {where}')
+            of = f"{self.n} {plural(self.n, 'picture')}"
+            print(f'{n} of {of} cannot be read and {fate}; names and reasons: {where}')
         self.n_reported = n
 
     def __contains__(self, name): return name in self.found  # without reading the file: this is asked for every picture
@@ -149,7 +150,7 @@ class Skipped(Mapping):
     def __repr__(self):
         lines = [f'{printable(name)}: {reason}' for name,reason in islice(self.items(), 20)]
         if len(self)>20: lines.append('…')
-        return '\n'.join([f'{len(self)} of {self.n} pictures skipped', *lines])
+        return '\n'.join([f"{len(self)} of {self.n} {plural(self.n, 'picture')} skipped", *lines])
 
 # %% ../../nbs/13_data.skipped.ipynb #remarks
 def dim_text(
@@ -158,7 +159,8 @@ def dim_text(
 )->str:
     "Describe pictures that use little of their range in one line"
     name,remark = next(iter(found.items()))
-    return f'{len(found)} of {n} pictures use less than an eighth of their scale, e.g. {printable(name)}: {remark}'
+    some = f"{len(found)} of {n} {plural(n, 'picture')} {'uses' if len(found)==1 else 'use'}"
+    return f'{some} less than an eighth of their scale, e.g. {printable(name)}: {remark}'
 
 class Remarks(Skipped):
     "Names of readable pictures → odd findings, in a csv file that all processes append to"

@@ -281,11 +281,18 @@ def _has_transform(source):
 # %% ../../nbs/11_data.sources.ipynb #beside
 def _labels_beside(source, label):
     "Return the labels of a data set of (picture, label): an attribute by name, or an entry of each item by place"
-    if isinstance(label, Integral): return [_as_word(source[i][label], source) for i in range(len(source))]
+    if isinstance(label, Integral): return _labels_at(source, label)
     values = _attribute(source, label)
     if values is not None and len(values)==len(source): return [_as_word(o, source) for o in values]
     raise invalid(f'label_func={label!r}', f'is no list of {len(source)} labels of the {type(source).__name__}',
                   "Name the attribute with the labels, e.g. 'targets', or the place of the label in an item (1)")
+
+def _labels_at(source, place):
+    "The entry of each item that is its label"
+    try: return [_as_word(source[i][place], source) for i in range(len(source))]
+    except (TypeError, IndexError, KeyError) as e:
+        problem = f'is no place in the items of the {type(source).__name__} ({first_line(e)})'
+        raise invalid(f'label_func={place}', problem, 'Pass items (picture, label) and label_func=1') from e
 
 def _attribute(source, name):
     "Return an attribute of a data set, or of the data set inside a `Subset`; None if there is none"

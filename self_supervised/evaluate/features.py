@@ -8,6 +8,7 @@ __all__ = ['Compared', 'clean_batches', 'embed', 'knn_predict', 'knn_accuracy', 
            'effective_rank']
 
 # %% ../../nbs/30_evaluate.features.ipynb #imports
+import math
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 
@@ -21,7 +22,8 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import (
-    check_whole, checked, device_of, first_line, invalid, number_of, per_channel, tensor_of, undisturbed, warn_once)
+    brief_repr, check_whole, checked, checked_but, device_of, first_line, invalid, is_list, number_of, per_channel,
+    tensor_of, undisturbed, warn_once)
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 from ..data.batches import picture_and_label
@@ -96,9 +98,15 @@ def _features(encoder, x, stats):
     try: return _forward(encoder, _normalised(x, stats).to(_dtype_of(encoder)))
     except Exception as e:
         # Looked at only now: a network may take what its first layer does not
-        misfit = _misfit(encoder, x, first_line(e))
+        misfit = _misfit(encoder, x, first_line(e)) or _failed(encoder, x, e)
         if misfit is None: raise
         raise misfit from e
+
+def _failed(encoder, x, e):
+    "The error for what torch says no to, but for want of memory; None for an error that is not torch's"
+    if not isinstance(e, (RuntimeError,IndexError)) or isinstance(e, torch.OutOfMemoryError): return None
+    problem = f'fails on a batch of shape {tuple(x.shape)} ({first_line(e)})'
+    return invalid(f'encoder={type(encoder).__name__}', problem, 'Pass pictures of the size and channels that it takes')
 
 def _misfit(encoder, x, reason):
     "Make the error for a single picture, or for other channels; None for another cause"
@@ -256,8 +264,13 @@ def check_temperature(
     "Raise unless `T` is above 0"
     if not number_of('T', T)>0: raise invalid(f'{T=}', 'must be above 0', 'Pass e.g. T=0.07')
 
-def _check_sets(train_x, train_y, test_x, test_y=None):
-    "Return features as float32 tensors and labels as tensors, or raise if they cannot be evaluated"
+def check_sets(
+    train_x, # (n,nf) features
+    train_y, # (n,) labels
+    test_x, # (m,nf) features
+    test_y=None, # (m,) labels; None where there are none
+)->tuple: # The four: features as float32 tensors, labels as tensors
+    "Return features and labels, or raise for what cannot be evaluated"
     train_x = check_features('train_x', train_x)
     test_x = check_features('test_x', test_x)
     train_y = check_classes('train_y', train_y)
@@ -293,7 +306,7 @@ def knn_predict(
     chunk:int|None=None, # Rows of `test_x` at a time; None for 2^25 similarities (128 MB)
 )->Tensor: # (m,) labels; for equal votes the smaller class
     "Label by the vote of the `k` nearest in cosine, weighted by exp(s/T) (arXiv:1805.01978, §3.4)"
-    train_x,train_y,test_x,_ = _check_sets(train_x, train_y, test_x)
+    train_x,train_y,test_x,_ = check_sets(train_x, train_y, test_x)
     check_neighbours(k, len(train_x))
     check_temperature(T)
     if chunk is not None: check_whole(1, chunk=chunk)
@@ -317,7 +330,7 @@ def knn_accuracy(
     chunk:int|None=None, # Rows of `test_x` at a time; None for 2^25 similarities
 )->float: # Accuracy in [0,1]
     "Return the part of `test_x` that its nearest neighbours label right"
-    _check_sets(train_x, train_y, test_x, test_y)
+    check_sets(train_x, train_y, test_x, test_y)
     preds = knn_predict(train_x, train_y, test_x, k, T, chunk)
     return (preds==torch.as_tensor(test_y)).float().mean().item()
 
@@ -326,12 +339,14 @@ def linear_predict(
     train_x:Tensor, # (n,nf) features
     train_y:Tensor, # (n,) integer labels, two classes or more
     test_x:Tensor, # (m,nf) features to label
-    C:float=1., # Inverse strength of the L2 penalty, above 0
+    C:float=1., # Inverse strength of the L2 penalty, above 0; infinity for none
 )->Tensor: # (m,) labels
     "Label by a logistic regression on `train_x`; features centred, of unit mean variance"
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
-    train_x,train_y,test_x,_ = _check_sets(train_x, train_y, test_x)
+    if not (isinstance(C, float) and C==math.inf): C = number_of('C', C)
+    if not C>0: raise invalid(f'{C=}', 'must be above 0', 'Pass e.g. C=1')
+    train_x,train_y,test_x,_ = check_sets(train_x, train_y, test_x)
     mean = train_x.mean(0)
     std = (train_x-mean).square().mean().sqrt().clamp(min=1e-12)
     # Threads of a small solver wait for each other: on two busy cores one thread is 30 times as fast (50x64 to 1201x64)
@@ -340,16 +355,17 @@ def linear_predict(
     return torch.as_tensor(fit.predict(((test_x-mean)/std).numpy()))
 
 # %% ../../nbs/30_evaluate.features.ipynb #linacc
-@checked
+@checked_but('C')
 def linear_accuracy(
     train_x:Tensor, # (n,nf) features
     train_y:Tensor, # (n,) integer labels, two classes or more
     test_x:Tensor, # (m,nf) features
     test_y:Tensor, # (m,) labels to compare with
-    C:float=1., # Inverse strength of the L2 penalty, above 0; the default is for features of unit variance
+    # Inverse strength of the L2 penalty, above 0; the default is for features of unit variance, infinity is no penalty
+    C:float=1.,
 )->float: # Accuracy in [0,1]
     "Return the part of `test_x` labelled right by a logistic regression; features centred, of unit mean variance"
-    _check_sets(train_x, train_y, test_x, test_y)
+    check_sets(train_x, train_y, test_x, test_y)
     preds = linear_predict(train_x, train_y, test_x, C)
     return (preds==torch.as_tensor(test_y)).double().mean().item()
 
@@ -405,7 +421,7 @@ def few_label_accuracy(
     methods = dict(linear=linear_accuracy, knn=_few_knn)
     if not callable(method) and (not isinstance(method, str) or method not in methods):
         raise invalid(f'{method=}', 'is not known', "Pass 'linear', 'knn' or a function")
-    train_x,train_y,test_x,test_y = _check_sets(train_x, train_y, test_x, test_y)
+    train_x,train_y,test_x,test_y = check_sets(train_x, train_y, test_x, test_y)
     f = method if callable(method) else methods[method]
     return Accuracy.of(f(train_x[i], train_y[i], test_x, test_y) for i in label_draws(train_y, n, draws, seed))
 
@@ -450,8 +466,10 @@ def compare_features(
 )->Comparison: # Rows with `name`, `linear` and `knn`, each an `Accuracy`
     "Compare the few-label accuracies of several features"
     rows = []
-    for name,(train_x,test_x) in feats.items():
-        data = train_x,train_y,test_x,test_y
+    for name,pair in feats.items():
+        if not is_list(pair) or len(pair)!=2:
+            raise invalid(f'feats[{name!r}]={brief_repr(pair)}', 'is no pair', 'Pass (train_x,test_x) for each name')
+        data = pair[0],train_y,pair[1],test_y
         linear = few_label_accuracy(*data, n, draws, 'linear', seed)
         rows.append(Compared(name, linear, few_label_accuracy(*data, n, draws, 'knn', seed)))
     return Comparison(rows)

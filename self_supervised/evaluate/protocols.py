@@ -20,12 +20,13 @@ from fastcore.basics import listify
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
-from ..core import check_at_least, checked, device_of, invalid
+from ..core import check_at_least, check_numbers, checked, device_of, invalid, tensor_of
 from ..layers import create_cls_module
 from ..augmentations import get_batch_augs
-from .features import (
-    Accuracy, Pixels, check_classes, check_features, embed, knn_accuracy, linear_accuracy, untrained)
-from .labelled import coded_parts, n_pictures, read_from, shuffled_batches
+from self_supervised.evaluate.features import (
+    Accuracy, Pixels, check_classes, check_features, check_lengths, check_sets, embed, knn_accuracy, linear_accuracy,
+    untrained)
+from .labelled import OnDisk, coded_parts, n_pictures, read_from, shuffled_batches
 from ..record import recorded_stats
 from ..transfer.finetune import classifier
 
@@ -80,8 +81,9 @@ def knn_protocol(
     test_y:Tensor, # (m,) labels to compare with
 )->dict: # Name of the setting → accuracy in [0,1]; settings with more neighbours than pictures are left out
     "Label by nearest neighbours with each of the published settings"
+    data = check_sets(train_x, train_y, test_x, test_y)
     settings = {name: s for name,s in KNN.items() if s['k']<=len(train_x)}
-    return {name: knn_accuracy(train_x, train_y, test_x, test_y, **s) for name,s in settings.items()}
+    return {name: knn_accuracy(*data, **s) for name,s in settings.items()}
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #23c011
 CS = tuple(10.**i for i in range(-3,5))
@@ -104,7 +106,7 @@ def linear_probe(
     seeds:tuple=(0,1,2), # Random seeds of the held-out part
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the C of each seed
     "Fit a logistic regression on clean features, with the penalty that is best on held-out ones"
-    data = torch.as_tensor(train_x),torch.as_tensor(train_y),test_x,test_y
+    data = check_sets(train_x, train_y, test_x, test_y)
     def one(seed): return _probe_once(seed, *data, Cs, part)
     return _over_seeds(one, seeds)
 
@@ -143,6 +145,16 @@ class _BankLoss:
         f = _finite_features('augmented train', self.encoder, self.views(xb), self.stats, bs=len(xb)).to(xb.device)
         return sum(F.cross_entropy(h(f), yb) for h in self.heads)
 
+def _pictures_and_classes(x, y):
+    "Pictures, a tensor or `OnDisk`, and labels 0 and up, one per picture"
+    x = x if isinstance(x, OnDisk) else tensor_of('x', x)
+    y = check_classes('y', y).long()
+    if not isinstance(x, OnDisk) and x.ndim<2:
+        raise invalid(f'x.shape={tuple(x.shape)}', 'is no batch of pictures', 'Pass (n,c,h,w)')
+    check_lengths('x', x, 'y', y)
+    if y.min()<0: raise invalid(f'y={y.min().item()}', 'must be 0 or more', 'Number the classes from 0')
+    return x,y
+
 @checked
 def linear_bank(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
@@ -157,6 +169,8 @@ def linear_bank(
     seed:int=0, # Random seed of order, views and first weights, which are the same for all classifiers
 )->nn.ModuleList: # One linear classifier (bs,nf) → (bs,n_out) for each of `lrs`
     "Train a linear classifier at each learning rate on the same features of the frozen encoder (arXiv:2006.07733, C.1)"
+    x,y = _pictures_and_classes(x, y)
+    check_numbers(lrs=lrs)
     views = views or crop_and_flip(tuple(x.shape[-2:]))
     stats = recorded_stats(encoder, stats)
     nf = embed(encoder, read_from(x[:1]), stats)[0].shape[1]
@@ -254,6 +268,8 @@ def fine_tuned(
     seed:int=0, # Random seed of order, views and the classifier's first weights
 )->nn.Module: # Classifier in eval mode: (bs,c,h,w) in [0,1] → (bs,n_out)
     "Train a copy of the encoder, and a linear classifier on it, with labels (arXiv:2006.07733, appendix C.2)"
+    x,y = _pictures_and_classes(x, y)
+    check_numbers(lr=lr)
     views = views or crop_and_flip(tuple(x.shape[-2:]))
     stats = recorded_stats(encoder, stats)
     with no_random(seed):

@@ -41,7 +41,14 @@ class NormalizeInput(nn.Module):
 
     def forward(self, x):
         if x.dtype==torch.uint8: x = x.float()/255
-        return (x-self.mean)/self.std
+        mean,std = (self._like(o, x) for o in (self.mean, self.std))
+        return (x-mean)/std
+
+    def _like(self, o, x):
+        "Shape `o` to broadcast over pictures, clips or series, but never over channels"
+        n = len(self.mean)
+        if x.ndim>2 and x.shape[1]==n: return o.view(-1, *[1]*(x.ndim-2))
+        raise invalid(f'x.shape={tuple(x.shape)}', f'is no batch of {n} channels', f'Pass (bs,{n},h,w)')
 
     def extra_repr(self): return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..core import checked, first_line, invalid, without_hooks, write_atomic
+from ..core import check_place, checked, first_line, invalid, without_hooks, write_atomic
 from ..layers import input_channels
 from ..surgery import bake_weights
 from ..record import record_of, unwrapped
@@ -32,6 +32,7 @@ def export_onnx(
     **meta,
 )->float: # The largest difference found
     "Write `model` for onnxruntime (`x` (n,c,h,w) → `y`, any n), after checking that it returns the same as torch"
+    check_place(path)
     onnx,ort,_ = _needs('onnx', 'onnxruntime', 'onnxscript')
     net = bake_weights(without_hooks(deepcopy(unwrapped(model))).cpu().float().eval())
     meta = record_of(model) | meta

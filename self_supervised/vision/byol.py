@@ -25,8 +25,9 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import Tensor, nn
 
-from ..core import (
-    check_at_least, check_one_of, checked, invalid, plain, plain_numbers, tensor_of, warn_once, without_hooks)
+from self_supervised.core import (
+    brief_repr, check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once,
+    without_hooks)
 from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import record_of, remember, views_stats
@@ -41,16 +42,17 @@ from ..callback.put_back import (
     AnyBatch, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
-from .checks import (
-    check_batch, check_before_fit, check_first_batch, check_inputs, check_length, check_online, check_pipelines,
-    check_ranks, first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
+from self_supervised.vision.checks import (
+    check_batch, check_before_fit, check_first_batch, check_inputs, check_length, check_model, check_online,
+    check_pipelines, check_ranks, first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch,
+    states_labels)
 # Not used here: they were in this module before, and code may import them from it
 from ..callback.put_back import precision_of # noqa: F401
 from .checks import ( # noqa: F401
-    check_alone, check_companions, check_loader, check_model, check_range)
+    check_alone, check_companions, check_loader, check_range)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c006
-@checked
+@checked_but('preds')
 def byol_loss(
     preds:tuple|Tensor, # Online predictions, one (bs,d) per view
     *targs:Tensor, # Target projections to match, one (bs,d) per prediction; outside the graph
@@ -65,13 +67,14 @@ def byol_loss(
                       'Pass one target per prediction: byol_loss((q1,q2), z2, z1)')
     # In float32: under mixed precision the difference of nearly parallel vectors is all rounding error
     for q,z in zip(preds, targs): _check_same_shape(q, z)
+    for q in preds[1:]: _check_same_shape(q, preds[0], 'preds')
     losses = sum(2 - 2*F.cosine_similarity(q.float(), z.float(), dim=-1) for q,z in zip(preds, targs))
     return losses if reduction=='none' else getattr(losses, reduction)()
 
-def _check_same_shape(q, z):
-    "Raise for a prediction and a target that would be broadcast"
+def _check_same_shape(q, z, name='targs'):
+    "Raise for a prediction and a target, or another prediction, that would be broadcast"
     if q.shape==z.shape: return
-    raise invalid(f'preds {tuple(q.shape)}, targs {tuple(z.shape)}', 'differ in shape',
+    raise invalid(f'preds {tuple(q.shape)}, {name} {tuple(z.shape)}', 'differ in shape',
                   'Pass a target (bs,d) for each prediction (bs,d)')
 
 # %% ../../nbs/61_vision.byol.ipynb #cross
@@ -214,6 +217,7 @@ def _at_least_float32(v, net):
 
 # %% ../../nbs/61_vision.byol.ipynb #10c014
 @delegates(create_mlp_module)
+@checked_but('encoder')
 def create_byol_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=4096, # Width of the heads' hidden layer
@@ -229,7 +233,8 @@ def create_byol_model(
 )->BYOLModel:
     "Put the published heads on `encoder`: Linear → BN → ReLU → Linear without bias (arXiv:2006.07733, section 3.3)"
     if not isinstance(encoder, nn.Module):
-        raise invalid(f'{encoder=}', 'is no nn.Module', f'Pass create_encoder({encoder!r}) or a network', TypeError)
+        given = brief_repr(encoder)
+        raise invalid(f'encoder={given}', 'is no nn.Module', f'Pass create_encoder({given}) or a network', TypeError)
     check_vectors(encoder, n_in, size, maps=bool(kwargs.get('pool')))
     nf = num_features(encoder, n_in=n_in, size=size)
     if predictor_size is None: predictor_size = hidden_size
@@ -237,6 +242,7 @@ def create_byol_model(
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
     return BYOLModel(encoder, projector, predictor, use_momentum)
 
+@checked
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=2048, # Width of the projector's hidden layers
@@ -574,4 +580,5 @@ def byol_learner(
     if loss_func is not None and loss_for_labels(loss_func):
         raise invalid(f'loss_func={BYOLLoss(func=loss_func)!r}', 'compares predictions with labels, and BYOL has none',
                       'Leave it out, or pass a loss of your own, called as byol_loss(preds, *targs) is', TypeError)
+    check_model(get_model(model))
     return Learner(dls, model, loss_func=loss_func or BYOLLoss(), cbs=[BYOL(aug_pipelines, m), *L(cbs)], **kwargs)

@@ -15,10 +15,9 @@ from fastai.callback.mixup import MixHandler
 from fastai.learner import AvgMetric, Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
-from fastcore.xtras import is_listy
 from torch import Tensor, nn
 
-from ..core import batch_size_of, device_of, first_line, invalid, plain, undisturbed
+from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed
 from ..layers import ClipEncoder, input_channels, input_dims
 from ..data.batches import batch_parts, is_second_view, peek
 from ..fit import check_recipe
@@ -79,8 +78,8 @@ def check_pipelines(
 )->list|None: # The same as a list
     "Raise unless `augs` is a list of at least two callables, or None"
     if augs is None: return None   # the loader brings views
-    if is_listy(augs) and len(augs)>=2 and all(map(callable, augs)): return list(augs)
-    given = f'{type(augs).__name__} of {len(augs)}' if is_listy(augs) else type(augs).__name__
+    if is_list(augs) and len(augs)>=2 and all(map(callable, augs)): return list(augs)
+    given = f'{type(augs).__name__} of {len(augs)}' if is_list(augs) else type(augs).__name__
     raise invalid(f'aug_pipelines={given}', 'must be a list of two or more callables, one per view',
                   'Pass get_byol_aug_pipelines(size) or [aug1, aug2], or None where the loader brings views (x0,x1)')
 
