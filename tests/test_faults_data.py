@@ -508,7 +508,7 @@ def test_what_is_held_out(tmp_path, table, valid):
         dls = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=how, workers=0, check=check, max_bad=.2)
         assert [os.fspath(o)[-6:] for o in dls.valid_ds.items]==['08.png','09.png'] and len(dls.train_ds)==8-check
 
-@pytest.mark.parametrize('valid,words', [([0,99], 'goes from 0 to 99'), (np.array([True]*3), 'does not fit 10 items'), ([.5,.2], 'no list of positions'), ('kind', "says 'k0', 'k1'"), ('none', 'no column')])
+@pytest.mark.parametrize('valid,words', [([0,99], 'goes from 0 to 99'), (np.array([True]*3), 'does not fit 10 items'), ([.5,.2], 'no list of positions'), ('kind', "is a column with 'k0', 'k1'"), ('none', 'no column')])
 def test_what_cannot_be_held_out(tmp_path, table, valid, words):
     with pytest.raises(ValueError, match=words): image_dls(table, column='name', folder=tmp_path/'pics', valid=valid, bs=2)
 

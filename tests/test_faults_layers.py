@@ -434,7 +434,7 @@ def test_the_warning_names_the_option_and_is_given_only_where_something_is_lost(
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    lost = [str(o.message) for o in w if 'is lost' in str(o.message)]
+    lost = [str(o.message) for o in w if 'are lost' in str(o.message)]
     assert bool(lost)==clip and all('clip=False' in o for o in lost)
 
 def spans(size, x_shape, **kw):
