@@ -756,4 +756,4 @@ def test_the_command_says_nothing_of_other_libraries(tmp_path):
     (tmp_path/'a.png').write_bytes(alpha_files['P with alphas']('noise'))
     script = f"from self_supervised.cli.check import byol_check; byol_check({str(tmp_path)!r})"
     res = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
-    assert (res.stdout,res.stderr)==('All 1 pictures can be read\n', '')
+    assert (res.stdout,res.stderr)==('All 1 picture can be read\n', '')

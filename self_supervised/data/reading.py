@@ -441,16 +441,16 @@ class PictureReader:
         if is_own and self.hw: im.draft(None, (max(self.hw),)*2)
         _check_pixels(im, self.max_pixels or _pils_limit())
         _check_bands(im)
+        is_deep = _is_deep(im)   # a loaded picture no longer tells
         if is_own:
             im.load()
             _check_whole(im, file)
-        if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own)
+        if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own, is_deep)
         values = np.asarray(ImageOps.exif_transpose(im))
         return _fit(_wide(im, values, self.ground, self.full_scale, note), self.n_in, self.hw, at)
 
-    def _from_pil(self, im, at, note, is_own):
-        "Return a tensor of a PIL image with 8 bits per value"
-        is_deep = _is_deep(im)
+    def _from_pil(self, im, at, note, is_own, is_deep):
+        "Return a tensor of a PIL image with 8 bits per value, of which the file has more if `is_deep`"
         if is_deep and (self.full_scale or 65535)<65535:
             raise Unreadable('16 bits per colour, of which PIL keeps the upper 8', 'Pass reader, which reads all 16')
         im = ImageOps.exif_transpose(im, in_place=is_own) or im
