@@ -53,7 +53,8 @@ def plural(
     what:str, # Word for one
 )->str: # 'step' or 'steps', 'class' or 'classes'
     "Put a word into the number that goes with `n`"
-    return what if n==1 else f"{what}{'es' if what.endswith(('s','ch')) else 's'}"
+    if n==1: return what
+    return what+('es' if what.endswith(('s','tch','sh','x')) else 's')   # batches, and epochs
 
 def counted(
     n:int, # How many

@@ -368,4 +368,10 @@ def test_processes(here, encoder):
     res = run('byol_evaluate', 'encoder.safetensors', 'pics', '--n', 1, '--draws', 3, '--workers', 2, cwd=here)
     assert res.returncode==0 and not res.stderr, res.stderr
     res = run('byol_embed', 'encoder.safetensors', files_of('pics')[0], '--workers', 1, cwd=here)
-    assert res.returncode==0 and res.stdout=='features.npz: 1 pictures, 256 features each\n' and not res.stderr
+    assert res.returncode==0 and res.stdout=='features.npz: 1 picture, 256 features each\n' and not res.stderr
+
+@pytest.mark.parametrize('n,word,text', [(1,'batch','1 batch'), (2,'batch','2 batches'), (2,'epoch','2 epochs'), (3,'class','3 classes'),
+    (0,'picture','0 pictures'), (1200,'step','1,200 steps'), (2,'box','2 boxes')])
+def test_words_in_their_number(n, word, text):
+    from self_supervised.core import counted
+    assert counted(n, word)==text

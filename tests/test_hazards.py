@@ -247,7 +247,7 @@ def test_06_bad_validation_batches_are_reported_and_keep_their_places(capsys):
     x = x[:64].clone(); x[60] = NAN
     learn = make(dls=tensor_dls(x, splits=(torch.arange(48), torch.arange(48,64)), bs=16))
     learn.fit(1)
-    assert '1 batches held out' in capsys.readouterr().out and np.isnan(learn.recorder.values[0][1]) and not learn.guard.skipped
+    assert '1 batch held out' in capsys.readouterr().out and np.isnan(learn.recorder.values[0][1]) and not learn.guard.skipped
     assert len(learn.get_preds()[0][0]) == 16
 
 # Rows 7 and 18

@@ -168,8 +168,8 @@ def test_predict_on_data_in_memory(dls, x):
     assert torch.allclose(learn.predict(x[0])[-1], want, atol=1e-6)
 
 @pytest.mark.parametrize('kwargs,words', [
-    (dict(stats='recorded'), "stats='recorded' .*the encoder does not say"), (dict(stats='imagenet'), "stats='imagenet' is not known"),
-    (dict(stats=([.5]*3,[.2]*3)), 'stats=.* has 3 entries for pictures of 1 channels'), (dict(n_out=None), 'n_out=None .*the loaders have no labels that say')])
+    (dict(stats='recorded'), "stats='recorded' .*the encoder does not state"), (dict(stats='imagenet'), "stats='imagenet' is not known"),
+    (dict(stats=([.5]*3,[.2]*3)), 'stats=.* has 3 entries for pictures of 1 channels'), (dict(n_out=None), 'n_out=None .*the loaders have none that tell the number of classes')])
 def test_one_line_for_what_is_wrong(dls, kwargs, words):
     with pytest.raises(ValueError, match=words) as e: class_learner(dls, tiny(), **(dict(n_out=10, stats=STATS)|kwargs))
     assert '\n' not in str(e.value)

@@ -242,7 +242,7 @@ def create_byol_model(
     predictor = create_mlp_module(projection_size, predictor_size, projection_size, bn=bn, nlayers=nlayers, **kwargs)
     return BYOLModel(encoder, projector, predictor, use_momentum)
 
-@checked
+@checked_but('encoder')
 def create_simsiam_model(
     encoder:nn.Module, # (bs,n_in,h,w) → (bs,nf)
     hidden_size:int=2048, # Width of the projector's hidden layers
