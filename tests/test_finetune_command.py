@@ -333,7 +333,7 @@ def test_labels_from_a_file(here, valid, monkeypatch, capsys):
     rows = [(o, 'three' if o.parent.name=='3' else 'seven') for o in files[1:]]
     with open('labels.csv', 'w', newline='') as f: csv.writer(f).writerows([('name','label'), *rows])
     results,out = finetune('encoder.safetensors', 'pics', f'by_file_{valid}', labels='labels.csv', valid=valid, epochs=1, workers=0, progress=False)
-    assert results['vocab']==['seven','three'] and f'1 of {len(files)} pictures have no label' in capsys.readouterr().out
+    assert results['vocab']==['seven','three'] and f'1 of {len(files)} pictures without a label: left out' in capsys.readouterr().out
     n = sum(map(sum, results['confusion']))
     assert n+results['labels']==len(files)-1
     if valid=='valid': assert n==sum(o.parts[0]=='valid' for o in files[1:])
