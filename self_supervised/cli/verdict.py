@@ -139,7 +139,7 @@ def _of_data(f):
 
 def _of_weights(f):
     if f.get('pretrained') or f.get('init') or f.get('n_in')!=3: return None
-    return 'Start from published weights, which is hard to beat with few pictures: --pretrained'
+    return 'Start from published weights: --pretrained'
 
 def advice(
     facts:dict, # Facts of the run, as `run_facts` of cli.run_folder returns them
