@@ -266,7 +266,8 @@ def train_classifier(
     model,epochs = fit(parts.train, parts.stop, out=out)
     n = n_pictures(parts.train)+n_pictures(parts.stop)
     if n>=FEW*len(parts.vocab) or not isinstance(parts.train, tuple): return Trained(model, epochs)
-    if not progress: print(f"the best length was {counted(epochs, 'epoch')}: training once more on all {n} labels for it")
+    best = f"the best length was {counted(epochs, 'epoch')}"
+    if not progress: print(f'{best}: training once more on all {n} labels for it')
     model,_ = fit(_joined(parts.train, parts.stop), parts.stop, until=epochs)
     return Trained(model, epochs)
 
