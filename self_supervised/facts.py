@@ -18,6 +18,7 @@ from torch import Tensor
 
 # %% ../nbs/07_facts.ipynb #facts_code
 SAMPLES = 1000   # number of items to look at
+OPENED = 20      # of those that have to be opened, look at each 20th
 
 def data_facts(
     data, # A data set
@@ -77,13 +78,30 @@ def _from_common(names):
     return [o[len(common):] for o in names]
 
 def _of_files(items):
-    "Return the contents of some items: the size of a file, a checksum of bytes; -1 if neither is known"
-    return [_content(getattr(items[i], 'where', items[i])) for i in _spread(len(items))]
+    "Return checksums of some items: of bytes and arrays, of a file's size and both ends; -1 if nothing is known"
+    places = _spread(len(items))
+    # An item of a list or of a data set has to be opened, which may decode a picture
+    if len(items) and isinstance(getattr(items[0], 'where', None), partial): places = places[::OPENED]
+    return [_content(getattr(items[i], 'where', items[i])) for i in places]
 
 def _content(where):
+    if isinstance(where, partial):
+        try: where = where()
+        except Exception: return -1   # reading it will tell
     if isinstance(where, bytes): return crc32(where)
-    try: return os.stat(where).st_size
-    except (OSError, ValueError, TypeError): return -1
+    if hasattr(where, 'getdata'): where = np.asarray(where)   # a PIL image
+    if isinstance(where, Tensor): where = where.detach().cpu().float().numpy()
+    if isinstance(where, np.ndarray): return crc32(np.ascontiguousarray(where).data) if where.dtype!=object else -1
+    try: return _ends(where) if isinstance(where, (str,os.PathLike)) else -1
+    except (OSError, ValueError): return -1
+
+def _ends(path, n=4096):
+    "Return a checksum of a file's size, and of its first and last bytes"
+    with open(path, 'rb') as f:
+        begin = f.read(n)
+        size = f.seek(0, os.SEEK_END)
+        f.seek(max(0, size-n))
+        return crc32(f'{size} '.encode()+begin+f.read())
 
 def _labels(data):
     "Return a digest of the labels in a list or an array, or None"

@@ -111,3 +111,16 @@ def test_in_a_terminal(monkeypatch):
         monkeypatch.setattr(room, 'computes_in_bfloat16', lambda device: able)
         for asked in (dict(), dict(fast=True), dict(fast=True, bf16=True)): room._pretrain(None, 'out', None, False, **dict(bf16=False) | asked)
     assert got==[False,True,True, False,False,True]
+
+def test_a_network_of_pictures_and_clips_keeps_its_order_in_memory():
+    "torch has channels-last for 4 dimensions and for 5, and none for a network with both"
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.clips = nn.Conv3d(1, 4, 3, padding=1)
+            self.pictures = nn.Conv2d(4, 4, 3, padding=1)
+        def forward(self, x): return self.pictures(self.clips(x).mean(2)).mean((2,3))
+    model = create_byol_model(Both(), 16, 8)
+    learn = byol_learner(tensor_dls(torch.rand(32,1,4,8,8), bs=16), model, [lambda x: x*.9]*2, m=.9)
+    quiet(learn.to_fast(bf16=False).fit, 1)
+    assert not added(learn)

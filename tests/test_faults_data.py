@@ -757,3 +757,10 @@ def test_the_command_says_nothing_of_other_libraries(tmp_path):
     script = f"from self_supervised.cli.check import byol_check; byol_check({str(tmp_path)!r})"
     res = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
     assert (res.stdout,res.stderr)==('All 1 picture can be read\n', '')
+
+def test_a_dictionary_with_an_id_beside_the_label():
+    from self_supervised.data.batches import picture_and_label
+    x,i,y = torch.rand(4,3,8,8),torch.arange(4),torch.tensor([7,7,8,8])
+    for k in ('label','labels','target','targets','y'):
+        assert torch.equal(picture_and_label({'image':x, 'id':i, k:y})[1], y)
+    assert torch.equal(picture_and_label(dict(image=x, id=i))[1], i)

@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
@@ -33,7 +34,9 @@ from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.facts import data_facts
 from self_supervised.data.images import image_dls
+from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import Skipped
+from self_supervised.data.sources import picture_items
 from self_supervised.owner import OWNER, claim, release
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
@@ -723,3 +726,55 @@ def test_four_ranks_go_on_to_the_same_end(tmp_path):
         res = torch.load(tmp_path/f'resumed-{r}.pt')
         assert all(torch.equal(v, res['whole'][k]) for k,v in res['resumed'].items())
     check_same([torch.load(tmp_path/f'unused-{r}.pt') for r in range(4)])
+
+# ---- what a fresh reviewer found
+
+def test_arrays_of_bytes_are_read_as_they_are():
+    "Lists of arrays, and a reader that returns them (cv2, imageio)"
+    a = np.random.default_rng(0).integers(0, 256, (20,16,16,3), dtype=np.uint8)
+    x, = image_dls(list(a), 16, bs=4, workers=0, valid=0.).train.one_batch()
+    assert x.shape==(4,3,16,16)
+    want = torch.from_numpy(a[0]).permute(2,0,1)/255
+    assert torch.equal(open_picture(a[0]), want)
+    assert torch.equal(open_picture('any.bin', reader=lambda f: a[0]), want)
+
+@pytest.mark.parametrize('how', ['bmp','array','npy'])
+def test_pictures_replaced_by_others_of_the_same_size_are_another_data_set(how, tmp_path):
+    "Every file of some formats has the same size"
+    def facts(seed):
+        a = np.random.default_rng(seed).integers(0, 256, (12,8,8), dtype=np.uint8)
+        if how=='array': return facts_of(list(a))
+        for i,o in enumerate(a):
+            if how=='npy': np.save(tmp_path/f'{i}.npy', o)
+            else: Image.fromarray(o).save(tmp_path/f'{i}.bmp')
+        return facts_of(tmp_path, **(dict(reader=np.load, suffixes='.npy') if how=='npy' else {}))
+    was = facts(0)
+    assert facts(0)==was and facts(1)!=was
+
+@pytest.mark.parametrize('name', ['features','column_names','format'])
+def test_a_table_may_name_its_columns_as_it_likes(name, pics):
+    import pandas as pd
+    files = sorted(map(str, pics.rglob('*.png')))[:8]
+    df = pd.DataFrame({name: range(len(files)), 'picture': files})
+    assert len(picture_items(df, 'picture'))==len(files)
+
+@pytest.mark.parametrize('change', ['pooling', 'activation'])
+def test_other_layers_without_weights_are_another_network(change, tmp_path):
+    def network(pool=nn.AdaptiveAvgPool2d, act=nn.ReLU):
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), act(), pool(1), nn.Flatten())
+    def learner(**layers):
+        seed_everything(0)
+        model = create_byol_model(network(**layers), 16, 8, n_in=1, size=8)
+        learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), model, [lambda x: x*.9]*2, m=.9)
+        learn.add_cb(Checkpoint(tmp_path/'c'))
+        return learn
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.epoch: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit_quietly(learner(), Stop())
+    other = dict(pooling=dict(pool=nn.AdaptiveMaxPool2d), activation=dict(act=nn.GELU))[change]
+    with pytest.raises(ValueError, match='layers without weights differ'): fit_quietly(learner(**other))
+    fit_quietly(learner())
+
+def fit_quietly(learn, *cbs):
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=list(cbs))

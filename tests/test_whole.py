@@ -87,3 +87,18 @@ def test_such_files_are_named_and_counted(tmp_path):
     (tmp_path/'rows.png').write_bytes(png(scene(), 40))
     bad = check_pictures(tmp_path, workers=0)
     assert {o.rpartition('/')[2]: reason for o,reason in bad.items()}==dict.fromkeys(['cut.jpg','rows.png'], 'the file ends before the picture does') and bad.n==6
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_picture_above_the_limit_is_never_decoded_in_full(progressive, monkeypatch):
+    "A large JPEG is decoded at the scale needed; a progressive one cannot be, and is refused"
+    from self_supervised.data import reading
+    b = io.BytesIO()
+    Image.new('L', (400,400), 128).save(b, 'JPEG', progressive=progressive)
+    looked = []
+    monkeypatch.setattr(reading, '_check_whole', lambda im, f: looked.append(im.size))
+    if progressive:
+        with pytest.raises(BadPicture, match='max_pixels=40000'): open_picture(b.getvalue(), 1, 16, max_pixels=40_000)
+    else: assert open_picture(b.getvalue(), 1, 16, max_pixels=40_000).shape==(1,16,16)
+    assert not looked
+    open_picture(b.getvalue(), 1, 16)
+    assert len(looked)==1

@@ -211,12 +211,16 @@ def fit_facts(
     learn:Learner, # Learner in a fit
 )->dict: # name → plain value
     "Return the facts of a fit that must be the same when it continues"
-    facts = dict(epochs=learn.n_epoch)
+    facts = dict(epochs=learn.n_epoch, network=_layers(get_model(learn.model)))
     facts |= _loader_facts(learn.dls.train)
     facts |= _opt_facts(learn.opt)
     facts |= dict(callbacks=_changing(learn.cbs), loss=described(learn.loss_func))
     facts |= _views(learn.cbs) | _compiled(get_model(learn.model))
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
+
+def _layers(net):
+    "Describe the layers of a network, those without weights too: a pooling, an activation"
+    return f"{type(net).__name__} {sha256(re.sub(r' at 0x[0-9a-f]+', '', repr(net)).encode()).hexdigest()[:8]}"
 
 def _points(f): return [np.asarray(f(i/20), dtype=float).tolist() for i in range(21)]
 
@@ -292,16 +296,19 @@ def check_same(
     for k in [*now, *was]:
         # An older checkpoint says nothing of data, callbacks and views
         if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
-        if k=='loss' and k not in was: continue
+        if k=='network' or k=='loss' and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
         elif was.get(k)!=now.get(k):
             raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)
     missing = weights.keys()^own.keys()
     wrong = sorted(missing | {k for k in weights.keys()&own.keys() if np.shape(weights[k])!=np.shape(own[k])})
-    if not wrong: return
-    k = wrong[0]
-    example = f'{k!r}, {shape_in_words(weights, k)} there and {shape_in_words(own, k)} here'
-    raise invalid(given, f'holds another model: {len(wrong)} weights differ, e.g. {example}', fix)
+    if wrong:
+        k = wrong[0]
+        example = f'{k!r}, {shape_in_words(weights, k)} there and {shape_in_words(own, k)} here'
+        raise invalid(given, f'holds another model: {len(wrong)} weights differ, e.g. {example}', fix)
+    if was.get('network') not in (None, now['network']):
+        raise invalid(given, 'holds another model: its weights fit, and its layers without weights differ '
+                      '(a pooling, an activation, dropout)', fix)
 
 def _check_data(was, now, given):
     "Raise if pictures or labels have changed; warn if the contents of some files have"

@@ -54,7 +54,9 @@ def to_fast(self:Learner,
     model = get_model(self.model)
     device = torch.device(getattr(self.dls, 'device', None) or device_of(model))
     if bf16 is None: bf16 = computes_in_bfloat16(device) and not self._grab_cbs(MixedPrecision)
-    if any(isinstance(m, nn.Conv2d) for m in model.modules()) and not self._grab_cbs(ChannelsLast):
+    # torch has another order for clips, and none for both
+    able = any(isinstance(m, nn.Conv2d) for m in model.modules()) and all(p.dim()<5 for p in model.parameters())
+    if able and not self._grab_cbs(ChannelsLast):
         self.add_cb(ChannelsLast())
     if bf16: _to_bf16(self)
     if compile: _compile(model, compile)

@@ -68,8 +68,9 @@ def picture_and_label(
     if not isinstance(b, Mapping) and not isinstance(b[0], (Mapping,tuple,list)):
         if len(b)<2 or not is_second_view(b[0], b[1]): return tuple(b[:2])
     views,labels = batch_parts(b)
+    named = [b[k] for k in ('label','labels','target','targets','y') if k in b] if isinstance(b, Mapping) else []
     numbers = [o for o in labels if isinstance(o, Tensor)]   # rather than names, which may come before
-    return views[0],*(numbers or labels)[:1]
+    return views[0],*(named or numbers or labels)[:1]
 
 # %% ../../nbs/16_data.batches.ipynb #peek
 def peek(

@@ -438,13 +438,16 @@ class PictureReader:
         "Return a tensor of a PIL image; the caller's image stays as it is"
         # A large JPEG is decoded at the scale needed; which of its sides is which, its orientation says later
         is_own = isinstance(file, (str,os.PathLike,bytes))
-        if is_own and self.hw: im.draft(None, (max(self.hw),)*2)
-        _check_pixels(im, self.max_pixels or _pils_limit())
+        limit = self.max_pixels or _pils_limit()
+        is_large = bool(limit) and im.width*im.height>limit
+        # All of a progressive JPEG is in memory, however small it is decoded
+        if is_own and self.hw and not (is_large and 'progressive' in im.info): im.draft(None, (max(self.hw),)*2)
+        _check_pixels(im, limit)
         _check_bands(im)
         is_deep = _is_deep(im)   # a loaded picture no longer tells
         if is_own:
             im.load()
-            _check_whole(im, file)
+            if not is_large: _check_whole(im, file)   # which decodes in full
         if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own, is_deep)
         values = np.asarray(ImageOps.exif_transpose(im))
         return _fit(_wide(im, values, self.ground, self.full_scale, note), self.n_in, self.hw, at)
@@ -472,7 +475,7 @@ class PictureReader:
         if a.dtype.kind=='f': note = None  # whoever made floats of pictures chose their scale
         if a.dtype!=np.uint8: return _fit(_scaled(a, self.full_scale or _scale_of(a), note), self.n_in, self.hw, at)
         if len(a)!=3 or self.n_in not in (1,3): return _fit(_scaled(a, 255, None), self.n_in, self.hw, at)
-        return self._from_pil(Image.fromarray(np.ascontiguousarray(a.transpose(1,2,0))), at, None, True)
+        return self._from_pil(Image.fromarray(np.ascontiguousarray(a.transpose(1,2,0))), at, None, True, False)
 
 def _clear_in_8_bits(im):
     "Return the transparent colour of a file of 16 bits per colour in 8 bits"

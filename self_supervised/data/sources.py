@@ -268,9 +268,9 @@ def _refuse_parts(column, label):
 
 def _columns(source):
     "List the columns of a table; return None if `source` is no table"
-    if _has_transform(source): return list(source[0])
+    if not hasattr(source, 'iloc') and _has_transform(source): return list(source[0])
+    if hasattr(source, 'iloc'): return list(source.columns)  # pandas, where a column is an attribute, too
     if hasattr(source, 'column_names'): return list(source.column_names)  # Hugging Face
-    if hasattr(source, 'iloc'): return list(source.columns)  # pandas
     return list(source[0]) if isinstance(source[0], dict) else None  # a list of rows, say
 
 def _has_transform(source):
@@ -356,7 +356,7 @@ def _cell_name(cell, i): return os.fspath(cell) if isinstance(cell, (str,os.Path
 
 def _features(source):
     "Return the types of the columns by name, if the table is a Hugging Face data set"
-    return getattr(source, 'features', None) or {}
+    return {} if hasattr(source, 'iloc') else getattr(source, 'features', None) or {}
 
 def _picture_column(source, columns, column):
     "Return the name of the column with the pictures: `column`, or the only possible one"
