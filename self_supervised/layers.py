@@ -658,7 +658,7 @@ def create_encoder(
     # None for the whole network without its head, or your own network as it is
     layer:str|int|None=None,
     small_stem:bool=False, # Keep the resolution at the start? For pictures of about 32 px (ResNets); see `shrink_stem`
-    # 'group' replaces batchnorm by group norm and standardised weights, for small batches; see `to_group_norm`
+    # 'group' replaces batchnorm by group norm, and standardises weights of layers without a bias; see `to_group_norm`
     norm:str|None=None,
     # Place of the channels before pooling: 'map' (bs,c,...), 'tokens' (bs,n,c) or 'channels_last' (bs,...,c);
     # None finds out, and raises if it cannot

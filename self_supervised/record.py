@@ -7,7 +7,8 @@ __all__ = []
 
 # %% ../nbs/06_record.ipynb #imports
 from collections.abc import Iterator
-from itertools import chain
+from functools import partial
+from inspect import getclosurevars, isfunction
 from math import prod
 from numbers import Integral
 
@@ -106,19 +107,29 @@ def views_stats(
     return first
 
 def _stats_of(aug):
-    for op in _operations(aug):
+    for op in _operations(aug, set()):
+        named = op.keywords if isinstance(op, partial) and getattr(op.func, '__name__', '')=='normalize' else {}
+        if {'mean','std'}<=named.keys(): return stats_lists((named['mean'], named['std']))
         if type(op).__name__ not in ('NormalizeViews','Normalize'): continue
         held = vars(op) | (getattr(op, 'flags', None) or {})  # kornia keeps them in `flags`
         if held.get('mean') is not None: return stats_lists((held['mean'], held['std']))
     return None
 
-def _operations(aug)->Iterator:
-    "Yield the operations of a pipeline: of fastai, of torchvision, or a network"
+def _operations(aug, seen)->Iterator:
+    "Yield the operations of a pipeline: of fastai, of torchvision, a network, or parts of your own class or function"
+    if id(aug) in seen: return
+    seen.add(id(aug))
     yield aug
     inside = [*aug.children()] if isinstance(aug, nn.Module) else []
     for name in ('transforms','fs'):
         if isinstance(getattr(aug, name, None), (list,tuple,L)): inside += getattr(aug, name)
-    yield from chain.from_iterable(map(_operations, inside))
+    held = list(getattr(aug, '__dict__', {}).values())
+    if isfunction(aug): held += getclosurevars(aug).nonlocals.values()
+    inside += [o for o in held if callable(o) and type(o).__module__.partition('.')[0] in _libraries]
+    for o in inside: yield from _operations(o, seen)
+
+# Of which a view of your own may hold parts
+_libraries = ('torchvision','kornia','functools')
 
 def stats_lists(
     stats, # (mean,std) as numbers, lists, arrays or tensors; or None

@@ -549,3 +549,22 @@ def test_damaged_bytes_never_run_or_hang(tmp_path):
         file.write_bytes(data[:i]+bytes([data[i]^1])+data[i+1:])
         try: load_encoder(file)
         except (ValueError,TypeError) as e: assert '\n' not in str(e)
+
+def _mine(norm):
+    class Mine:
+        def __init__(self): self.norm = norm
+        def __call__(self, x): return self.norm(x)
+    return Mine()
+
+@pytest.mark.parametrize('how', ['own class', 'closure', 'partial', 'xtra_tfms'])
+def test_a_normalisation_inside_of_a_view_of_your_own_is_recorded(how):
+    "A torchvision `Normalize` wherever a user may put it"
+    from functools import partial
+    from torchvision.transforms import v2
+    from torchvision.transforms.functional import normalize
+    from self_supervised.record import views_stats
+    norm = v2.Normalize([.5,.4,.3], [.2,.2,.1])
+    compose = v2.Compose([v2.RandomHorizontalFlip(), norm])
+    view = {'own class': _mine(compose), 'closure': lambda x: compose(x), 'partial': partial(normalize, mean=[.5,.4,.3], std=[.2,.2,.1]),
+            'xtra_tfms': get_byol_aug_pipelines(16, stats=None, xtra_tfms=norm)[0]}[how]
+    assert views_stats([view, view])==[[.5,.4,.3],[.2,.2,.1]]

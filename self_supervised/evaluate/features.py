@@ -503,7 +503,7 @@ def mean_cosine(
 def effective_rank(
     z:Tensor, # (n,d) features or projections, n of 2 or more
 )->Tensor: # Scalar: 1 (a line) to min(n-1,d) (all directions alike); 0 for equal rows, NaN if one is not finite
-    "Return the exponential of the entropy of the singular values of the centred rows (arXiv:2210.02885, eq. 1)"
+    "Return the exponential of the entropy of the singular values (arXiv:2210.02885, eq. 1) of the centred rows"
     z = _rows(z)
     if not z.isfinite().all(): return z.new_tensor(float('nan'))
     s = torch.linalg.svdvals(z-z.mean(0))
