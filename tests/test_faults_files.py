@@ -43,6 +43,7 @@ from self_supervised.vision.byol import byol_learner, create_byol_model, get_byo
 import test_checkpoint
 from test_checkpoint import Kill, Noisy, Signal, assert_same, assert_survives, fit, flat, in_child, make, outcome
 from test_distributed import TORCHRUN, check_same, launch
+from test_hazards import quiet
 
 pytestmark = [pytest.mark.filterwarnings('ignore')]
 HERE = Path(__file__).parent
@@ -771,10 +772,7 @@ def test_other_layers_without_weights_are_another_network(change, tmp_path):
     class Stop(Callback):
         def after_epoch(self):
             if self.epoch: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): fit_quietly(learner(), Stop())
+    with pytest.raises(KeyboardInterrupt): quiet(learner().fit, 3, 1e-3, cbs=Stop())
     other = dict(pooling=dict(pool=nn.AdaptiveMaxPool2d), activation=dict(act=nn.GELU))[change]
-    with pytest.raises(ValueError, match='layers without weights differ'): fit_quietly(learner(**other))
-    fit_quietly(learner())
-
-def fit_quietly(learn, *cbs):
-    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=list(cbs))
+    with pytest.raises(ValueError, match='layers without weights differ'): quiet(learner(**other).fit, 3, 1e-3)
+    quiet(learner().fit, 3, 1e-3)

@@ -268,8 +268,8 @@ def _refuse_parts(column, label):
 
 def _columns(source):
     "List the columns of a table; return None if `source` is no table"
-    if not hasattr(source, 'iloc') and _has_transform(source): return list(source[0])
     if hasattr(source, 'iloc'): return list(source.columns)  # pandas, where a column is an attribute, too
+    if _has_transform(source): return list(source[0])
     if hasattr(source, 'column_names'): return list(source.column_names)  # Hugging Face
     return list(source[0]) if isinstance(source[0], dict) else None  # a list of rows, say
 
