@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../nbs/06_record.ipynb #imports
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 from inspect import getclosurevars, isfunction
 from math import prod
 from numbers import Integral
@@ -61,9 +61,10 @@ def remember(
 
 def forget(
     encoder:nn.Module, # Encoder with new weights, changed in place
+    *names:str, # Facts to forget; all without a name
 )->None:
-    "Clear the record of an encoder"
-    unwrapped(encoder).meta = {}
+    "Clear the record of an encoder, or some facts of it"
+    unwrapped(encoder).meta = {k:v for k,v in record_of(encoder).items() if names and k not in names}
 
 # %% ../nbs/06_record.ipynb #resolve
 def recorded_stats(
@@ -107,13 +108,24 @@ def views_stats(
     return first
 
 def _stats_of(aug):
-    for op in _operations(aug, set()):
-        named = op.keywords if isinstance(op, partial) and getattr(op.func, '__name__', '')=='normalize' else {}
-        if {'mean','std'}<=named.keys(): return stats_lists((named['mean'], named['std']))
-        if type(op).__name__ not in ('NormalizeViews','Normalize'): continue
-        held = vars(op) | (getattr(op, 'flags', None) or {})  # kornia keeps them in `flags`
-        if held.get('mean') is not None: return stats_lists((held['mean'], held['std']))
-    return None
+    found = [o for o in map(_normalisation, _operations(aug, set())) if o]
+    if len(found)<2: return found[0] if found else None
+    warn_once(f'The views are normalised {len(found)} times, with {found}. The encoder records what all of them do '
+              'together. If that is not what you want, keep one: pass stats=None to the pipelines, or leave Normalize out.')
+    return stats_lists(reduce(_one_after_the_other, found))
+
+def _normalisation(op):
+    "Return [mean,std] of an operation that normalises; None for another"
+    named = op.keywords if isinstance(op, partial) and getattr(op.func, '__name__', '')=='normalize' else {}
+    if {'mean','std'}<=named.keys(): return stats_lists((named['mean'], named['std']))
+    if type(op).__name__ not in ('NormalizeViews','Normalize'): return None
+    held = vars(op) | (getattr(op, 'flags', None) or {})  # kornia keeps them in `flags`
+    return stats_lists((held['mean'], held['std'])) if held.get('mean') is not None else None
+
+def _one_after_the_other(first, second):
+    "Return the statistics of two normalisations: ((x-m)/s-n)/t is (x-(m+s*n))/(s*t)"
+    m,s,n,t = (torch.as_tensor(o, dtype=torch.float64) for o in (*first,*second))
+    return m+s*n,s*t
 
 def _operations(aug, seen)->Iterator:
     "Yield the operations of a pipeline: of fastai, of torchvision, a network, or parts of your own class or function"

@@ -568,3 +568,68 @@ def test_a_normalisation_inside_of_a_view_of_your_own_is_recorded(how):
     view = {'own class': _mine(compose), 'closure': lambda x: compose(x), 'partial': partial(normalize, mean=[.5,.4,.3], std=[.2,.2,.1]),
             'xtra_tfms': get_byol_aug_pipelines(16, stats=None, xtra_tfms=norm)[0]}[how]
     assert views_stats([view, view])==[[.5,.4,.3],[.2,.2,.1]]
+
+MOVE,SCALE = .3,.35
+def _hidden(aug): return lambda x: (aug(x)-MOVE)/SCALE
+
+def _after(learn):
+    "Messages of a fit, and of embedding the pictures it trained on"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        learn.fit(1)
+        embed(learn.model.encoder, X[:8])
+    return [str(o.message) for o in seen]
+
+def test_a_normalisation_that_nothing_states_is_not_recorded_as_none():
+    "A function that reads globals: its views are seen, and the record stays empty, also one that was written before"
+    learn = learner(augs=[_hidden(o) for o in get_byol_aug_pipelines(8, stats=None, **GREY)])
+    assert any('nothing tells how they were normalised' in o for o in _after(learn))
+    assert record_of(learn.model.encoder)==dict(size=8, n_in=1)
+
+def test_ready_views_that_are_normalised_are_named():
+    views = [((x-MOVE)/SCALE, (x.flip(-1)-MOVE)/SCALE) for x in X[:64].split(32)]
+    from fastai.data.core import DataLoaders
+    model = create_byol_model(tiny(False), hidden_size=16, projection_size=8)
+    learn = byol_learner(DataLoaders(views, views), model, None)
+    learn.remove_cb(learn.progress); learn.logger = lambda *_: None
+    assert any('nothing tells how they were normalised' in o for o in _after(learn))
+
+def test_views_in_0_1_are_recorded_as_that():
+    learn = learner(augs=get_byol_aug_pipelines(8, stats=None, **GREY))
+    assert not any('span' in o for o in _after(learn)) and record_of(learn.model.encoder)['stats'] is None
+
+@pytest.mark.parametrize('stats', [None, (0.,4.)])
+def test_data_of_any_range_needs_no_warning(stats):
+    learn = learner(augs=get_byol_aug_pipelines(8, stats=stats, clip=False, **GREY))
+    learn.dls = tensor_dls(9*X[:64]-4, Y[:64], bs=32, device='cpu')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*span.*')
+        learn.fit(1)
+        embed(learn.model.encoder, 9*X[:8]-4)
+
+def test_two_normalisations_of_one_view_are_recorded_together_and_named():
+    view = get_batch_augs(8, stats=STATS, xtra_tfms=NormalizeViews(.5,.25), resize_scale=(1.,1.), resize_ratio=(1.,1.), flip_p=0, jitter=False,
+                          bw=False, blur=False, solarize=False)
+    with pytest.warns(UserWarning, match='normalised 2 times'): mean,std = views_stats([view])
+    torch.testing.assert_close((X[:4]-mean[0])/std[0], view(X[:4]), atol=1e-5, rtol=1e-5)
+
+@pytest.mark.parametrize('stats', [STATS, None])
+@pytest.mark.parametrize('scale, fix', [(255, 'Divide them by 255'), (1/255, 'Divide by 255 once')])
+def test_bytes_as_floats_and_a_second_division_are_told_apart(stats, scale, fix):
+    with pytest.warns(UserWarning, match=fix): embed(tiny(stats), X[:40]*scale)
+    learn = learner()
+    learn.dls = tensor_dls(X[:64]*scale, Y[:64], bs=32, device='cpu')
+    with pytest.warns(UserWarning, match=fix): learn.fit(1)
+
+@pytest.mark.parametrize('how', [dict(shuffle=True), dict(drop_last=True), dict(shuffle=True, drop_last=True)])
+def test_a_torch_loader_is_read_in_order_and_to_its_end(how):
+    "Features belong to the pictures of the data set, whatever the loader does in training"
+    from torch.utils.data import DataLoader, TensorDataset
+    feats,labels = embed(tiny(), DataLoader(TensorDataset(X[:67], Y[:67]), 16, **how))
+    torch.testing.assert_close(feats, embed(tiny(), X[:67])[0])
+    assert torch.equal(labels, Y[:67].long())
+
+def test_a_sampler_of_your_own_is_kept():
+    from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+    dl = DataLoader(TensorDataset(X[:64], Y[:64]), 16, sampler=SubsetRandomSampler([3,5,7]))
+    assert sorted(embed(tiny(), dl)[1].tolist())==sorted(Y[[3,5,7]].tolist())

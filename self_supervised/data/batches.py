@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/16_data.batches.ipynb #imports
+from collections import namedtuple
 from collections.abc import Mapping
 
 import torch
@@ -53,6 +54,19 @@ def _of_dict(b):
     return views,tuple(o for k,o in b.items() if k not in keys)
 
 # %% ../../nbs/16_data.batches.ipynb #picture
+OutsideUnit = namedtuple('OutsideUnit', 'span fix')
+
+def outside_unit(
+    x:Tensor, # Pictures
+)->OutsideUnit|None: # Their range in words, and what to do if the cause is known; None for [0,1]
+    "Find pictures that are not in [0,1]: 0 to 255 as floating point, or divided by 255 twice"
+    lo,hi = (o.item() for o in x.aminmax()) if x.numel() else (0,1)
+    twice = 0<hi<=1.01/255 and lo>=0
+    if lo>=-.01 and hi<=1.01 and not twice: return None
+    bytes_like = 2<hi<=255.5 and lo>=0
+    fix = 'Divide by 255 once' if twice else 'Divide them by 255' if bytes_like else None
+    return OutsideUnit(f'[{lo:.2g}, {hi:.2g}]' if twice else f'[{lo:.2f}, {hi:.2f}]', fix)
+
 def is_second_view(
     x, # Pictures
     o, # Other part of the batch

@@ -20,13 +20,14 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
 from fastcore.foundation import L
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler
 
 from ..core import (
     brief_repr, check_whole, checked, checked_but, device_of, first_line, invalid, is_list, number_of, per_channel,
     tensor_of, undisturbed, warn_once)
 from ..layers import create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
-from ..data.batches import picture_and_label
+from ..data.batches import outside_unit, picture_and_label
 
 # %% ../../nbs/30_evaluate.features.ipynb #clean
 @contextmanager
@@ -36,12 +37,25 @@ def _in_order(dl):
         # `split_idx` 1: no augmentation, whichever split it is
         with getattr(dl.dataset, 'set_split_idx', nullcontext)(1): yield dl.new(shuffle=False, drop_last=False)
         return
+    dl = _complete(dl)
     # A torch loader may draw from a generator of its own
     generator = getattr(dl, 'generator', None)
     state = None if generator is None else generator.get_state()
     try: yield dl
     finally:
         if generator is not None: generator.set_state(state)
+
+def _complete(dl):
+    "Make a torch loader that shuffles, or leaves out the last pictures, anew without; a sampler of your own stays"
+    if not isinstance(dl, TorchLoader) or type(dl.batch_sampler) not in (BatchSampler,type(None)): return dl
+    shuffles = type(dl.sampler) is RandomSampler and not dl.sampler.replacement and len(dl.sampler)==len(dl.dataset)
+    if not (dl.batch_size and (shuffles or dl.drop_last)): return dl
+    kept = {k: getattr(dl, k) for k in _kept if getattr(dl, k, None) is not None}
+    sampler = None if shuffles or isinstance(dl.dataset, IterableDataset) else dl.sampler
+    return TorchLoader(dl.dataset, dl.batch_size, sampler=sampler, **kept)
+
+_kept = ('num_workers','collate_fn','pin_memory','timeout','worker_init_fn','multiprocessing_context','prefetch_factor',
+         'generator')
 
 def _unit(x, device):
     "Return a batch as plain float32 in [0,1]"
@@ -139,12 +153,13 @@ def _loader_normalises(dl, x):
               'Leave Normalize out of the data.')
     return True
 
-def _check_unit(x):
-    "Warn of pictures to normalise that are not in [0,1]"
-    lo,hi = (o.item() for o in x.aminmax()) if x.numel() else (0,1)
-    if lo>=-.01 and hi<=1.01: return
-    warn_once(f'The pictures span [{lo:.2f}, {hi:.2f}], and the stats that the encoder recorded are for [0, 1]. '
-              'Scale them to [0, 1], or pass stats=None if they are normalised already.')
+def _check_unit(x, normalises):
+    "Warn of pictures that are not in [0,1], as those of the training were"
+    found = outside_unit(x)
+    if not found: return
+    were = 'the stats that the encoder recorded are for [0, 1]' if normalises else 'the encoder was trained on [0, 1]'
+    already = ', or pass stats=None if they are normalised already' if normalises else ''
+    warn_once(f'The pictures span {found.span}, and {were}. {found.fix or "Scale them to [0, 1]"}{already}.')
 
 def _batches_of(dl, bs):
     "Make batches of a tensor or array, or of a pair (x,y); return a loader as it is"
@@ -181,7 +196,8 @@ def embed(
     "Compute the features of all clean pictures, in the order of the data set"
     device = device or device_of(encoder)
     asked,stats = stats,recorded_stats(encoder, stats)
-    recorded = isinstance(asked, str) and stats is not None
+    record = record_of(encoder)
+    recorded = isinstance(asked, str) and 'stats' in record
     feats,labels = [],[]
     dl = _batches_of(dl, bs)
     with no_random(reproducible=False), _in_eval(encoder, device), _in_order(dl) as batches:
@@ -189,7 +205,7 @@ def embed(
             x,*y = picture_and_label(batch)
             if recorded and not feats and _loader_normalises(batches, x): recorded,stats = False,None
             x = _unit(x, device)
-            if recorded and not feats: _check_unit(x)
+            if recorded and not feats and not record.get('any_range'): _check_unit(x, stats is not None)
             feats.append(_features(encoder, x, stats))
             labels += [torch.as_tensor(o).cpu() for o in y]
     if not feats: raise invalid('dl', 'has no batch to embed', 'Pass at least one picture')

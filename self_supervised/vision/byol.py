@@ -30,8 +30,9 @@ from self_supervised.core import (
     without_hooks)
 from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
-from ..record import record_of, remember, views_stats
+from ..record import forget, record_of, remember, views_stats
 from ..data.arrays import no_labels
+from ..data.batches import outside_unit
 from ..ema import constant_momentum, cosine_momentum, ema_update
 from ..evaluate.features import embed
 from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
@@ -44,8 +45,8 @@ from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from self_supervised.vision.checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_length, check_model, check_online,
-    check_pipelines, check_ranks, first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch,
-    states_labels)
+    check_pipelines, check_ranks, check_stated, first_batch, first_parts, loss_for_labels, prepare, ready_views,
+    split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
 from ..callback.put_back import precision_of # noqa: F401
 from .checks import ( # noqa: F401
@@ -340,6 +341,7 @@ class BYOLSetup(AttachedCallback):
     "The companions of `BYOL`, and its changes for the length of a fit"
     def __init__(self, seed, health):
         self.seed = plain_numbers(seed)       # of the views in validation
+        self.stated = True                    # do the views tell how they are normalised?
         self.guard = Guard()                  # leaves bad batches out
         self.watch = _watch(health)           # names a collapse
         self.validation = FixedRandomness()
@@ -400,9 +402,17 @@ class BYOLSetup(AttachedCallback):
         "Write the views' statistics and other `facts` of training into the encoder's record"
         if self.rollback.saved is not None: return  # `lr_find` trains nothing
         # Nothing says how ready views were normalised
-        if self.augs is not None: facts |= dict(stats=views_stats(self.augs))
-        for net in (self.byol_model.online, self.byol_model.target):
-            if net is not None: remember(net.encoder, **facts)
+        if self.augs is not None and self.stated: facts |= dict(stats=views_stats(self.augs))
+        for net in self._networks(): remember(net.encoder, **facts)
+
+    def _networks(self): return [o for o in (self.byol_model.online, self.byol_model.target) if o is not None]
+
+    def look_at_range(self, views, x=None):
+        "Take back what the record states of the normalisation if the first views show that it is wrong"
+        if x is not None and outside_unit(x): self.record(any_range=True)   # features of such pictures need no warning
+        elif self.augs is None or views_stats(self.augs) is None: self.stated = check_stated(views)
+        if self.stated: return
+        for net in self._networks(): forget(net.encoder, 'stats')
 
     def record_view(self, v):
         "Record size and channels of a view; vectors and series have no (h,w)"
@@ -474,7 +484,9 @@ class BYOL(BYOLSetup):
         "Return the views of the batch; the first ones are checked"
         views,self.labels = ready_views(self.xb, self.yb)
         check_batch(views[0], self.model)
-        if not self.looked: check_online(self.byol_model, views[0], views)
+        if not self.looked:
+            check_online(self.byol_model, views[0], views)
+            self.look_at_range(views)
         return views
 
     def _new_views(self):
@@ -486,6 +498,7 @@ class BYOL(BYOLSetup):
         views = self.views(self.pictures)
         if not self.looked:
             check_first_batch(self.pictures, views, self.byol_model, any(map(clips_to_unit, self.augs)))
+            self.look_at_range(views, self.pictures)
         return views
 
     def after_pred(self):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed
 from ..layers import ClipEncoder, input_channels, input_dims
-from ..data.batches import batch_parts, is_second_view, peek
+from ..data.batches import batch_parts, is_second_view, outside_unit, peek
 from ..fit import check_recipe
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
@@ -218,11 +218,23 @@ def check_range(
 )->None:
     "Warn if `x` is not in [0,1], since views clip values outside"
     if x.dim()==2 or not clipped: return
-    lo,hi = (o.item() for o in x.aminmax())
-    if lo>=-.01 and hi<=1.01: return
-    warn(f"the pictures span [{lo:.2f}, {hi:.2f}] and the views expect [0, 1]: values outside are lost. "
-         "Leave Normalize out of the data, since the views normalise at the end (stats=). "
+    found = outside_unit(x)
+    if not found: return
+    lost = '' if x.max()<=1 and x.min()>=0 else ': values outside are lost'
+    fix = found.fix or 'Leave Normalize out of the data, since the views normalise at the end (stats=)'
+    warn(f"the pictures span {found.span} and the views expect [0, 1]{lost}. {fix}. "
          "For data that is no pictures, pass clip=False to the pipelines.")
+
+def check_stated(
+    views:tuple, # Views of pictures in [0,1], or of unknown ones
+)->bool: # Do the views tell how they were normalised?
+    "Warn of views outside [0,1] from pipelines, or a loader, in which no normalisation is found"
+    found = outside_unit(views[0]) if views[0].dim()>2 else None
+    if not found: return True
+    warn(f'the views span {found.span}, and nothing tells how they were normalised, so the encoder cannot record it. '
+         'Pass stats=(mean,std) to `embed` and whatever else reads pictures for this encoder, '
+         'or normalise with NormalizeViews(mean, std) as the last operation.')
+    return False
 
 def check_online(
     model:nn.Module, # With `online` and `encoder`; left as it is
