@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'PoolFlat', 'Unflattenable', 'FlatEncoder', 'LayerEncoder', 'input_channels', 'input_dims',
-           'num_features', 'tiny_resnet', 'create_encoder', 'create_fastai_encoder', 'ClipEncoder',
+           'num_features', 'tiny_resnet', 'tiny_convnet', 'create_encoder', 'create_fastai_encoder', 'ClipEncoder',
            'create_mlp_encoder', 'create_mlp_module', 'create_cls_module', 'create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #imports
@@ -609,17 +609,34 @@ def tiny_resnet(
     pool_type:str|bool|None=PoolingType.Avg, # One of `PoolingType`; None averages, False keeps the map
 )->nn.Module: # (bs,n_in,h,w) → (bs,nf)
     "A residual network for very small pictures"
-    if not len(widths): raise invalid(f'{widths=}', 'is empty', 'Pass the channels of one block or more')
-    for width in widths: check_whole(1, widths=width)
-    check_whole(1, n_in=n_in)
+    _check_widths(widths, n_in)
     blocks = [ResBlock(1, a, b, stride=1+(a != b)) for a,b in zip((widths[0],*widths), widths)]
     pool = _pool_layer(PoolingType.Avg if pool_type is None else pool_type)
     return nn.Sequential(ConvLayer(n_in, widths[0]), *blocks, pool)
 
+@checked
+def tiny_convnet(
+    n_in:int=3, # Number of input channels
+    widths:tuple=(32,64,128,256), # Channels of the convolutions; each but the last halves the resolution
+    pool_type:str|bool|None=PoolingType.Avg, # One of `PoolingType`; None averages, False keeps the map
+)->nn.Module: # (bs,n_in,h,w) → (bs,nf)
+    "A plain convolutional network for small pictures on a processor"
+    _check_widths(widths, n_in)
+    convs = [ConvLayer(a, b, stride=2-(i==len(widths))) for i,(a,b) in enumerate(zip((n_in,*widths), widths), 1)]
+    return nn.Sequential(*convs, _pool_layer(PoolingType.Avg if pool_type is None else pool_type))
+
+def _check_widths(widths, n_in):
+    "Raise for widths or channels of no network"
+    if not len(widths): raise invalid(f'{widths=}', 'is empty', 'Pass the channels of one block or more')
+    for width in widths: check_whole(1, widths=width)
+    check_whole(1, n_in=n_in)
+
+_ours = dict(tiny_resnet=tiny_resnet, tiny_convnet=tiny_convnet)
+
 def _own(name, pretrained, n_in, pool_type, size, **kwargs):
-    "Build `tiny_resnet` by name"
+    "Build a network of this library by name"
     if pretrained: _warn(_no_weights(name))
-    return tiny_resnet(n_in, pool_type=pool_type, **kwargs)
+    return _ours[name](n_in, pool_type=pool_type, **kwargs)
 
 # %% ../nbs/02_layers.ipynb #00c035
 def _builder(arch):
@@ -630,7 +647,7 @@ def _builder(arch):
     if arch.startswith('hf-hub:') or timm.is_model(arch): return _timm
     if arch in _xresnet_names(): return _xresnet
     if arch in _torchvision_names(): return _torchvision
-    if arch == 'tiny_resnet': return _own
+    if arch in _ours: return _own
     near = _near_names(arch)
     fix = f'Choose one of these near names: {near}' if near else 'Choose one of timm.list_models()'
     raise invalid(f'{arch=}', 'is no name of timm, fastai or torchvision', fix)
@@ -641,7 +658,7 @@ def _near_names(arch):
         timm=timm.list_models(),
         fastai=_xresnet_names(),
         torchvision=_torchvision_names(),
-        ours=['tiny_resnet'])
+        ours=list(_ours))
     near = {who:get_close_matches(arch, names, n=5) for who,names in families.items()}
     return '; '.join(f"{who}: {', '.join(names)}" for who,names in near.items() if names)
 

@@ -8,6 +8,7 @@ from sklearn.datasets import load_sample_images
 
 from self_supervised.augmentations import ColorJitter, PerImage, RandomFrames, get_batch_augs
 from self_supervised.core import warn_once
+from self_supervised.vision.byol import get_byol_aug_pipelines
 
 def fixed(**amounts):
     "A jitter of these amounts, and nothing else"
@@ -103,3 +104,14 @@ def test_clips_pickle_and_wrong_shapes_are_named(moving):
     with pytest.raises(ValueError, match='frames=0 must be a whole number, 1 or more'): RandomFrames(0)
     with pytest.raises(ValueError, match=r'\(4, 7\) is no batch of pictures or clips. Pass pictures \(bs,c,h,w\) or clips'):
         get_batch_augs(16)(torch.rand(4,7))
+
+@pytest.mark.parametrize('at_once', [False, True])
+def test_views_are_computed_in_float32_under_autocast(photos, at_once):
+    "In a loop of your own the views may stand inside of the context"
+    aug = get_byol_aug_pipelines(16, jitter_p=.5, blur_p=.5, solarize_p=.5)[0]
+    aug.at_once = at_once
+    torch.manual_seed(0)
+    want = aug(photos)
+    torch.manual_seed(0)
+    with torch.autocast('cpu', torch.bfloat16): got = aug(photos)
+    assert got.dtype==torch.float32 and torch.equal(got, want)

@@ -186,9 +186,11 @@ def test_minutes_choose_a_length_and_are_kept_by_a_resume(tmp_path):
     assert again==out and json.loads((out/'settings.json').read_text())['settings']==s
 
 def test_more_time_is_never_a_smaller_picture():
-    def cost(size): return Cost(1e-6*size**2, .02, 1e6, 1e8)
-    sizes = [choose(t, 4000, 500, cost)['size'] for t in range(10, 20_000, 500)]
+    def cost(size, arch): return Cost((1e-6 if arch=='resnet18' else 2e-7)*size**2, .02, 1e6, 1e8)
+    found = [choose(t, 4000, 500, cost) for t in range(10, 20_000, 500)]
+    sizes,larger = [o['size'] for o in found],[o['arch']=='resnet18' for o in found]
     assert sizes==sorted(sizes) and sizes[0]==32 and sizes[-1]==128
+    assert larger==sorted(larger) and not larger[0] and larger[-1]
     for native in (20,32,60,500):
         got = choose(1e5, 4000, native, cost)
         assert got['size']<=max(native, 8) and got['lr']==pytest.approx(1e-3*(got['bs']/128)**.5)
@@ -200,6 +202,24 @@ def test_measuring_a_cost_leaves_random_numbers():
     torch.manual_seed(3)
     c = picture_cost(s, 16, 4)
     assert torch.equal(torch.rand(4), a) and c.picture>0 and c.bytes>4*16*16
+
+def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, monkeypatch):
+    "Network, heads and precision, too: a slow machine gets a small network with small heads"
+    from self_supervised.cli import pretrain as module
+    path = str(write_mnist_tiny(tmp_path))
+    monkeypatch.setattr(module, 'computes_in_bfloat16', lambda device: True)
+    monkeypatch.setattr(module, 'picture_cost', lambda s, size: Cost(1e-3, 1. if s.arch=='resnet18' else .01, 1e6, 1e8))
+    def chosen(**kept):
+        s = complete_settings(**dict(path=path, seed=None, workers=0, pretrained=False, unlabelled=False, bf16=None, views=None, minutes=2) | kept)
+        within_minutes(s, run_pictures(s), kept)
+        return s
+    s = chosen()
+    assert (s.arch,s.hidden_size,s.projection_size,s.bf16,s.epochs)==('tiny_convnet',512,128,True,100) and 'steps' not in s
+    assert starting_encoder(s)(torch.rand(2,3,32,32)).shape==(2,512)
+    assert chosen(minutes=60).arch=='resnet18'
+    assert chosen(bf16=False).bf16 is False and chosen(hidden_size=77).hidden_size==77
+    assert (chosen(arch='resnet34').arch,chosen(arch='resnet34').hidden_size)==('resnet34',4096)
+    assert (chosen(pretrained=True).arch,chosen(pretrained=True).hidden_size)==('resnet18',4096)
 
 # ---- collapse
 

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import default_device, no_random
+from fastcore.basics import AttrDict
 
 from ..core import counted
 from ..layers import create_encoder
@@ -61,7 +62,8 @@ def _pass(model, augs, x, bf16, count=False):
         return t
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t) if count else nullcontext()
     precision = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
-    with hooks, precision: loss = model.loss(*(aug(x) for aug in augs))
+    views = [aug(x) for aug in augs]
+    with hooks, precision: loss = model.loss(*views)
     loss.backward()
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return sum(n for place,n in kept.items() if place not in known)
@@ -76,6 +78,12 @@ def memory(
 
 # %% ../../nbs/88_cli.budget.ipynb #choose_code
 SIDES = (32,48,64,96,128)
+# Networks to choose from, the fastest first, and widths of the heads that go with them
+NETWORKS = dict(
+    tiny_convnet=dict(hidden_size=512, projection_size=128),
+    resnet18=dict(hidden_size=512, projection_size=128))
+# Fewer steps of a ResNet teach less than many of a small network
+ENOUGH_OF_LARGE = 500
 # Rate at a batch of 128; it grows with the root of the batch (arXiv:2205.10287)
 BASE_LR = 1e-3
 
@@ -88,6 +96,14 @@ def native_side(
     sides = [min(shape) for shape in shapes if shape]
     return sorted(sides)[len(sides)//2] if sides else None
 
+def with_network(
+    s, # Settings of a run
+    arch:str|None, # Network; None for the one of the settings
+    kept, # Settings to keep
+)->AttrDict: # Settings of a run with this network
+    "Put a network, and the heads that go with it, into settings"
+    return AttrDict(s | ({} if arch is None else dict(arch=arch) | NETWORKS.get(arch, {})) | kept)
+
 def batch_for(
     n:int, # Number of pictures to train on
 )->int:
@@ -98,18 +114,24 @@ def choose(
     seconds:float, # Time for training
     n:int, # Number of pictures to train on
     native:int|None, # Shorter side of the pictures in pixels, or None
-    cost, # Function from a size to its `Cost`
+    cost, # Function from a size and the name of a network to its `Cost`
     size=None, # Side in pixels, or (h,w); None chooses
     bs:int|None=None, # Batch size; None chooses
-)->dict: # size, bs, lr, and the approximate number of `steps`
-    "Choose size and batch size for a time in seconds"
+    arch:str|None=None, # Network; None chooses
+)->dict: # arch, size, bs, lr, and the approximate number of `steps`
+    "Choose network, size and batch size for a time in seconds"
     bs = bs or batch_for(n)
-    sides = [o for o in SIDES if native is None or o<=native] or [max(8, native or 0)]
-    for o in [size] if size else reversed(sides):
-        c = cost(o)
+    sides = [size] if size else [o for o in SIDES if native is None or o<=native] or [max(8, native or 0)]
+    small,large = NETWORKS
+    tries = [(o, arch or large, ENOUGH_STEPS) for o in sides]
+    if arch is None: tries = [(sides[0], small, 0), (sides[0], large, ENOUGH_OF_LARGE), *tries[1:]]
+    found = None
+    for side,name,enough in tries:   # from the cheapest: what takes too long is measured once
+        c = cost(side, name)
         steps = int(seconds/(bs*c.picture+c.step)/1.1)   # validation is about a tenth
-        if steps>=ENOUGH_STEPS: break
-    return dict(size=o, bs=bs, lr=BASE_LR*(bs/128)**.5, steps=max(1, steps))
+        if found and steps<enough: break
+        found = dict(arch=name, size=side, bs=bs, lr=BASE_LR*(bs/128)**.5, steps=max(1, steps))
+    return found
 
 # %% ../../nbs/88_cli.budget.ipynb #text_code
 def duration(
@@ -130,19 +152,20 @@ def estimate_text(
     s, # Settings of a run: size, bs, epochs
     n:int, # Number of pictures to train on
     native:int|None, # Shorter side of the pictures in pixels, or None
-    cost, # Function from a size to its `Cost`
+    cost, # Function from a size, and the name of a network or None for that of the settings, to its `Cost`
+    arch:str|None=None, # Network to keep; None chooses one for the budget
     budget:int=20, # Minutes of the alternative
 )->str: # Two sentences
     "Describe the time and memory of a run, and the settings that a budget would buy"
-    c = cost(s.size)
+    c = cost(s.size, None)
     steps = s.epochs*max(1, n//s.bs)
     seconds = 1.1*steps*(s.bs*c.picture+c.step)
-    buys = choose(.85*60*budget, n, native, cost)
+    buys = choose(.85*60*budget, n, native, cost, arch=arch)
     return (f"{n:,} pictures to train on, {counted(s.epochs, 'epoch')}: {counted(steps, 'step')} of {s.bs} pictures "
             f"at {pixels(s.size)}, "
             f"about {duration(seconds)} and {memory(c, s.bs)/1e9:.1f} GB on this machine. "
             f"--minutes {budget} would take about {counted(buys['steps'], 'step')} of {buys['bs']} "
-            f"at {pixels(buys['size'])}.")
+            f"at {pixels(buys['size'])}, with {buys['arch']}.")
 
 # %% ../../nbs/88_cli.budget.ipynb #after_code
 def after_training(

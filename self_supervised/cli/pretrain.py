@@ -52,8 +52,9 @@ from ..transfer.encoder_file import height_width
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
-from .budget import (
-    TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost, pixels)
+from self_supervised.cli.budget import (
+    NETWORKS, TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost, pixels,
+    with_network)
 from .mend import Mend
 from .options import as_in_training, command, reader_name, reading_options, to_record
 from .pictures import (
@@ -97,7 +98,7 @@ def complete_settings(
     workers:int|None, # Number of processes that read pictures; None for one per core
     pretrained:bool, # Start from published weights?
     unlabelled:bool, # Ignore folder names?
-    bf16:bool, # Train in bfloat16?
+    bf16:bool|None, # Train in bfloat16? None is False, unless `within_minutes` chooses
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     minutes:float|None=None, # Length of the run in minutes, instead of epochs
     norm:str|None=None, # 'group' for small batches; None for batchnorm
@@ -107,7 +108,7 @@ def complete_settings(
     "Complete settings by the defaults for this kind of data"
     asked = {name: plain_numbers(value) for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
-    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, views=views, init=init, minutes=minutes,
+    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init, minutes=minutes,
                   norm=norm)
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
     s.size = parse_size(s.size)
@@ -240,17 +241,20 @@ def fit_run(
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94plancode
 def within_minutes(
-    s, # Settings of the run, with `minutes`; size, bs and lr are changed in place
+    s, # Settings of the run, with `minutes`; what you did not set is changed in place
     items, # Pictures
-    asked:dict, # Settings to keep: size, bs, lr that are not None
+    asked:dict, # Settings to keep, those that are not None
 )->None:
-    "Choose size, batch size and learning rate for the minutes"
-    kept = {k: s[k] for k in ('size','bs','lr') if asked.get(k) is not None}
+    "Choose network, its heads, size, batch size, learning rate and precision for the minutes"
+    kept = {k: s[k] for k in s if asked.get(k) is not None}
+    if s.pretrained or s.init: kept |= {k: s[k] for k in ('arch','hidden_size','projection_size')}
+    if 'bf16' not in kept: s.bf16 = computes_in_bfloat16(default_device())
     n = len(split_pictures(s, items, tell=False).train)
-    costs = lru_cache(partial(picture_cost, s))
-    chosen = choose(.8*60*s.minutes, n, native_side(items), costs, kept.get('size'), kept.get('bs'))
-    s.update({k: chosen[k] for k in ('size','bs','lr')} | kept)
-    print(f'{s.minutes:g} min: pictures of {pixels(s.size)}, batches of {s.bs}', flush=True)
+    def cost(size, arch): return picture_cost(with_network(s, arch, kept), size)
+    chosen = choose(.8*60*s.minutes, n, native_side(items), cost, *map(kept.get, ('size','bs','arch')))
+    s.update(with_network(s, chosen['arch'], {k: chosen[k] for k in ('size','bs','lr')} | kept))
+    print(f'{s.minutes:g} min: {s.arch}, pictures of {pixels(s.size)}, batches of {s.bs}'
+          f"{', in bfloat16' if s.bf16 else ''}", flush=True)
 
 def _time_left(s, learn, begun):
     "Time a few steps, and choose their number for the rest of the minutes"
@@ -279,7 +283,11 @@ def plan(
 def _say_how_long(s, learn, items):
     "Print how long the run will take"
     n = len(learn.dls.train_ds)
-    text = estimate_text(s, n, native_side(items), lru_cache(partial(picture_cost, s, n=8)))
+    @lru_cache
+    def cost(size, arch): return picture_cost(with_network(s, arch, {} if arch is None else able), size, n=8)
+    able = dict(bf16=s.bf16 or computes_in_bfloat16(default_device()))   # as `within_minutes` chooses
+    keep = s.arch if s.pretrained or s.init or s.arch not in NETWORKS else None
+    text = estimate_text(s, n, native_side(items), cost, keep)
     print(text, flush=True)
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c016
@@ -319,12 +327,13 @@ def pretrain(
     pretrained:bool=False, # Start from published weights?
     init=None, # File of weights to start from, in any format of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
-    bf16:bool=False, # Train in bfloat16? Weights, target and optimizer stay in float32
+    # Train in bfloat16? Weights, target and optimizer stay in float32. None: with `minutes`, if the device computes in it
+    bf16:bool|None=None,
     # Name of a set of views of `views_for`, or arguments of `get_byol_aug_pipelines` that differ from the defaults
     views:str|dict|None=None,
     resume:bool=False, # Resume the run in `out`, with its settings?
     progress:bool=True, # Show bars? With `minutes` there are lines instead
-    minutes:float|None=None, # Length of the run in minutes instead of `epochs`; size, bs and lr are chosen, too
+    minutes:float|None=None, # Length of the run in minutes instead of `epochs`; what you do not set is chosen for it
     norm:str|None=None, # 'group' for small batches; None keeps the network's, with batchnorm in the heads
     # Settings of `DIGITS` or `PICTURES` that differ from the default; options of `reading_options`;
     # `labels` and `holdout`
@@ -347,7 +356,7 @@ def pretrain(
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
-    if s.minutes and items is not None and not resume: within_minutes(s, items, settings)
+    if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
     with run_folder(out, resume) as folder: return _run(s, items, bs, folder, resume, progress, begun)
@@ -427,7 +436,8 @@ def byol_pretrain(
 
 def _pretrain(path, out, views, no_flip, fast=False, **settings):
     "Call `pretrain` with a named set of views, no mirror images if `no_flip`, bfloat16 if `fast` and able"
-    if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
+    # Without the option `within_minutes` may choose it
+    settings['bf16'] = settings['bf16'] or fast and computes_in_bfloat16(default_device()) or None
     if views and no_flip: views = views_for(views) | dict(flip_p=0.)
     elif no_flip: views = dict(flip_p=0.)
     return pretrain(path, out, views=views, **settings)

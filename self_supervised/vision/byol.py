@@ -409,7 +409,9 @@ class BYOLSetup(AttachedCallback):
 
     def look_at_range(self, views, x=None):
         "Take back what the record states of the normalisation if the first views show that it is wrong"
-        if x is not None and outside_unit(x): self.record(any_range=True)   # features of such pictures need no warning
+        if x is not None and outside_unit(x):
+            # Features of such pictures need no warning
+            if x.dim()==2 or not any(map(clips_to_unit, self.augs)): self.record(any_range=True)
         elif self.augs is None or views_stats(self.augs) is None: self.stated = check_stated(views)
         if self.stated: return
         for net in self._networks(): forget(net.encoder, 'stats')
