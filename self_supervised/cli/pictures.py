@@ -20,11 +20,12 @@ from .terminal import one_line
 
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize, parent_label
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 
 from ..core import from_csv_cell, invalid, plural, to_csv_cell, write_atomic
 from ..data.images import held_by_chance, image_dls, parts_by_column
+from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import Picture, column_values, open_table
@@ -206,10 +207,21 @@ def folder_dls(
     "Load pictures, labelled where all can be judged by their labels; hold some out"
     split = split_pictures(s, items)
     label = _label_func(s, split) if all(o is not None for o in split.labels) else None
-    dls = image_dls(split.items, size_to_load(s, split.items), n_in=s.n_in, label_func=label, valid=split.held, bs=bs,
+    size = size_to_load(s, split.items)
+    if s.get('keep') is None: s.keep = fits_memory(s, split.items, size)
+    dls = image_dls(split.items, size, n_in=s.n_in, label_func=label, valid=split.held, bs=bs, keep=s.keep,
                     workers=s.workers, seed=s.seed, log=log, max_bad=s.get('max_bad', .1), **how_to_read(s))
     dls.judged = _judged_dls(s, split, dls)
     return dls
+
+def fits_memory(
+    s, # Settings of the run
+    items, # Pictures
+    size, # Side to load them at, or (h,w)
+)->bool: # False also if you set the number of workers, or pass a reader, which may not run in threads
+    "Do the pictures of a run fit into memory?"
+    if s.workers or s.get('reader') is not None: return False
+    return kept_bytes(items, PictureReader(s.n_in, size))<=MOST/(num_distrib() or 1)
 
 def _label_func(s, split):
     "Return the function from a picture to its label"
@@ -234,6 +246,7 @@ def _judged_dls(s, split, dls):
         label,parts = None,(split.train,some)
     opener = dls.train_ds.opener
     read = PictureReader(s.n_in, s.size, **how_to_read(s))
+    if s.get('keep'): read = Kept(read)
     tfms = [label,Categorize()] if label else None
     data = picture_data(split.items, parts, read, tfms, dls.train_ds.skipped, opener.remarks)
     return data.dataloaders(bs=dls.train.bs, num_workers=dls.train.fake_l.num_workers, device=dls.device,

@@ -89,7 +89,8 @@ PICTURES = dict(
     wd=.01,
     m=None,  # chosen by the recipe for the number of steps
     hidden_size=4096,
-    projection_size=256)
+    projection_size=256,
+    keep=None)  # decoded pictures stay in memory if they fit
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94settingscode
 def complete_settings(

@@ -19,6 +19,7 @@ from fastai.torch_core import rank_distrib
 
 from ..core import check_one_of, check_workers, checked, invalid, number_of, seed_loaders
 from .arrays import check_batch_fits, no_labels, positions
+from .kept import Kept
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
 from .sources import column_values, left_out_text, open_table, picture_items
@@ -124,6 +125,9 @@ def image_dls(
     # Place of the cut along the long side of a picture: 'random' cuts at another place in each epoch of training,
     # and in the middle for validation; 'middle' for both
     square:str='random',
+    # Keep decoded pictures in memory, and read ahead in threads instead of other processes? For folders that fit: 3 bytes
+    # per pixel of `size`. Needs `workers` of None or 0
+    keep:bool=False,
     folder=None, # Folder that relative paths start from
     suffixes=None, # Endings of the files to read, e.g. '.npy'; '*' for all; None for pictures, with `reader` all
     **how # Arguments of `open_picture`: ground, full_scale, max_pixels, reader
@@ -140,9 +144,11 @@ def image_dls(
     skipped = Skipped(len(items), max_bad, log)
     remarks = Remarks(len(items), 1.)
     check_workers(workers)
+    if keep and workers: raise invalid(f'keep=True, {workers=}', 'are two ways to read ahead', 'Leave workers out')
     if check: items,splits = _readable(items, source, valid, seed, skipped, read, workers)
     else: splits = _split(items, source, valid, seed)
     check_batch_fits(bs, len(splits[0]))
+    if keep: read,workers = Kept(read),0
     data = picture_data(items, splits, read, _label_tfms(items, splits, label_func), skipped, remarks)
     report = partial(_report, skipped, remarks)
     dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device,

@@ -221,12 +221,25 @@ def _scale_of(a):
     raise Unreadable(f'values in [{a.min()},{a.max()}] of type {a.dtype}, which states no scale',
                      f'Pass uint8, or full_scale, the value that becomes 1, e.g. full_scale={_depth_above(a.max())}')
 
+LONGEST = 8   # times the side of a cut is the long side of a picture kept whole
+
+def _sized(im, hw, at):
+    "Scale the short side of a PIL image to fit (h,w), and cut out a part; without a place for the cut, keep the long side"
+    if not hw: return im
+    wh = hw[::-1]
+    if at is not None: return ImageOps.fit(im, wh, Image.Resampling.BICUBIC, centering=at)
+    factor = max(m/n for m,n in zip(wh, im.size))
+    whole = [min(max(round(factor*n), m), LONGEST*m) for m,n in zip(wh, im.size)]
+    return ImageOps.fit(im, whole, Image.Resampling.BICUBIC)
+
+def _unit(x): return x.float().div_(255) if x.dtype==torch.uint8 else x
+
 def _fit(a, n_in, hw, at):
     "Return a tensor (n_in,h,w) of channels (c,h,w) in [0,1]"
     if len(a)==3 and n_in==1: a = np.tensordot(np.float32([.299,.587,.114]), a, 1)[None]
     if len(a)!=n_in and (len(a),n_in)!=(1,3):
         raise Unreadable(f'{len(a)} channels, and n_in={n_in}', f'Pass n_in={len(a)}, or choose channels')
-    if hw: a = np.stack([ImageOps.fit(Image.fromarray(o), hw[::-1], Image.Resampling.BICUBIC, centering=at) for o in a])
+    if hw: a = np.stack([_sized(Image.fromarray(o), hw, at) for o in a])
     return torch.from_numpy(np.array(a, dtype=np.float32)).clamp_(0,1).expand(n_in,-1,-1)
 
 # %% ../../nbs/12_data.reading.ipynb #whole
@@ -419,11 +432,32 @@ class PictureReader:
 
     def __call__(self, f, at=.5, note=None):
         "Read an item; `at` in [0,1] is the place of the cut along its long side, `note` gets odd findings"
-        try: return tensor_type(self.n_in)(self._read(f, (at,at), note))
+        return self.typed(self._checked(f, (at,at), note))
+
+    def whole(self, f, note=None):
+        "Read an item with its long side whole, up to 8 times that of a cut; bytes as uint8, others as floats in [0,1]"
+        return self._checked(f, None, note)
+
+    def cut(self,
+        x:torch.Tensor, # Result of `whole`
+        at:float, # Place along the long side, in [0,1]
+    )->torch.Tensor: # The same as reading at this place, but for rounding the long side to whole pixels
+        "Cut a picture of `size` out of a whole one"
+        if not self.hw: return self.typed(x)
+        (h,w),(full_h,full_w) = self.hw,x.shape[-2:]
+        top,left = round(at*(full_h-h)),round(at*(full_w-w))
+        return self.typed(x[:, top:top+h, left:left+w])
+
+    def typed(self, x):
+        "Return a tensor as fastai's picture, floats in [0,1]"
+        return tensor_type(self.n_in)(_unit(x))
+
+    def _checked(self, f, at, note):
+        try: return self._read(f, at, note)
         except Exception as e: raise _bad(f, e) from e
 
     def _read(self, f, at, note):
-        "Return a tensor (n_in,h,w) of an item, or of the result of your reader"
+        "Return a tensor (n_in,h,w) of an item, or of the result of your reader; uint8 or floats in [0,1]"
         f = _where(f)
         if self.reader: f = self.reader(f)
         if isinstance(f, (np.ndarray,torch.Tensor)): return self._from_array(f, at, note)
@@ -460,10 +494,8 @@ class PictureReader:
         if im.has_transparency_data: im = _on_ground(_clear_in_8_bits(im) if is_deep else im, self.ground)
         im = im.convert('L' if self.n_in==1 else 'RGB')
         if is_deep and note: _note_deep(im, note)
-        if self.hw: im = ImageOps.fit(im, self.hw[::-1], Image.Resampling.BICUBIC, centering=at)
-        x = torch.from_numpy(np.array(im))
-        x = x[None] if x.ndim==2 else x.permute(2,0,1)
-        return x.contiguous().float().div_(255)
+        x = torch.from_numpy(np.array(_sized(im, self.hw, at)))
+        return (x[None] if x.ndim==2 else x.permute(2,0,1)).contiguous()
 
     def _from_array(self, f, at, note):
         "Return a tensor of an array or a tensor in any layout"

@@ -234,6 +234,13 @@ class PictureDL(TfmdDL):
         self.draw = copy(self.rng).getrandbits(63) if self.square=='random' and self.shuffle else None
         self.epochs += 1
 
+    def get_idxs(self):
+        "Draw the order; a reader that keeps pictures begins to read them"
+        idxs = super().get_idxs()
+        follow = getattr(self.dataset.opener.read, 'follow', None) if isinstance(self.dataset, PictureData) else None
+        if follow and not self.fake_l.num_workers: follow(self.dataset.items[i] for i in idxs)
+        return idxs
+
     def create_item(self,
         i:int|None, # Place
     )->tuple: # (x,) or (x,y)
@@ -260,7 +267,7 @@ def quiet_worker(
 def picture_data(
     items, # Result of `picture_items`
     splits, # Indices of (train, valid)
-    read:PictureReader, # Reader of pictures
+    read:PictureReader, # Reader of pictures, or a `Kept` of one
     y_tfms=None, # Steps from an item to its label, e.g. [parent_label, Categorize()]; None without labels
     skipped=None, # `Skipped`, or None to raise at the first picture that cannot be read
     remarks=None, # `Remarks`, or None to warn of the first odd finding
