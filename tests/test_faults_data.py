@@ -764,3 +764,14 @@ def test_a_dictionary_with_an_id_beside_the_label():
     for k in ('label','labels','target','targets','y'):
         assert torch.equal(picture_and_label({'image':x, 'id':i, k:y})[1], y)
     assert torch.equal(picture_and_label(dict(image=x, id=i))[1], i)
+
+@pytest.mark.parametrize('kind', ['tif','gif','webp','png'])
+def test_pages_that_are_not_read_are_counted_and_named(tmp_path, kind):
+    "A stack of a microscope, an animation: one picture of it is trained on, which is said once, by training and by the check"
+    pages = [Image.fromarray(np.full((12,12), 60*i+20, np.uint8)) for i in range(4)]
+    for i in range(8): pages[i%4].copy().save(tmp_path/f'{i}.png')
+    pages[0].save(tmp_path/f'stack.{kind}', save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match='1 of 9 pictures has several pages, e.g. .*stack.*4 pages, of which the first is read'):
+        list(image_dls(tmp_path, 8, n_in=1, bs=8, valid=0., workers=0, device='cpu').train)
+    found = check_pictures(tmp_path, 8, 1, workers=0)
+    assert not found and not found.dim and [*found.remarks]==[str(tmp_path/f'stack.{kind}')]

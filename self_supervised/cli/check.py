@@ -18,7 +18,7 @@ from fastcore.script import CliError
 
 from ..core import check_place, plural, printable, to_csv_cell
 from ..data.reading import parse_size
-from ..data.skipped import check_pictures, dim_text
+from ..data.skipped import check_pictures, remarks_text
 from ..data.sources import left_out_text
 from .options import command, how_to_read, listed_pictures, reading_options
 
@@ -41,7 +41,7 @@ def byol_check(
     if out: run(_write_list, bad, out)
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
     if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')
-    if bad.dim: print(f'{dim_text(bad.dim, bad.n)}')
+    if bad.remarks: print(f'{remarks_text(bad.remarks, bad.n)}')
     said = f"{len(bad)} of {bad.n} {plural(bad.n, 'picture')} cannot be read"
     if len(bad)>options.get('max_bad', 0)*bad.n: raise CliError(f'byol_check: {said}') from None
     print(said if bad else f"All {bad.n} {plural(bad.n, 'picture')} can be read")

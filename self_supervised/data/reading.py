@@ -478,6 +478,7 @@ class PictureReader:
         if is_own and self.hw and not (is_large and 'progressive' in im.info): im.draft(None, (max(self.hw),)*2)
         _check_pixels(im, limit)
         _check_bands(im)
+        if note: _note_pages(im, note)
         is_deep = _is_deep(im)   # a loaded picture no longer tells
         if is_own:
             im.load()
@@ -514,6 +515,11 @@ def _clear_in_8_bits(im):
     clear = im.info.get('transparency')
     if isinstance(clear, tuple): im.info['transparency'] = tuple(o>>8 for o in clear)
     return im
+
+def _note_pages(im, note):
+    "Tell `note` of a file of several pages or frames; the second picture of a camera's MPO is a preview"
+    pages = getattr(im, 'n_frames', 1) if im.format in ('TIFF','GIF','WEBP','PNG') else 1
+    if pages>1: note(f'{pages} pages, of which the first is read: write each into a file, or pass reader')
 
 def _note_deep(im, note):
     "Tell `note` of a picture of 16 bits per colour that uses little of them"

@@ -153,14 +153,27 @@ class Skipped(Mapping):
         return '\n'.join([f"{len(self)} of {self.n} {plural(self.n, 'picture')} skipped", *lines])
 
 # %% ../../nbs/14_data.skipped.ipynb #remarks
-def dim_text(
-    found, # Name → remark, of pictures that use little of their range
+def remarks_text(
+    found, # Name → remark: pictures that use little of their range, or files of several pages
     n:int, # Number of all pictures
-)->str:
-    "Describe pictures that use little of their range in one line"
+)->str: # A sentence for each of the two
+    "Describe odd findings"
+    paged = {name: o for name,o in found.items() if is_of_pages(o)}
+    dim = {name: o for name,o in found.items() if name not in paged}
+    parts = []
+    if dim: parts.append(_counted(dim, n, 'uses less than an eighth of its scale', 'use less than an eighth of their scale'))
+    if paged: parts.append(_counted(paged, n, 'has several pages', 'have several pages'))
+    return '. '.join(parts)
+
+def is_of_pages(
+    remark:str, # Odd finding
+)->bool:
+    "Does a remark tell of pages that are not read?"
+    return ' pages, of which ' in remark
+
+def _counted(found, n, one, several):
     name,remark = next(iter(found.items()))
-    some = f"{len(found)} of {n} {plural(n, 'picture')} {'uses' if len(found)==1 else 'use'}"
-    return f'{some} less than an eighth of their scale, e.g. {printable(name)}: {remark}'
+    return f"{len(found)} of {n} {plural(n, 'picture')} {one if len(found)==1 else several}, e.g. {printable(name)}: {remark}"
 
 class Remarks(Skipped):
     "Names of readable pictures → odd findings, in a csv file that all processes append to"
@@ -174,7 +187,7 @@ class Remarks(Skipped):
         "Warn, once, of their number"
         if self.n_reported or not len(self) or rank_distrib(): return
         self.n_reported = len(self)
-        warnings.warn(f'So far {dim_text(self, self.n)}.')
+        warnings.warn(f'So far {remarks_text(self, self.n)}.')
 
 # %% ../../nbs/14_data.skipped.ipynb #39c007
 class PictureData(Datasets):
@@ -298,10 +311,11 @@ class _Looked:
 
 class Checked(dict):
     "Name of each picture that cannot be read → reason"
-    def __init__(self, bad, n, dim, left_out):
+    def __init__(self, bad, n, remarks, left_out):
         super().__init__(bad)
         self.n = n                # number of all pictures
-        self.dim = dim            # name → remark, of pictures that use less than an eighth of their range
+        self.remarks = remarks    # name → odd finding: little of the range is used, or other pages are not read
+        self.dim = {name: o for name,o in remarks.items() if not is_of_pages(o)}
         self.left_out = left_out  # suffix → number of files that are not read as pictures
 
 # %% ../../nbs/14_data.skipped.ipynb #39c009
@@ -316,7 +330,7 @@ def check_pictures(
     folder=None, # Folder that relative paths start from
     suffixes=None, # Endings of the files to read, e.g. '.npy'; '*' for all; None for pictures, with `reader` all
     **how # Arguments of `open_picture`: ground, full_scale, max_pixels, reader
-)->Checked: # Name of each picture that cannot be read → reason; also `.dim`, `.left_out` and `.n`
+)->Checked: # Name of each picture that cannot be read → reason; also `.remarks`, `.left_out` and `.n`
     "Read every picture, and list those that training would skip, with the reasons"
     read = PictureReader(n_in, size, **how)
     items = picture_items(source, column, folder=folder, suffixes=suffixes, any_file=read.reader is not None)
@@ -328,5 +342,5 @@ def check_pictures(
     found = L(progress_bar(dl, leave=False) if progress else dl).concat()
     names = list(map(os.fspath, items))
     bad = {name:reason for name,(reason,_) in zip(names, found) if reason is not None}
-    dim = {name:remark for name,(_,remark) in zip(names, found) if remark is not None}
-    return Checked(bad, len(items), dim, items.left_out)
+    remarks = {name:remark for name,(_,remark) in zip(names, found) if remark is not None}
+    return Checked(bad, len(items), remarks, items.left_out)
