@@ -148,6 +148,7 @@ class Deadline(Callback):
 
     def before_fit(self):
         if hasattr(self.learn, 'lr_finder'): return
+        self.plan = [self.seconds, self.steps]   # part of a checkpoint: a resumed fit has the same
         self.clock = _Clock()   # no part of a checkpoint: the next process has its own
         self.spent = 0.         # seconds of this fit, and of the processes before
         self.pct = 0.           # part of the run that is done

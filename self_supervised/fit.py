@@ -266,9 +266,11 @@ def _check_length(epochs, steps, minutes, start_epoch):
     check_minutes(minutes)
     if start_epoch: raise invalid(f'{start_epoch=}', 'does not go with minutes', 'Pass epochs, or leave it out')
 
-def _deadline(learn, minutes, recipe, opt_func, begun):
-    "Time some steps with the new optimizer, and plan the rest of the minutes"
+def _deadline(learn, minutes, recipe, opt_func, begun, cbs):
+    "Take the plan of the run to resume; or time some steps with the new optimizer, and plan the rest of the minutes"
     check_minutes(minutes, learn)
+    plan = _recorded_plan([*learn.cbs, *L(cbs)])
+    if plan: return Deadline(*plan)
     if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     opt = recipe.opt if isinstance(recipe, Recipe) else recipe
     step = measure_pace(learn, opt_func or opt_funcs[opt], min(6., 6*minutes)).step
@@ -276,6 +278,13 @@ def _deadline(learn, minutes, recipe, opt_func, begun):
     deadline = Deadline(left, steps_within(learn, left, step))
     if not rank_distrib(): print(f'{minutes:g} min: about {deadline.steps:,} steps of {brief(step)} s')
     return deadline
+
+def _recorded_plan(cbs):
+    "Return seconds and steps of the run that a `Checkpoint` among the callbacks is to resume; None without one"
+    for cb in cbs:
+        if not hasattr(type(cb), 'recorded'): continue
+        state = cb.recorded('deadline')
+        if state and 'plan' in state: return state['plan']
 
 def chosen_recipe(
     learn:Learner, # Learner with model, data and `BYOL`
@@ -316,7 +325,7 @@ def fit_byol(self:Learner,
     _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)
     if minutes is not None:
-        deadline = _deadline(self, minutes, recipe, opt_func, begun)
+        deadline = _deadline(self, minutes, recipe, opt_func, begun, cbs)
         epochs = math.ceil(deadline.steps/len(self.dls.train))
         cbs = [deadline, *L(cbs)]
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)

@@ -11,6 +11,7 @@ from torch import nn
 
 from self_supervised import budget
 from self_supervised.augmentations import VIEWS, QuarterTurns, get_batch_augs, views_for
+from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.budget import Deadline, measure_pace
 from self_supervised.cli import pretrain as cli
 from self_supervised.cli.budget import Cost, choose, native_side, picture_cost
@@ -175,6 +176,22 @@ def test_without_delay_a_deadline_takes_the_steps_planned():
     learn = fit(learner(), 3, 'adamw', lr=1e-3, m=.9, cbs=Deadline(1e4, 20, slack=2.))
     assert learn.train_iter==20 and len(learn.recorder.values)==3
     assert {len(o) for o in learn.recorder.values}=={len(learn.recorder.metric_names)-2}      # no row lacks a column
+
+class Stop(Callback):
+    "Cut a fit after some steps, as Ctrl-C does"
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.train_iter==self.at: raise KeyboardInterrupt
+
+def test_a_run_of_minutes_is_resumed_with_its_own_plan(tmp_path, monkeypatch):
+    "The second process is three times as slow, and measures nothing: length, momentum and rates are those of the first"
+    pace = [.05]
+    monkeypatch.setattr('self_supervised.fit.measure_pace', lambda *_: budget.Pace(0., pace[0]))
+    with pytest.raises(KeyboardInterrupt): fit(learner(Checkpoint(tmp_path, every=1), Stop(5)), minutes=.05, recipe='adamw')
+    pace[0] = .15
+    learn = learner(Checkpoint(tmp_path, every=1))
+    fit(learn, minutes=.05, recipe='adamw')
+    assert learn.train_iter>5 and learn.pct_train==1
 
 def test_minutes_choose_a_length_and_are_kept_by_a_resume(tmp_path):
     _,_,out = shortest(tmp_path, minutes=.2)

@@ -22,7 +22,7 @@ from ..owner import release
 from .core import AttachedCallback
 from .ranks import any_rank, most
 from .guard import Guard, finite
-from .state import learner_state, set_learner_state
+from .state import learner_state, set_learner_state, unpack
 from .replay import Replay, end_workers
 from .signals import Signals
 from .checkpoint_file import FORMAT, VERSION, check_same, checkpoint_files, find_checkpoint
@@ -230,6 +230,14 @@ class Checkpoint(AttachedCallback):
         if not _is_finite(self.learn.model): return _warn_not_finite(self.folder, state['position'])
         keep = None if _in_bad_row(self.learn) else self.keep
         write_checkpoint(self.folder, state, keep, best)
+
+    def recorded(self,
+        name:str, # `name` of another callback, e.g. 'deadline'
+    )->dict|None: # Its plain values; None without a checkpoint
+        "Look up a callback's state in the checkpoint that the next fit goes on from"
+        saved = find_checkpoint(self.folder, self.fit_no, self.resume, 'cpu')
+        state = saved['callbacks'].get(name) if saved else None
+        return state and unpack(state)
 
     def load(self,
         state:dict, # From `state`, or `read_checkpoint`
