@@ -324,7 +324,8 @@ def pretrain(
     path=None, # Folder of pictures; or a tar, or a list or folder of them; None for scikit-learn's digits
     out='runs/byol', # Folder to write to
     seed:int|None=None, # Random seed of loaders, views and weights; None is 42
-    workers:int|None=None, # Processes that read pictures; None for one per core, at most 16
+    # Processes that read pictures; None for none where the pictures fit into memory, else one per core, at most 16
+    workers:int|None=None,
     pretrained:bool=False, # Start from published weights?
     init=None, # File of weights to start from, in any format of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
@@ -402,10 +403,13 @@ def byol_pretrain(
     m:float=None, # Momentum of the target at the start, in [0,1] (digits: 0.95, pictures: chosen by run length)
     hidden_size:int=None, # Width of the heads' hidden layer (digits: 512, pictures: 4096)
     projection_size:int=None, # Width of the projections (digits: 64, pictures: 256)
-    workers:int=None, # Number of processes that read pictures (one per core, at most 16)
+    # Number of processes that read pictures (none where the pictures fit into 1 GB of memory: then each is read once, by
+    # threads; else one per core, at most 16)
+    workers:int=None,
     seed:int=None, # Random seed (42)
     out:str='runs/byol', # Folder to write to
-    # Length of the run in minutes, instead of epochs; size, batch size and learning rate follow unless you pass them
+    # Length of the run in minutes, instead of epochs; network, size, batch size, learning rate and precision follow
+    # unless you pass them
     minutes:float=None,
     # Views for a kind of picture: photo, grey, texture, symbols, satellite, faces or document (photo)
     views:str=None,
