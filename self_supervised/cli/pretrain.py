@@ -109,8 +109,8 @@ def complete_settings(
     "Complete settings by the defaults for this kind of data"
     asked = {name: plain_numbers(value) for name,value in settings.items() if value is not None}
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
-    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init, minutes=minutes,
-                  norm=norm)
+    given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init,
+                  minutes=minutes, norm=norm)
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
     s.size = parse_size(s.size)
     s.views = _default_views(s) | (views or {})
@@ -329,7 +329,8 @@ def pretrain(
     pretrained:bool=False, # Start from published weights?
     init=None, # File of weights to start from, in any format of `load_weights`
     unlabelled:bool=False, # Ignore folder names?
-    # Train in bfloat16? Weights, target and optimizer stay in float32. None: with `minutes`, if the device computes in it
+    # Train in bfloat16? Weights, target and optimizer stay in float32. None does with `minutes`, if the device computes
+    # in it
     bf16:bool|None=None,
     # Name of a set of views of `views_for`, or arguments of `get_byol_aug_pipelines` that differ from the defaults
     views:str|dict|None=None,
@@ -403,8 +404,8 @@ def byol_pretrain(
     m:float=None, # Momentum of the target at the start, in [0,1] (digits: 0.95, pictures: chosen by run length)
     hidden_size:int=None, # Width of the heads' hidden layer (digits: 512, pictures: 4096)
     projection_size:int=None, # Width of the projections (digits: 64, pictures: 256)
-    # Number of processes that read pictures (none where the pictures fit into 1 GB of memory: then each is read once, by
-    # threads; else one per core, at most 16)
+    # Number of processes that read pictures (none where the pictures fit into 1 GB of memory: then each is read once,
+    # by threads; else one per core, at most 16)
     workers:int=None,
     seed:int=None, # Random seed (42)
     out:str='runs/byol', # Folder to write to

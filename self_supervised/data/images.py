@@ -125,8 +125,8 @@ def image_dls(
     # Place of the cut along the long side of a picture: 'random' cuts at another place in each epoch of training,
     # and in the middle for validation; 'middle' for both
     square:str='random',
-    # Keep decoded pictures in memory, and read ahead in threads instead of other processes? For folders that fit: 3 bytes
-    # per pixel of `size`. Needs `workers` of None or 0
+    # Keep decoded pictures in memory, and read ahead in threads instead of other processes? For folders that fit:
+    # 3 bytes per pixel of `size`. Needs `workers` of None or 0
     keep:bool=False,
     folder=None, # Folder that relative paths start from
     suffixes=None, # Endings of the files to read, e.g. '.npy'; '*' for all; None for pictures, with `reader` all

@@ -36,7 +36,8 @@ class Kept(GetAttr):
         self.pictures = {}    # name → (c,h,w), uint8 or floats, the long side whole
         self.coming = {}      # name → `Future` of a picture and its remarks
         self.todo = iter(())  # items to read next
-        self.pool,self.pid = None,None
+        self.pool = None
+        self.pid = None       # of the process that the pool belongs to
 
     # Pictures stay here when a loader is exported, copied, or sent to another process
     def __getstate__(self): return dict(read=self.read, most=self.most, ahead=self.ahead)
@@ -49,7 +50,9 @@ class Kept(GetAttr):
     )->None:
         "Begin to read these"
         if self.pid!=os.getpid():   # a pool does not survive a fork
-            self.pool,self.pid,self.coming = ThreadPoolExecutor(min(16, defaults.cpus)),os.getpid(),{}
+            self.pool = ThreadPoolExecutor(min(16, defaults.cpus))
+            self.pid = os.getpid()
+            self.coming = {}
         self.todo = iter(items)
         self._read_ahead()
 
@@ -58,7 +61,8 @@ class Kept(GetAttr):
         while len(self.coming)<self.ahead and (f := next(self.todo, None)) is not None:
             if not is_named(f): continue
             name = os.fspath(f)
-            if name not in self.pictures and name not in self.coming: self.coming[name] = self.pool.submit(self._whole, f)
+            if name in self.pictures or name in self.coming: continue
+            self.coming[name] = self.pool.submit(self._whole, f)
 
     def _whole(self, f):
         "Read an item; return it with its remarks"

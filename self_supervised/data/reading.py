@@ -224,7 +224,7 @@ def _scale_of(a):
 LONGEST = 8   # times the side of a cut is the long side of a picture kept whole
 
 def _sized(im, hw, at):
-    "Scale the short side of a PIL image to fit (h,w), and cut out a part; without a place for the cut, keep the long side"
+    "Scale the short side of a PIL image to fit (h,w), and cut the long side unless `at` is None"
     if not hw: return im
     wh = hw[::-1]
     if at is not None: return ImageOps.fit(im, wh, Image.Resampling.BICUBIC, centering=at)

@@ -161,7 +161,8 @@ def remarks_text(
     paged = {name: o for name,o in found.items() if is_of_pages(o)}
     dim = {name: o for name,o in found.items() if name not in paged}
     parts = []
-    if dim: parts.append(_counted(dim, n, 'uses less than an eighth of its scale', 'use less than an eighth of their scale'))
+    eighth = 'less than an eighth of'
+    if dim: parts.append(_counted(dim, n, f'uses {eighth} its scale', f'use {eighth} their scale'))
     if paged: parts.append(_counted(paged, n, 'has several pages', 'have several pages'))
     return '. '.join(parts)
 
@@ -173,7 +174,8 @@ def is_of_pages(
 
 def _counted(found, n, one, several):
     name,remark = next(iter(found.items()))
-    return f"{len(found)} of {n} {plural(n, 'picture')} {one if len(found)==1 else several}, e.g. {printable(name)}: {remark}"
+    what = one if len(found)==1 else several
+    return f"{len(found)} of {n} {plural(n, 'picture')} {what}, e.g. {printable(name)}: {remark}"
 
 class Remarks(Skipped):
     "Names of readable pictures → odd findings, in a csv file that all processes append to"
