@@ -233,7 +233,7 @@ def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, m
     s = chosen()
     assert (s.arch,s.hidden_size,s.projection_size,s.bf16,s.epochs)==('tiny_convnet',512,128,True,100) and 'steps' not in s
     assert starting_encoder(s)(torch.rand(2,3,32,32)).shape==(2,512)
-    assert chosen(minutes=60).arch=='resnet18'
+    assert chosen(minutes=100).arch=='resnet18'
     assert chosen(bf16=False).bf16 is False and chosen(hidden_size=77).hidden_size==77
     assert (chosen(arch='resnet34').arch,chosen(arch='resnet34').hidden_size)==('resnet34',4096)
     assert (chosen(pretrained=True).arch,chosen(pretrained=True).hidden_size)==('resnet18',4096)
@@ -393,3 +393,32 @@ def test_any_file_may_be_among_those_that_tell_the_size(tmp_path):
     (tmp_path/'eps.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
     (tmp_path/'text.png').write_text('no picture')
     assert native_side(picture_items(tmp_path)) in (42,43)
+
+def _flat(folder, n=20, grey=False, noise=False, kind='png'):
+    "Drawings on a white ground, or smooth noise as of photographs"
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        im = Image.fromarray(rng.integers(0, 256, (5,5,3), dtype=np.uint8)).resize((48,48), Image.Resampling.BICUBIC)
+        if not noise: im = Image.composite(im, Image.new('RGB', (48,48), 'white'), Image.new('L', (48,48)).point(lambda _: 0))
+        if not noise: im.paste((200,10*i,60), (5+i,8,25,40-i))
+        f = folder/str(i%2)/f'{i}.{kind}'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        (im.convert('L') if grey else im).save(f)
+    return folder
+
+@pytest.mark.parametrize('how, kind', [({}, 'symbols'), (dict(kind='jpg'), 'symbols'), (dict(grey=True), 'symbols'), (dict(noise=True), 'photo'),
+                                       (dict(noise=True, kind='jpg'), 'photo'), (dict(noise=True, grey=True), 'grey')])
+def test_views_follow_the_look_of_the_pictures_unless_you_name_them(tmp_path, how, kind, capsys):
+    "Drawings lie on a ground of one colour; what is chosen is printed, recorded and used"
+    from self_supervised.cli.pretrain import choose_views
+    path = str(_flat(tmp_path/'p', **how))
+    s = settings_for(path=path, n_in=3)
+    choose_views(s, run_pictures(s))
+    assert {k: s.views[k] for k in views_for(kind)}==views_for(kind) if kind!='photo' else set(s.views)=={'stats'}
+    assert (f'Views for {kind}' in capsys.readouterr().out)==(kind!='photo')
+    if how: return
+    kw = dict(arch='tiny_resnet', size=16, bs=8, epochs=1, hidden_size=32, projection_size=16, progress=False)
+    pretrain(path, tmp_path/'a', **kw)
+    pretrain(path, tmp_path/'b', views='photo', **kw)
+    used = [json.loads((tmp_path/o/'settings.json').read_text())['settings']['views'] for o in 'ab']
+    assert used[0]['flip_p']==0 and used[1]['flip_p']==.5

@@ -83,7 +83,9 @@ NETWORKS = dict(
     tiny_convnet=dict(hidden_size=512, projection_size=128),
     resnet18=dict(hidden_size=512, projection_size=128))
 # Fewer steps of a ResNet teach less than many of a small network
-ENOUGH_OF_LARGE = 500
+ENOUGH_OF_LARGE = 3000
+# Side in pixels up to which the small network is chosen: its features see a part of a larger picture
+MOST_OF_SMALL = 64
 # Rate at a batch of 128; it grows with the root of the batch (arXiv:2205.10287)
 BASE_LR = 1e-3
 
@@ -123,8 +125,11 @@ def choose(
     bs = bs or batch_for(n)
     sides = [size] if size else [o for o in SIDES if native is None or o<=native] or [max(8, native or 0)]
     small,large = NETWORKS
-    tries = [(o, arch or large, ENOUGH_STEPS) for o in sides]
-    if arch is None: tries = [(sides[0], small, 0), (sides[0], large, ENOUGH_OF_LARGE), *tries[1:]]
+    tries = [(o, arch, ENOUGH_STEPS) for o in sides]
+    if arch is None:
+        low = [o for o in sides if size or o<=MOST_OF_SMALL] or sides[:1]
+        tries = [(o, small, ENOUGH_STEPS) for o in low]
+        tries += [(o, large, ENOUGH_OF_LARGE) for o in sides[len(low)-1:]]
     found = None
     for side,name,enough in tries:   # from the cheapest: what takes too long is measured once
         c = cost(side, name)

@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from ..core import from_csv_cell, invalid, plural, to_csv_cell, write_atomic
 from ..data.images import held_by_chance, image_dls, parts_by_column
 from ..data.kept import MOST, Kept, kept_bytes
-from ..data.reading import PictureReader, picture_shape
+from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import Picture, column_values, open_table
 from .options import how_to_read, listed_pictures
@@ -196,6 +196,33 @@ def size_to_load(
     factor = min(max(median(most), 1), LARGER) if most else 1
     h,w = (int(factor*o) for o in hw)
     return (h,w) if isinstance(s.size, tuple) else h
+
+# %% ../../nbs/83_cli.pictures.ipynb #kind
+ONE_COLOUR = .1   # of a picture or more have the same colour in a drawing
+
+def kind_of(
+    items, # Pictures
+    n:int=16, # Number of pictures to look at
+    **how # Arguments of `open_picture`
+)->str: # 'symbols' for drawings, 'grey' for photographs without colours, else 'photo'
+    "Tell drawings, grey pictures and photographs apart by the look of some pictures"
+    looks = [_look(PictureReader(3, None, **how), o) for o in items[::max(1, len(items)//n)][:n]]
+    looks = [o for o in looks if o]
+    if not looks: return 'photo'
+    if median(o.one_colour for o in looks)>=ONE_COLOUR: return 'symbols'
+    return 'grey' if all(o.is_grey for o in looks) else 'photo'
+
+Look = namedtuple('Look', 'one_colour is_grey')   # share of the commonest colour; no colours?
+
+def _look(read, item):
+    "Look at a picture; None if it cannot be read"
+    try: x = read.whole(item)
+    except BadPicture: return None
+    if x.is_floating_point(): x = 255*x
+    step = max(1, min(x.shape[1:])//128)   # some pixels of a large picture will do
+    x = x[:, ::step, ::step].flatten(1).int()
+    counts = (x[0]*65536+x[1]*256+x[2]).unique(return_counts=True)[1]
+    return Look((counts.max()/counts.sum()).item(), bool((x.amax(0)-x.amin(0)).max()<=4))
 
 # %% ../../nbs/83_cli.pictures.ipynb #dls
 def folder_dls(

@@ -56,9 +56,9 @@ from self_supervised.cli.budget import (
     NETWORKS, TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost, pixels,
     with_network)
 from .mend import Mend
-from .options import as_in_training, command, reader_name, reading_options, to_record
+from .options import as_in_training, command, how_to_read, reader_name, reading_options, to_record
 from .pictures import (
-    folder_dls, judged_dls, run_pictures, split_pictures, write_held_out)
+    folder_dls, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
 from .run_folder import recorded_settings, run_facts, run_folder, write_run, write_settings
 from .verdict import verdict_text
@@ -257,6 +257,20 @@ def within_minutes(
     print(f'{s.minutes:g} min: {s.arch}, pictures of {pixels(s.size)}, batches of {s.bs}'
           f"{', in bfloat16' if s.bf16 else ''}", flush=True)
 
+_why = dict(symbols='a large part of most pictures has one colour', grey='the pictures have no colours')
+
+def choose_views(
+    s, # Settings of the run; `views` is changed in place
+    items, # Pictures
+)->None:
+    "Choose the set of views by the look of some pictures, and print the choice unless it is the published one"
+    if s.n_in!=3 or s.get('reader') is not None: return
+    kind = kind_of(items, **how_to_read(s))
+    if kind=='photo': return
+    s.views = views_for(kind) | s.views
+    if not rank_distrib():
+        print(f'Views for {kind}, as {_why[kind]}. For those of photographs pass --views photo', flush=True)
+
 def _time_left(s, learn, begun):
     "Time a few steps, and choose their number for the rest of the minutes"
     out = [cb for cb in learn.cbs if isinstance(cb, (Lines,TimeLeft,History,Checkpoint,Mend))]
@@ -332,7 +346,8 @@ def pretrain(
     # Train in bfloat16? Weights, target and optimizer stay in float32. None does with `minutes`, if the device computes
     # in it
     bf16:bool|None=None,
-    # Name of a set of views of `views_for`, or arguments of `get_byol_aug_pipelines` that differ from the defaults
+    # Name of a set of views of `views_for`, or arguments of `get_byol_aug_pipelines` that differ from the defaults; None
+    # chooses a set by the look of the pictures
     views:str|dict|None=None,
     resume:bool=False, # Resume the run in `out`, with its settings?
     progress:bool=True, # Show bars? With `minutes` there are lines instead
@@ -359,6 +374,7 @@ def pretrain(
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
+    if views is None and items is not None and not resume: choose_views(s, items)
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
@@ -412,7 +428,8 @@ def byol_pretrain(
     # Length of the run in minutes, instead of epochs; network, size, batch size, learning rate and precision follow
     # unless you pass them
     minutes:float=None,
-    # Views for a kind of picture: photo, grey, texture, symbols, satellite, faces or document (photo)
+    # Views for a kind of picture: photo, grey, texture, symbols, satellite, faces or document (photo, or by the look of
+    # the pictures: symbols for drawings, grey for pictures without colours)
     views:str=None,
     norm:str=None, # 'group' for batch sizes below 128 (batchnorm)
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and other pictures with a left and a right
