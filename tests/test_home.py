@@ -232,7 +232,7 @@ def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, m
         return s
     s = chosen()
     assert (s.arch,s.hidden_size,s.projection_size,s.bf16,s.epochs)==('tiny_convnet',512,128,True,100) and 'steps' not in s
-    assert starting_encoder(s)(torch.rand(2,3,32,32)).shape==(2,512)
+    assert starting_encoder(s)(torch.rand(2,3,32,32)).shape==(2,256)
     assert chosen(minutes=100).arch=='resnet18'
     assert chosen(bf16=False).bf16 is False and chosen(hidden_size=77).hidden_size==77
     assert (chosen(arch='resnet34').arch,chosen(arch='resnet34').hidden_size)==('resnet34',4096)

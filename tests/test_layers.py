@@ -2,7 +2,7 @@
 import pytest, torch, torchvision
 from torch import nn
 
-from self_supervised.layers import create_encoder
+from self_supervised.layers import create_encoder, num_features
 from self_supervised.surgery import shrink_stem
 
 def first_conv(net): return next(m for m in net.modules() if isinstance(m, nn.Conv2d))
@@ -47,3 +47,11 @@ def test_networks_without_such_a_stem_are_refused(arch):
     text = str(e.value)
     assert '\n' not in text and text.startswith('small_stem=True does not suit ')
     assert text.endswith('Choose a resnet or xresnet, or pass small_stem=False.')
+
+def test_tiny_convnet_keeps_an_eighth_of_the_side_and_counts_its_features():
+    from self_supervised.layers import tiny_convnet
+    assert tiny_convnet(3, pool_type=False)(torch.rand(2,3,32,32)).shape==(2,256,4,4)
+    for pool,nf in (('avg',256), ('catavgmax',512)):
+        net = create_encoder('tiny_convnet', False, 1, pool)
+        assert net(torch.rand(2,1,40,24)).shape==(2,nf) and num_features(net)==nf
+    with pytest.raises(ValueError, match='widths'): tiny_convnet(widths=())

@@ -17,7 +17,7 @@ from fastai.torch_core import default_device, no_random
 from fastcore.basics import AttrDict
 
 from ..core import counted
-from ..layers import create_encoder
+from ..layers import PoolingType, create_encoder
 from ..data.reading import picture_shape
 from ..evaluate.features import linear_predict
 from ..transfer.encoder_file import height_width
@@ -78,9 +78,9 @@ def memory(
 
 # %% ../../nbs/88_cli.budget.ipynb #choose_code
 SIDES = (32,48,64,96,128)
-# Networks to choose from, the fastest first, and widths of the heads that go with them
+# Networks to choose from, the fastest first, and what goes with them
 NETWORKS = dict(
-    tiny_convnet=dict(hidden_size=512, projection_size=128),
+    tiny_convnet=dict(hidden_size=512, projection_size=128, pool_type=PoolingType.Avg),
     resnet18=dict(hidden_size=512, projection_size=128))
 # Fewer steps of a ResNet teach less than many of a small network
 ENOUGH_OF_LARGE = 3000
@@ -103,7 +103,7 @@ def with_network(
     arch:str|None, # Network; None for the one of the settings
     kept, # Settings to keep
 )->AttrDict: # Settings of a run with this network
-    "Put a network, and the heads that go with it, into settings"
+    "Put a network, and the pooling and heads that go with it, into settings"
     return AttrDict(s | ({} if arch is None else dict(arch=arch) | NETWORKS.get(arch, {})) | kept)
 
 def batch_for(

@@ -41,7 +41,7 @@ from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
 from ..record import record_of
-from ..layers import create_encoder
+from ..layers import PoolingType, create_encoder
 from ..data.demo import digits
 from ..data.reading import parse_size
 from ..data.arrays import tensor_dls
@@ -75,7 +75,8 @@ DIGITS = dict(
     wd=.01,
     m=.95,
     hidden_size=512,
-    projection_size=64)
+    projection_size=64,
+    pool_type=PoolingType.CatAvgMax)
 DIGIT_VIEWS = digit_views
 
 # Few photographs on one machine: the published views, and AdamW, which needs no large batch
@@ -90,6 +91,7 @@ PICTURES = dict(
     m=None,  # chosen by the recipe for the number of steps
     hidden_size=4096,
     projection_size=256,
+    pool_type=PoolingType.CatAvgMax,
     keep=None)  # decoded pictures stay in memory if they fit
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94settingscode
@@ -202,7 +204,7 @@ def starting_encoder(
     s, # Settings of the run
 )->nn.Module: # Network to train
     "Make the network with its starting weights"
-    encoder = create_encoder(s.arch, pretrained=s.pretrained, n_in=s.n_in, size=s.size, norm=s.norm)
+    encoder = create_encoder(s.arch, s.pretrained, s.n_in, s.pool_type, size=s.size, norm=s.norm)
     if not s.init: return encoder
     load_weights(s.init, encoder)
     if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
