@@ -348,8 +348,8 @@ def pretrain(
     # Train in bfloat16? Weights, target and optimizer stay in float32. None does with `minutes`, if the device computes
     # in it
     bf16:bool|None=None,
-    # Name of a set of views of `views_for`, or arguments of `get_byol_aug_pipelines` that differ from the defaults; None
-    # chooses a set by the look of the pictures
+    # Name of a set of views of `views_for`, or arguments of `get_byol_aug_pipelines` that differ from the defaults;
+    # None chooses a set by the look of the pictures
     views:str|dict|None=None,
     resume:bool=False, # Resume the run in `out`, with its settings?
     progress:bool=True, # Show bars? With `minutes` there are lines instead
