@@ -382,8 +382,9 @@ class Views(Pipeline):
     def __call__(self, o):
         if not isinstance(o, Tensor) or self.split_idx!=0: return super().__call__(o)
         # In half precision colours would be rounded, and kornia mixes both
-        if torch.is_autocast_enabled(o.device.type):
-            with torch.autocast(o.device.type, enabled=False): return self(o)
+        kind = o.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False): return self(o)
         if not (on_accelerator(o) if self.at_once is None else self.at_once): return super().__call__(o)
         for known,fs in groupby(self.fs, _computes_all):
             if known: o = make_at_once(list(fs), o)
