@@ -269,22 +269,33 @@ def _check_length(epochs, steps, minutes, start_epoch):
 def _deadline(learn, minutes, recipe, opt_func, begun, cbs):
     "Take the plan of the run to resume; or time some steps with the new optimizer, and plan the rest of the minutes"
     check_minutes(minutes, learn)
-    plan = _recorded_plan([*learn.cbs, *L(cbs)])
-    if plan: return Deadline(*plan)
+    was = _recorded_run([*learn.cbs, *L(cbs)])
+    if was: return _same_deadline(was, minutes)
     if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     opt = recipe.opt if isinstance(recipe, Recipe) else recipe
     step = measure_pace(learn, opt_func or opt_funcs[opt], min(6., 6*minutes)).step
     left = max(60*minutes-(time.perf_counter()-begun), step)
     deadline = Deadline(left, steps_within(learn, left, step))
     if not rank_distrib(): print(f'{minutes:g} min: about {deadline.steps:,} steps of {brief(step)} s')
+    deadline.minutes = minutes   # part of a checkpoint, as the plan is
     return deadline
 
-def _recorded_plan(cbs):
-    "Return seconds and steps of the run that a `Checkpoint` among the callbacks is to resume; None without one"
+def _recorded_run(cbs):
+    "Return what the `Checkpoint` among the callbacks recorded of the run's deadline; None without a run to resume"
     for cb in cbs:
         if not hasattr(type(cb), 'recorded'): continue
         state = cb.recorded('deadline')
-        if state and 'plan' in state: return state['plan']
+        if state and {'plan','minutes'}<=state.keys(): return state
+
+def _same_deadline(was, minutes):
+    "Make the deadline of a run to resume, or raise for another length"
+    if was['minutes']!=minutes:
+        raise invalid(f'{minutes=}', f"differs from the run to resume, which has minutes={was['minutes']}",
+                      'Pass the same, or another folder to the Checkpoint')
+    deadline = Deadline(*was['plan'])
+    deadline.minutes = minutes
+    if not rank_distrib(): print(f'{minutes:g} min: resumes the plan of {deadline.steps:,} steps')
+    return deadline
 
 def chosen_recipe(
     learn:Learner, # Learner with model, data and `BYOL`

@@ -109,7 +109,9 @@ def views_stats(
 
 def _stats_of(aug):
     found = [o for o in map(_normalisation, _operations(aug, set())) if o]
-    if len(found)<2: return found[0] if found else None
+    # Others may hold several to choose from, or one that undoes another
+    if len(found)<2 or type(aug).__name__ not in ('Pipeline','Views','Compose','Sequential'):
+        return found[0] if found else None
     warn_once(f'The views are normalised {len(found)} times, with {found}. The encoder records what all do together. '
               'If that is not what you want, keep one: pass stats=None to the pipelines, or leave Normalize out.')
     return stats_lists(reduce(_one_after_the_other, found))

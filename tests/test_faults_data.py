@@ -775,3 +775,17 @@ def test_pages_that_are_not_read_are_counted_and_named(tmp_path, kind):
         list(image_dls(tmp_path, 8, n_in=1, bs=8, valid=0., workers=0, device='cpu').train)
     found = check_pictures(tmp_path, 8, 1, workers=0)
     assert not found and not found.dim and [*found.remarks]==[str(tmp_path/f'stack.{kind}')]
+
+@pytest.mark.parametrize('kind', ['tif','gif'])
+def test_a_damaged_page_behind_the_first_is_no_matter(tmp_path, kind):
+    "Whatever reads the first page without a look at the others reads it with one"
+    pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (12,12), dtype=np.uint8)) for i in range(4)]
+    pages[0].save(tmp_path/f'a.{kind}', save_all=True, append_images=pages[1:])
+    data = (tmp_path/f'a.{kind}').read_bytes()
+    for n in range(20, len(data), 7):
+        (tmp_path/f'b.{kind}').write_bytes(data[:n])
+        read = []
+        for note in (None, lambda o: None):
+            try: read.append(reading.PictureReader(1, 8)(tmp_path/f'b.{kind}', note=note))
+            except BadPicture: read.append(None)
+        assert (read[0] is None)==(read[1] is None) and (read[0] is None or torch.equal(*read))

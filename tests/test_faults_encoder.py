@@ -633,3 +633,23 @@ def test_a_sampler_of_your_own_is_kept():
     from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
     dl = DataLoader(TensorDataset(X[:64], Y[:64]), 16, sampler=SubsetRandomSampler([3,5,7]))
     assert sorted(embed(tiny(), dl)[1].tolist())==sorted(Y[[3,5,7]].tolist())
+
+def test_a_loader_class_of_your_own_is_left_as_it_is():
+    from torch.utils.data import DataLoader, TensorDataset
+    class Bytes(DataLoader):
+        def __iter__(self): return ((x/255,) for x, in super().__iter__())
+    assert torch.allclose(embed(tiny(), Bytes(TensorDataset(255*X[:64]), 16, drop_last=True))[0], embed(tiny(), X[:64])[0], atol=1e-5)
+
+def test_a_normalisation_held_beside_its_inverse_is_the_one_recorded():
+    from torchvision.transforms import v2
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm,self.denorm = v2.Normalize([.3],[.35]),v2.Normalize([-.3/.35],[1/.35])
+    assert views_stats([Held()]*2)==STATS
+
+def test_unclipped_crops_overshoot_without_an_alarm():
+    augs = get_byol_aug_pipelines(8, stats=None, clip=False, **GREY)
+    learn = learner(augs=augs)
+    learn.dls = tensor_dls((X[:64]>.5).float(), Y[:64], bs=32, device='cpu')
+    assert not any('nothing tells' in o for o in _after(learn)) and record_of(learn.model.encoder)['stats'] is None

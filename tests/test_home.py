@@ -192,6 +192,8 @@ def test_a_run_of_minutes_is_resumed_with_its_own_plan(tmp_path, monkeypatch):
     learn = learner(Checkpoint(tmp_path, every=1))
     fit(learn, minutes=.05, recipe='adamw')
     assert learn.train_iter>5 and learn.pct_train==1
+    with pytest.raises(ValueError, match='minutes=60 differs from the run to resume, which has minutes=0.05'):
+        fit(learner(Checkpoint(tmp_path, every=1)), minutes=60, recipe='adamw')
 
 def test_minutes_choose_a_length_and_are_kept_by_a_resume(tmp_path):
     _,_,out = shortest(tmp_path, minutes=.2)
@@ -393,6 +395,26 @@ def test_any_file_may_be_among_those_that_tell_the_size(tmp_path):
     (tmp_path/'eps.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
     (tmp_path/'text.png').write_text('no picture')
     assert native_side(picture_items(tmp_path)) in (42,43)
+
+def _letterbox(folder):
+    "Photographs with bars, or cut out on white: few pixels, and many colours"
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        im = Image.new('RGB', (48,48), 'white' if i%2 else 'black')
+        im.paste(Image.fromarray(rng.integers(0, 256, (5,5,3), dtype=np.uint8)).resize((48,32), Image.Resampling.BICUBIC), (0,8))
+        folder.mkdir(exist_ok=True)
+        im.save(folder/f'{i}.png')
+    return folder
+
+def test_photographs_with_bars_or_cut_out_are_no_drawings(tmp_path):
+    from self_supervised.cli.pictures import kind_of
+    from self_supervised.data.sources import picture_items
+    assert kind_of(picture_items(_letterbox(tmp_path/'p')))=='photo'
+
+def test_without_mirrors_views_still_follow_the_look(tmp_path):
+    kw = dict(arch='tiny_resnet', size=16, bs=8, epochs=1, hidden_size=32, projection_size=16, progress=False)
+    cli._pretrain(str(_flat(tmp_path/'p')), tmp_path/'a', None, True, bf16=False, **kw)
+    assert json.loads((tmp_path/'a'/'settings.json').read_text())['settings']['views']['resize_scale']==[.5,1.]
 
 def _flat(folder, n=20, grey=False, noise=False, kind='png'):
     "Drawings on a white ground, or smooth noise as of photographs"

@@ -35,8 +35,8 @@ def test_batches_are_those_of_workers_bit_for_bit_and_bad_files_are_named_alike(
 
 def test_each_file_is_decoded_once(tmp_path, monkeypatch):
     seen = []
-    was = reading._open
-    monkeypatch.setattr(reading, '_open', lambda f: seen.append(f) or was(f))
+    was = reading._check_whole   # of each decoded file
+    monkeypatch.setattr(reading, '_check_whole', lambda im, f: seen.append(f) or was(im, f))
     dls = image_dls(write(tmp_path), 24, bs=16, valid=.2, device='cpu', keep=True)
     for _ in range(4):
         epoch(dls)
@@ -100,3 +100,32 @@ SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=16, epochs=1, hidden_size=3
 def test_a_run_keeps_pictures_unless_told_otherwise_and_records_it(tmp_path, given, keep):
     pretrain(write(tmp_path/'p'), tmp_path/'run', **SMALL | given)
     assert json.loads((tmp_path/'run'/'settings.json').read_text())['settings']['keep'] is keep
+
+def test_a_forked_worker_reads_by_itself(tmp_path):
+    "Threads do not survive a fork, and what they were reading never comes"
+    dls = image_dls(write(tmp_path), 24, bs=8, valid=0., device='cpu', keep=True)
+    dls.one_batch()
+    assert len(list(dls.train.new(num_workers=1)))==5
+
+def test_items_of_two_sources_with_one_name_stay_apart():
+    "Arrays of a list are all called item 0, item 1, ..."
+    from self_supervised.data.sources import picture_items
+    def arrays(*values): return [np.full((24,24), v, np.uint8) for v in values]
+    dls = image_dls(arrays(*range(40)), 24, n_in=1, bs=8, valid=.2, device='cpu', keep=True)
+    epoch(dls)
+    x = torch.cat([b[0] for b in dls.test_dl(picture_items(arrays(*[200]*8)))])
+    assert (255*x).round().unique().tolist()==[200]
+
+def test_what_an_interrupted_epoch_left_does_not_stop_the_reading_ahead(tmp_path):
+    files = sorted(write(tmp_path).rglob('*.*'))
+    kept = Kept(PictureReader(1, 24), most=0, ahead=4)
+    kept.follow(files[:10])
+    kept.follow(files[20:])
+    assert [*kept.coming]==[str(f) for f in files[20:24]]
+
+def test_a_transform_that_writes_does_not_change_what_is_kept(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 600).reshape(20,30).astype(np.uint16)).save(tmp_path/'a.png')
+    for size in (20, None):
+        kept = Kept(PictureReader(1, size))
+        kept(tmp_path/'a.png').zero_()
+        assert kept(tmp_path/'a.png').max()>0

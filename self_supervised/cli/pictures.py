@@ -198,7 +198,7 @@ def size_to_load(
     return (h,w) if isinstance(s.size, tuple) else h
 
 # %% ../../nbs/83_cli.pictures.ipynb #kind
-ONE_COLOUR = .1   # of a picture or more have the same colour in a drawing
+FLAT = .15   # of a drawing or more have one colour, and of the rest as much has one of eight
 
 def kind_of(
     items, # Pictures
@@ -209,10 +209,11 @@ def kind_of(
     looks = [_look(PictureReader(3, None, **how), o) for o in items[::max(1, len(items)//n)][:n]]
     looks = [o for o in looks if o]
     if not looks: return 'photo'
-    if median(o.one_colour for o in looks)>=ONE_COLOUR: return 'symbols'
+    if median(min(o.one_colour, o.few) for o in looks)>=FLAT: return 'symbols'
     return 'grey' if all(o.is_grey for o in looks) else 'photo'
 
-Look = namedtuple('Look', 'one_colour is_grey')   # share of the commonest colour; no colours?
+# Share of the commonest colour; part of the others that the next eight are; no colours?
+Look = namedtuple('Look', 'one_colour few is_grey')
 
 def _look(read, item):
     "Look at a picture; None if it cannot be read"
@@ -222,7 +223,8 @@ def _look(read, item):
     step = max(1, min(x.shape[1:])//128)   # some pixels of a large picture will do
     x = x[:, ::step, ::step].flatten(1).int()
     counts = (x[0]*65536+x[1]*256+x[2]).unique(return_counts=True)[1]
-    return Look((counts.max()/counts.sum()).item(), bool((x.amax(0)-x.amin(0)).max()<=4))
+    first,*others = counts.sort(descending=True).values.tolist()
+    return Look(first/sum(counts.tolist()), sum(others[:8])/max(sum(others), 1), bool((x.amax(0)-x.amin(0)).max()<=4))
 
 # %% ../../nbs/83_cli.pictures.ipynb #dls
 def folder_dls(
@@ -248,7 +250,8 @@ def fits_memory(
 )->bool: # False also if you set the number of workers, or pass a reader, which may not run in threads
     "Do the pictures of a run fit into memory?"
     if s.workers or s.get('reader') is not None: return False
-    return kept_bytes(items, PictureReader(s.n_in, size))<=MOST/(num_distrib() or 1)
+    read = PictureReader(s.n_in, size, max_pixels=s.get('max_pixels'))
+    return kept_bytes(items, read)<=MOST/(num_distrib() or 1)
 
 def _label_func(s, split):
     "Return the function from a picture to its label"
@@ -273,7 +276,7 @@ def _judged_dls(s, split, dls):
         label,parts = None,(split.train,some)
     opener = dls.train_ds.opener
     read = PictureReader(s.n_in, s.size, **how_to_read(s))
-    if s.get('keep'): read = Kept(read)
+    if s.get('keep'): read = Kept(read, MOST//(num_distrib() or 1))
     tfms = [label,Categorize()] if label else None
     data = picture_data(split.items, parts, read, tfms, dls.train_ds.skipped, opener.remarks)
     return data.dataloaders(bs=dls.train.bs, num_workers=dls.train.fake_l.num_workers, device=dls.device,

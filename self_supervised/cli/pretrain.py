@@ -259,7 +259,9 @@ def within_minutes(
     print(f'{s.minutes:g} min: {s.arch}, pictures of {pixels(s.size)}, batches of {s.bs}'
           f"{', in bfloat16' if s.bf16 else ''}", flush=True)
 
-_why = dict(symbols='a large part of most pictures has one colour', grey='the pictures have no colours')
+NO_FLIP = dict(flip_p=0.)   # of `--no_flip`, which does not name a set of views
+
+_why = dict(symbols='most pictures have few colours', grey='the pictures have no colours')
 
 def choose_views(
     s, # Settings of the run; `views` is changed in place
@@ -376,7 +378,7 @@ def pretrain(
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
-    if views is None and items is not None and not resume: choose_views(s, items)
+    if views in (None, NO_FLIP) and items is not None and not resume: choose_views(s, items)
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
@@ -445,6 +447,7 @@ def byol_pretrain(
     # the column of a table with train or valid (0.2)
     holdout:str=None,
     bf16:store_true=False, # Train in bfloat16: about 40 % faster where the processor supports it
+    no_bf16:store_true=False, # Train in float32, also with --minutes, which else takes bfloat16 where it can
     fast:store_true=False, # Train as fast as this machine can: in bfloat16 if its GPU or processor computes in it
     resume:store_true=False, # Resume the run in `out` with its settings, after a crash or Ctrl-C
     **kwargs
@@ -455,16 +458,18 @@ def byol_pretrain(
         stopped=f'stopped; go on with `byol_pretrain --resume --out {out}`', progress=sys.stdout.isatty(),
         arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
-        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, fast=fast, init=init,
+        workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, fast=fast,
+        no_bf16=no_bf16, init=init,
         resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 
-def _pretrain(path, out, views, no_flip, fast=False, **settings):
+def _pretrain(path, out, views, no_flip, fast=False, no_bf16=False, **settings):
     "Call `pretrain` with a named set of views, no mirror images if `no_flip`, bfloat16 if `fast` and able"
     # Without the option `within_minutes` may choose it
     settings['bf16'] = settings['bf16'] or fast and computes_in_bfloat16(default_device()) or None
+    if no_bf16: settings['bf16'] = False
     if views and no_flip: views = views_for(views) | dict(flip_p=0.)
-    elif no_flip: views = dict(flip_p=0.)
+    elif no_flip: views = NO_FLIP
     return pretrain(path, out, views=views, **settings)
 
 def _print_summary(folder):

@@ -63,8 +63,9 @@ def outside_unit(
     lo,hi = (o.item() for o in x.aminmax()) if x.numel() else (0,1)
     twice = 0<hi<=1.01/255 and lo>=0
     if lo>=-.01 and hi<=1.01 and not twice: return None
-    bytes_like = 2<hi<=255.5 and lo>=0
-    fix = 'Divide by 255 once' if twice else 'Divide them by 255' if bytes_like else None
+    bytes_like = 32<hi<=255.5 and lo>=0
+    once = 'Divide by 255 once, if they were divided twice'
+    fix = once if twice else 'Divide them by 255' if bytes_like else None
     return OutsideUnit(f'[{lo:.2g}, {hi:.2g}]' if twice else f'[{lo:.2f}, {hi:.2f}]', fix)
 
 def is_second_view(

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 
 from ..core import check_one_of, check_workers, checked, invalid, number_of, seed_loaders
 from .arrays import check_batch_fits, no_labels, positions
-from .kept import Kept
+from .kept import MOST, Kept
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
 from .sources import column_values, left_out_text, open_table, picture_items
@@ -148,7 +148,7 @@ def image_dls(
     if check: items,splits = _readable(items, source, valid, seed, skipped, read, workers)
     else: splits = _split(items, source, valid, seed)
     check_batch_fits(bs, len(splits[0]))
-    if keep: read,workers = Kept(read),0
+    if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
     data = picture_data(items, splits, read, _label_tfms(items, splits, label_func), skipped, remarks)
     report = partial(_report, skipped, remarks)
     dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device,

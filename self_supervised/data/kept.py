@@ -14,6 +14,7 @@ from fastai.torch_core import defaults
 from fastcore.basics import GetAttr
 
 from .reading import LONGEST, PictureReader, picture_shape
+from .sources import Picture
 
 # %% ../../nbs/13_data.kept.ipynb #kept
 MOST = 2**30   # bytes that are kept by default
@@ -34,6 +35,9 @@ class Kept(GetAttr):
     def _clear(self):
         self.n_bytes = 0
         self.pictures = {}    # name → (c,h,w), uint8 or floats, the long side whole
+        self._forget_plans()
+
+    def _forget_plans(self):
         self.coming = {}      # name → `Future` of a picture and its remarks
         self.todo = iter(())  # items to read next
         self.pool = None
@@ -49,10 +53,11 @@ class Kept(GetAttr):
         items:Iterable, # Items, in the order in which they will be asked for
     )->None:
         "Begin to read these"
-        if self.pid!=os.getpid():   # a pool does not survive a fork
+        for future in self.coming.values(): future.cancel()   # of an epoch that was cut
+        self.coming = {}
+        if self.pid!=os.getpid():
             self.pool = ThreadPoolExecutor(min(16, defaults.cpus))
             self.pid = os.getpid()
-            self.coming = {}
         self.todo = iter(items)
         self._read_ahead()
 
@@ -76,6 +81,7 @@ class Kept(GetAttr):
     ): # Picture (n_in,h,w), floats in [0,1]
         "Take a picture from memory, or read it"
         if not is_named(f): return self.read(f, at, note)
+        if self.pid!=os.getpid(): self._forget_plans()   # threads do not survive a fork
         name = os.fspath(f)
         if name in self.pictures: x = self.pictures[name]
         else: x = self._take(name, f, note)
@@ -96,9 +102,9 @@ class Kept(GetAttr):
 
 def is_named(
     f, # Item
-)->bool: # Is it a file, or another item with a name, and no array or PIL image?
+)->bool: # Is it a path? Names of other items, such as 'item 0', are those of one source only
     "Can an item be found again by its name?"
-    return isinstance(f, (str,os.PathLike))
+    return isinstance(f, (str,os.PathLike)) and not isinstance(f, Picture)
 
 # %% ../../nbs/13_data.kept.ipynb #fits
 def kept_bytes(

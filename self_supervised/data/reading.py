@@ -443,10 +443,11 @@ class PictureReader:
         at:float, # Place along the long side, in [0,1]
     )->torch.Tensor: # The same as reading at this place, but for rounding the long side to whole pixels
         "Cut a picture of `size` out of a whole one"
-        if not self.hw: return self.typed(x)
+        if not self.hw: return self.typed(x if x.dtype==torch.uint8 else x.clone())
         (h,w),(full_h,full_w) = self.hw,x.shape[-2:]
         top,left = round(at*(full_h-h)),round(at*(full_w-w))
-        return self.typed(x[:, top:top+h, left:left+w])
+        x = x[:, top:top+h, left:left+w]
+        return self.typed(x if x.dtype==torch.uint8 else x.clone())   # a transform may write into it
 
     def typed(self, x):
         "Return a tensor as fastai's picture, floats in [0,1]"
@@ -478,11 +479,11 @@ class PictureReader:
         if is_own and self.hw and not (is_large and 'progressive' in im.info): im.draft(None, (max(self.hw),)*2)
         _check_pixels(im, limit)
         _check_bands(im)
-        if note: _note_pages(im, note)
         is_deep = _is_deep(im)   # a loaded picture no longer tells
         if is_own:
             im.load()
             if not is_large: _check_whole(im, file)   # which decodes in full
+            if note: _note_pages(im, file, note)
         if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own, is_deep)
         values = np.asarray(ImageOps.exif_transpose(im))
         return _fit(_wide(im, values, self.ground, self.full_scale, note), self.n_in, self.hw, at)
@@ -516,9 +517,13 @@ def _clear_in_8_bits(im):
     if isinstance(clear, tuple): im.info['transparency'] = tuple(o>>8 for o in clear)
     return im
 
-def _note_pages(im, note):
+def _note_pages(im, file, note):
     "Tell `note` of a file of several pages or frames; the second picture of a camera's MPO is a preview"
-    pages = getattr(im, 'n_frames', 1) if im.format in ('TIFF','GIF','WEBP','PNG') else 1
+    if im.format not in ('TIFF','GIF','WEBP','PNG'): return
+    try:
+        # Opened anew: the walk through the pages leaves another one behind
+        with _open(file) as again: pages = getattr(again, 'n_frames', 1)
+    except Exception: return   # the first page is read, and a damaged one behind it is no matter
     if pages>1: note(f'{pages} pages, of which the first is read: write each into a file, or pass reader')
 
 def _note_deep(im, note):

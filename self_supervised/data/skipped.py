@@ -253,8 +253,15 @@ class PictureDL(TfmdDL):
         "Draw the order; a reader that keeps pictures begins to read them"
         idxs = super().get_idxs()
         follow = getattr(self.dataset.opener.read, 'follow', None) if isinstance(self.dataset, PictureData) else None
-        if follow and not self.fake_l.num_workers: follow(self.dataset.items[i] for i in idxs)
+        if follow and not self.fake_l.num_workers: follow(self._readable(idxs))
         return idxs
+
+    def _readable(self, idxs):
+        "Yield the items at these places, but those that are known to be bad"
+        skipped = self.dataset.skipped or {}
+        for i in idxs:
+            f = self.dataset.items[i]
+            if not (isinstance(f, (str,os.PathLike)) and os.fspath(f) in skipped): yield f
 
     def create_item(self,
         i:int|None, # Place

@@ -47,15 +47,15 @@ def _in_order(dl):
 
 def _complete(dl):
     "Make a torch loader that shuffles, or leaves out the last pictures, anew without; a sampler of your own stays"
-    if not isinstance(dl, TorchLoader) or type(dl.batch_sampler) not in (BatchSampler,type(None)): return dl
+    if type(dl) is not TorchLoader or type(dl.batch_sampler) not in (BatchSampler,type(None)): return dl
     shuffles = type(dl.sampler) is RandomSampler and not dl.sampler.replacement and len(dl.sampler)==len(dl.dataset)
     if not (dl.batch_size and (shuffles or dl.drop_last)): return dl
-    kept = {k: getattr(dl, k) for k in _kept if getattr(dl, k, None) is not None}
+    same = {k: getattr(dl, k) for k in _of_loader if getattr(dl, k, None) is not None}
     sampler = None if shuffles or isinstance(dl.dataset, IterableDataset) else dl.sampler
-    return TorchLoader(dl.dataset, dl.batch_size, sampler=sampler, **kept)
+    return TorchLoader(dl.dataset, dl.batch_size, sampler=sampler, **same)
 
-_kept = ('num_workers','collate_fn','pin_memory','timeout','worker_init_fn','multiprocessing_context','prefetch_factor',
-         'generator')
+_of_loader = ('num_workers','collate_fn','pin_memory','timeout','worker_init_fn','multiprocessing_context',
+              'prefetch_factor','generator')
 
 def _unit(x, device):
     "Return a batch as plain float32 in [0,1]"

@@ -412,7 +412,9 @@ class BYOLSetup(AttachedCallback):
         if x is not None and outside_unit(x):
             # Features of such pictures need no warning
             if x.dim()==2 or not any(map(clips_to_unit, self.augs)): self.record(any_range=True)
-        elif self.augs is None or views_stats(self.augs) is None: self.stated = check_stated(views)
+        elif self.augs is None: self.stated = check_stated(views)
+        # Without a clip a crop overshoots
+        elif any(map(clips_to_unit, self.augs)) and views_stats(self.augs) is None: self.stated = check_stated(views)
         if self.stated: return
         for net in self._networks(): forget(net.encoder, 'stats')
 
