@@ -1,131 +1,165 @@
-"Pictures that are kept in memory are those that would be read, and each file is decoded once"
-import json, pickle
+"""What a rewrite must not lose: arguments that were right stay right, loaders of any kind train, numbers stay the same"""
+import warnings
 
 import numpy as np, pytest, torch
-from fastai.data.transforms import parent_label
-from PIL import Image
+from fastai.basics import Callback, DataLoader, DataLoaders, Learner, noop
+from fastai.callback.schedule import ParamScheduler
+from fastcore.foundation import L
+from torch import nn
 
-from benchmarks.bad_files import write_bad
-from self_supervised.cli.pretrain import pretrain
-from self_supervised.data import reading
-from self_supervised.data.demo import digits
-from self_supervised.data.images import image_dls
-from self_supervised.data.kept import Kept, kept_bytes
-from self_supervised.data.reading import BadPicture, PictureReader
+from self_supervised.augmentations import BicubicCrop, PerImage, QuarterTurns, Views, get_batch_augs
+from self_supervised.callback.health import Health, Latest, plot_health
+from self_supervised.callback.probe import Probe
+from self_supervised.core import checked, tensor_of
+from self_supervised.evaluate.protocols import finetune_eval, linear_eval, linear_probe
+from self_supervised.image_ops import resize_boxes
+from self_supervised.layers import tiny_resnet
+from self_supervised.vision.byol import BYOL, create_byol_model, get_byol_aug_pipelines
+from test_hazards import quiet
 
-def write(folder, n=40, wide=False):
-    x,y,_ = digits()
-    for i in range(n):
-        f = folder/str(y[i].item()%3)/f'{i:03}.{"jpg" if i%2 else "png"}'
-        f.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((x[i,0]*255).byte().numpy()).resize((56,28) if wide else (28,28)).save(f)
-    return folder
+X = torch.rand(64,3,16,16, generator=torch.Generator().manual_seed(0))
 
-def epoch(dls): return [tuple(o.clone() for o in b) for b in dls.train]
+def learner(train, **kw):
+    torch.manual_seed(0)
+    model = create_byol_model(tiny_resnet(widths=(8,)), hidden_size=16, projection_size=8)
+    return Learner(DataLoaders(train), model, loss_func=noop, cbs=BYOL(get_byol_aug_pipelines(16)), **kw)
 
-def same(a, b): return len(a)==len(b) and all(torch.equal(x, y) for p,q in zip(a, b) for x,y in zip(p, q))
+# Arguments
 
-def test_batches_are_those_of_workers_bit_for_bit_and_bad_files_are_named_alike(tmp_path):
-    "Square pictures: every epoch's order, labels and replacements"
-    made = write_bad(write(tmp_path/'p'), 12)
-    def loaders(**kw): return image_dls(tmp_path/'p', 24, n_in=1, label_func=parent_label, valid=0., bs=16, device='cpu', max_bad=.5, **kw)
-    kept,read = loaders(keep=True),loaders(workers=0)
-    for _ in range(3): assert same(epoch(kept), epoch(read))
-    assert dict(kept.skipped)==dict(read.skipped) and len(kept.skipped) and set(kept.skipped)<=set(map(str, made))
+@pytest.mark.parametrize('columns', ['spread', ['spread'], L('spread'), (o for o in ['spread']), {'spread': 1}.keys()])
+def test_health_takes_a_name_or_several(columns): assert Health(columns).columns==('spread',)
 
-def test_each_file_is_decoded_once(tmp_path, monkeypatch):
-    seen = []
-    was = reading._check_whole   # of each decoded file
-    monkeypatch.setattr(reading, '_check_whole', lambda im, f: seen.append(f) or was(im, f))
-    dls = image_dls(write(tmp_path), 24, bs=16, valid=.2, device='cpu', keep=True)
-    for _ in range(4):
-        epoch(dls)
-        list(dls.valid)
-    assert len(seen)==len(set(seen))==40
+def test_one_of_several_is_enough():
+    health = Health('spread')
+    health.rows = [dict(spread=1.)]
+    plot_health(health, 'spread')
+    assert Probe(methods='knn').columns==('knn_accuracy',)
 
-def test_each_epoch_cuts_at_another_place_and_as_without(tmp_path):
-    "Along the long side; the places are the same to half a pixel"
-    write(tmp_path, wide=True)
-    kept,read = (image_dls(tmp_path, 28, n_in=1, bs=16, device='cpu', **kw) for kw in (dict(keep=True), dict(workers=0)))
-    first,second = epoch(kept),epoch(kept)
-    assert not same(first, second)
-    for a,b in zip(first, epoch(read)): assert (a[0]-b[0]).abs().mean()<.03
+def test_one_rate_and_one_seed():
+    x,y = X[:40],torch.arange(40)%2
+    few = dict(epochs=1, bs=20)
+    assert len(linear_eval(tiny_resnet(widths=(8,)), (x,y), (x,y), lrs=.1, seeds=0, **few).chosen)==1
+    assert list(finetune_eval(tiny_resnet(widths=(8,)), (x,y), (x,y), fractions=.5, lrs=.1, seeds=0, **few))==[.5]
+    f = x.mean((2,3))
+    assert linear_probe(f, y, f, y, seeds=(i for i in range(2)))==linear_probe(f, y, f, y, seeds=range(2))
 
-def test_memory_is_bounded_also_for_a_picture_that_is_very_long(tmp_path):
-    Image.new('L', (200_000,2), 99).save(tmp_path/'long.png')
-    read = PictureReader(1, 64)
-    kept = Kept(read)
-    assert kept(tmp_path/'long.png').shape==(1,64,64) and kept.n_bytes==8*64*64
-    assert kept_bytes([tmp_path/'long.png'], read)==8*64*64
-    full = Kept(read, most=0)
-    assert torch.equal(full(tmp_path/'long.png'), kept(tmp_path/'long.png')) and not full.pictures
+def test_a_device_may_be_a_number():
+    @checked
+    def f(device:str|torch.device='cpu'): return device
+    for bad in (True, 99, 'nowhere'):
+        with pytest.raises(TypeError, match='a device that is there'): f(bad)
+    if torch.cuda.is_available(): assert f(0)==torch.device('cuda', 0)
 
-def test_what_is_not_kept_is_still_read_ahead(tmp_path):
-    files = sorted(write(tmp_path).rglob('*.*'))
-    kept = Kept(PictureReader(1, 24), most=0, ahead=4)
-    kept.follow(files)
-    assert len(kept.coming)==4
-    for f in files: assert torch.equal(kept(f), kept.read(f))
-    assert not kept.coming
+@pytest.mark.parametrize('mode', ['r', 'r+', 'c'])
+def test_a_mapped_file_stays_a_file(tmp_path, mode):
+    "It may be larger than memory"
+    np.save(tmp_path/'x.npy', X.numpy())
+    a = np.load(tmp_path/'x.npy', mmap_mode=mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        t = tensor_of('x', a[8:])
+    assert t.data_ptr()==a[8:].ctypes.data and torch.equal(t, X[8:])
+    assert torch.equal(tensor_of('x', a[::-1]), X.flip(0))
+    a = np.asarray(X.numpy())
+    a.flags.writeable = False
+    assert tensor_of('x', a).data_ptr()!=a.ctypes.data   # what can be copied is safe
 
-def test_pictures_do_not_travel_with_a_copy(tmp_path):
-    f = sorted(write(tmp_path, 2).rglob('*.*'))[0]
-    kept = Kept(PictureReader(1, 24))
-    kept.follow([f]); kept(f)
-    again = pickle.loads(pickle.dumps(kept))
-    assert not again.pictures and torch.equal(again(f), kept(f))
+# Views
 
-def test_wide_values_and_arrays_are_kept_or_passed_on(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 600).reshape(20,30).astype(np.uint16)).save(tmp_path/'a.png')
-    read = PictureReader(1, 20)
-    kept = Kept(read)
-    assert kept(tmp_path/'a.png').dtype==torch.float32
-    torch.testing.assert_close(kept(tmp_path/'a.png').as_subclass(torch.Tensor), read(tmp_path/'a.png').as_subclass(torch.Tensor), atol=1e-4, rtol=0)
-    a = np.zeros((20,30,1), np.uint8)
-    assert torch.equal(kept(a), read(a))
+@pytest.mark.parametrize('op', [lambda x: x[:,:1], lambda x: torch.cat((x,x), 1)])
+@pytest.mark.parametrize('at_once', [False, True])
+def test_an_operation_may_change_the_channels(op, at_once):
+    assert torch.equal(PerImage(op, p=1)(X, split_idx=0), op(X))
+    aug = get_batch_augs(16, xtra_tfms=[PerImage(op, p=1)], stats=None)
+    aug.at_once = at_once
+    assert aug(X).shape[1]==op(X).shape[1]
 
-def test_a_bad_picture_raises_each_time(tmp_path):
-    (tmp_path/'a.png').write_bytes(b'no picture')
-    kept = Kept(PictureReader(1, 20))
-    for _ in range(2):
-        kept.follow([tmp_path/'a.png'])
-        with pytest.raises(BadPicture, match='a.png'): kept(tmp_path/'a.png')
+@pytest.mark.parametrize('same', [False, True])
+@pytest.mark.parametrize('p', [.5, 1.])
+@pytest.mark.parametrize('make', [lambda same: BicubicCrop(16, same_on_batch=same), QuarterTurns])
+@pytest.mark.parametrize('shape', [(12,3,16,16), (12,3,2,16,16), (0,3,16,16)])
+def test_at_once_is_one_by_one(make, same, p, shape):
+    "The same random numbers, and the same pictures: those that are not drawn stay to the bit"
+    x = torch.rand(shape)
+    def run(at_once):
+        torch.manual_seed(1)
+        pipeline = Views([PerImage(make(same), p=p)], split_idx=0)
+        pipeline.at_once = at_once
+        return pipeline(x),torch.rand(1)
+    (a,ra),(b,rb) = run(False),run(True)
+    assert torch.equal(ra, rb) and torch.equal(a, b)
 
-def test_two_ways_to_read_ahead_are_refused(tmp_path):
-    with pytest.raises(ValueError, match='two ways'): image_dls(write(tmp_path), 24, bs=8, keep=True, workers=2)
+def test_quarter_turns_at_once_of_views_that_are_not_square():
+    x = torch.rand(9,3,8,12)
+    aug = Views([PerImage(QuarterTurns(), p=.5)], split_idx=0)
+    res = []
+    for aug.at_once in (False, True):
+        torch.manual_seed(2)
+        res.append(aug(x))
+    assert torch.equal(*res) and not torch.equal(res[0], x)
 
-SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=16, epochs=1, hidden_size=32, projection_size=16, progress=False, views=dict(blur=False, jitter=False, bw=False))
+@pytest.mark.parametrize('x0,y0,x1,y1', [(.5,0,9,9), (0,0,16,9), (-1,0,9,9), (0,0,9,20), (9,0,3,9), (0,float('nan'),9,9)])
+def test_a_box_is_within_its_picture(x0, y0, x1, y1):
+    "A box beyond the border took pixels of the next picture"
+    boxes = torch.tensor([[[x0,y0],[x1,y0],[x1,y1],[x0,y1]]], dtype=torch.float32)
+    with pytest.raises(ValueError, match='whole pixels inside of pictures of 16 x 16'): resize_boxes(X[:1], boxes, (8,8))
+    whole = torch.tensor([[[0,0],[15,0],[15,15],[0,15]]])
+    assert torch.equal(resize_boxes(X[:1], whole, (16,16)), X[:1])
 
-@pytest.mark.parametrize('given, keep', [({}, True), (dict(workers=1), False), (dict(keep=False), False)])
-def test_a_run_keeps_pictures_unless_told_otherwise_and_records_it(tmp_path, given, keep):
-    pretrain(write(tmp_path/'p'), tmp_path/'run', **SMALL | given)
-    assert json.loads((tmp_path/'run'/'settings.json').read_text())['settings']['keep'] is keep
+# Loaders, and batches that are left out
 
-def test_a_forked_worker_reads_by_itself(tmp_path):
-    "Threads do not survive a fork, and what they were reading never comes"
-    dls = image_dls(write(tmp_path), 24, bs=8, valid=0., device='cpu', keep=True)
-    dls.one_batch()
-    assert len(list(dls.train.new(num_workers=1)))==5
+class Bare:
+    "A loader that has nothing but what is needed"
+    def __len__(self): return 4
+    def __iter__(self): return iter((x,) for x in X.split(16))
 
-def test_items_of_two_sources_with_one_name_stay_apart():
-    "Arrays of a list are all called item 0, item 1, ..."
-    from self_supervised.data.sources import picture_items
-    def arrays(*values): return [np.full((24,24), v, np.uint8) for v in values]
-    dls = image_dls(arrays(*range(40)), 24, n_in=1, bs=8, valid=.2, device='cpu', keep=True)
-    epoch(dls)
-    x = torch.cat([b[0] for b in dls.test_dl(picture_items(arrays(*[200]*8)))])
-    assert (255*x).round().unique().tolist()==[200]
+@pytest.mark.parametrize('train', [Bare(), [(x,) for x in X.split(16)]])
+def test_a_loader_without_a_data_set(train):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')   # fastai's `noop` is no loss for labels
+        learn = learner(train)
+    quiet(learn.fit, 1, 1e-3)
+    assert len(learn.recorder.losses)==4 and repr(learn.loss_func)=='byol_loss'
 
-def test_what_an_interrupted_epoch_left_does_not_stop_the_reading_ahead(tmp_path):
-    files = sorted(write(tmp_path).rglob('*.*'))
-    kept = Kept(PictureReader(1, 24), most=0, ahead=4)
-    kept.follow(files[:10])
-    kept.follow(files[20:])
-    assert [*kept.coming]==[str(f) for f in files[20:24]]
+@pytest.mark.parametrize('i', [3, 15])
+def test_a_bad_picture_among_bare_tensors(i):
+    "fastai splits such a batch into all but the last picture, and the last"
+    x = X.clone()
+    x[i] = torch.nan
+    learn = learner(DataLoader(x, bs=16))
+    with pytest.warns(UserWarning, match=f'inputs {i} of 16 not finite'): learn.fit(1, 1e-3)
+    assert learn.byol.guard.skipped==[(0,0,'inputs')]
 
-def test_a_transform_that_writes_does_not_change_what_is_kept(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 600).reshape(20,30).astype(np.uint16)).save(tmp_path/'a.png')
-    for size in (20, None):
-        kept = Kept(PictureReader(1, size))
-        kept(tmp_path/'a.png').zero_()
-        assert kept(tmp_path/'a.png').max()>0
+def test_nothing_is_shadowed():
+    "fastai warns of an attribute of a callback that the learner has, too: here `buffers` of its model"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        learner(DataLoader(X, bs=16)).fit(1, 1e-3)
+    assert not [w for w in ws if 'shadowing' in str(w.message)]
+
+def test_rows_of_a_batch_that_is_left_out():
+    kept = Latest(8)
+    kept.add(torch.rand(4,3))
+    kept.leave_out(0)
+    assert len(kept)==0 and kept.rows()[0].shape==(0,3)
+    kept.add(torch.rand(3,3))
+    kept.leave_out(0)
+    kept.add(good := torch.rand(2,3))
+    again = Latest(8)
+    again.load_state_dict(kept.state_dict())
+    for o in (kept, again): assert len(o)==2 and sorted(o.rows()[0].tolist())==sorted(good.tolist())
+
+# Schedules
+
+def test_steps_go_on_where_a_run_was_cut():
+    "As epochs do: the schedule is that of the whole run"
+    def shown(**kw):
+        rates = []
+        class Note(Callback):
+            order = ParamScheduler.order+1
+            def before_batch(self): rates.append((self.pct_train, self.opt.hypers[0]['lr'], self.learn.byol.m))
+        quiet(learner(DataLoader(X, bs=16)).fit_byol, cbs=Note(), **kw)
+        return rates
+    whole = shown(steps=14)
+    assert len(whole)==14
+    np.testing.assert_allclose(shown(steps=14, start_epoch=2), whole[8:], rtol=1e-6)

@@ -1,0 +1,131 @@
+"Pictures that are kept in memory are those that would be read, and each file is decoded once"
+import json, pickle
+
+import numpy as np, pytest, torch
+from fastai.data.transforms import parent_label
+from PIL import Image
+
+from benchmarks.bad_files import write_bad
+from self_supervised.cli.pretrain import pretrain
+from self_supervised.data import reading
+from self_supervised.data.demo import digits
+from self_supervised.data.images import image_dls
+from self_supervised.data.kept import Kept, kept_bytes
+from self_supervised.data.reading import BadPicture, PictureReader
+
+def write(folder, n=40, wide=False):
+    x,y,_ = digits()
+    for i in range(n):
+        f = folder/str(y[i].item()%3)/f'{i:03}.{"jpg" if i%2 else "png"}'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((x[i,0]*255).byte().numpy()).resize((56,28) if wide else (28,28)).save(f)
+    return folder
+
+def epoch(dls): return [tuple(o.clone() for o in b) for b in dls.train]
+
+def same(a, b): return len(a)==len(b) and all(torch.equal(x, y) for p,q in zip(a, b) for x,y in zip(p, q))
+
+def test_batches_are_those_of_workers_bit_for_bit_and_bad_files_are_named_alike(tmp_path):
+    "Square pictures: every epoch's order, labels and replacements"
+    made = write_bad(write(tmp_path/'p'), 12)
+    def loaders(**kw): return image_dls(tmp_path/'p', 24, n_in=1, label_func=parent_label, valid=0., bs=16, device='cpu', max_bad=.5, **kw)
+    kept,read = loaders(keep=True),loaders(workers=0)
+    for _ in range(3): assert same(epoch(kept), epoch(read))
+    assert dict(kept.skipped)==dict(read.skipped) and len(kept.skipped) and set(kept.skipped)<=set(map(str, made))
+
+def test_each_file_is_decoded_once(tmp_path, monkeypatch):
+    seen = []
+    was = reading._check_whole   # of each decoded file
+    monkeypatch.setattr(reading, '_check_whole', lambda im, f: seen.append(f) or was(im, f))
+    dls = image_dls(write(tmp_path), 24, bs=16, valid=.2, device='cpu', keep=True)
+    for _ in range(4):
+        epoch(dls)
+        list(dls.valid)
+    assert len(seen)==len(set(seen))==40
+
+def test_each_epoch_cuts_at_another_place_and_as_without(tmp_path):
+    "Along the long side; the places are the same to half a pixel"
+    write(tmp_path, wide=True)
+    kept,read = (image_dls(tmp_path, 28, n_in=1, bs=16, device='cpu', **kw) for kw in (dict(keep=True), dict(workers=0)))
+    first,second = epoch(kept),epoch(kept)
+    assert not same(first, second)
+    for a,b in zip(first, epoch(read)): assert (a[0]-b[0]).abs().mean()<.03
+
+def test_memory_is_bounded_also_for_a_picture_that_is_very_long(tmp_path):
+    Image.new('L', (200_000,2), 99).save(tmp_path/'long.png')
+    read = PictureReader(1, 64)
+    kept = Kept(read)
+    assert kept(tmp_path/'long.png').shape==(1,64,64) and kept.n_bytes==8*64*64
+    assert kept_bytes([tmp_path/'long.png'], read)==8*64*64
+    full = Kept(read, most=0)
+    assert torch.equal(full(tmp_path/'long.png'), kept(tmp_path/'long.png')) and not full.pictures
+
+def test_what_is_not_kept_is_still_read_ahead(tmp_path):
+    files = sorted(write(tmp_path).rglob('*.*'))
+    kept = Kept(PictureReader(1, 24), most=0, ahead=4)
+    kept.follow(files)
+    assert len(kept.coming)==4
+    for f in files: assert torch.equal(kept(f), kept.read(f))
+    assert not kept.coming
+
+def test_pictures_do_not_travel_with_a_copy(tmp_path):
+    f = sorted(write(tmp_path, 2).rglob('*.*'))[0]
+    kept = Kept(PictureReader(1, 24))
+    kept.follow([f]); kept(f)
+    again = pickle.loads(pickle.dumps(kept))
+    assert not again.pictures and torch.equal(again(f), kept(f))
+
+def test_wide_values_and_arrays_are_kept_or_passed_on(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 600).reshape(20,30).astype(np.uint16)).save(tmp_path/'a.png')
+    read = PictureReader(1, 20)
+    kept = Kept(read)
+    assert kept(tmp_path/'a.png').dtype==torch.float32
+    torch.testing.assert_close(kept(tmp_path/'a.png').as_subclass(torch.Tensor), read(tmp_path/'a.png').as_subclass(torch.Tensor), atol=1e-4, rtol=0)
+    a = np.zeros((20,30,1), np.uint8)
+    assert torch.equal(kept(a), read(a))
+
+def test_a_bad_picture_raises_each_time(tmp_path):
+    (tmp_path/'a.png').write_bytes(b'no picture')
+    kept = Kept(PictureReader(1, 20))
+    for _ in range(2):
+        kept.follow([tmp_path/'a.png'])
+        with pytest.raises(BadPicture, match='a.png'): kept(tmp_path/'a.png')
+
+def test_two_ways_to_read_ahead_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='two ways'): image_dls(write(tmp_path), 24, bs=8, keep=True, workers=2)
+
+SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=16, epochs=1, hidden_size=32, projection_size=16, progress=False, views=dict(blur=False, jitter=False, bw=False))
+
+@pytest.mark.parametrize('given, keep', [({}, True), (dict(workers=1), False), (dict(keep=False), False)])
+def test_a_run_keeps_pictures_unless_told_otherwise_and_records_it(tmp_path, given, keep):
+    pretrain(write(tmp_path/'p'), tmp_path/'run', **SMALL | given)
+    assert json.loads((tmp_path/'run'/'settings.json').read_text())['settings']['keep'] is keep
+
+def test_a_forked_worker_reads_by_itself(tmp_path):
+    "Threads do not survive a fork, and what they were reading never comes"
+    dls = image_dls(write(tmp_path), 24, bs=8, valid=0., device='cpu', keep=True)
+    dls.one_batch()
+    assert len(list(dls.train.new(num_workers=1)))==5
+
+def test_items_of_two_sources_with_one_name_stay_apart():
+    "Arrays of a list are all called item 0, item 1, ..."
+    from self_supervised.data.sources import picture_items
+    def arrays(*values): return [np.full((24,24), v, np.uint8) for v in values]
+    dls = image_dls(arrays(*range(40)), 24, n_in=1, bs=8, valid=.2, device='cpu', keep=True)
+    epoch(dls)
+    x = torch.cat([b[0] for b in dls.test_dl(picture_items(arrays(*[200]*8)))])
+    assert (255*x).round().unique().tolist()==[200]
+
+def test_what_an_interrupted_epoch_left_does_not_stop_the_reading_ahead(tmp_path):
+    files = sorted(write(tmp_path).rglob('*.*'))
+    kept = Kept(PictureReader(1, 24), most=0, ahead=4)
+    kept.follow(files[:10])
+    kept.follow(files[20:])
+    assert [*kept.coming]==[str(f) for f in files[20:24]]
+
+def test_a_transform_that_writes_does_not_change_what_is_kept(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 600).reshape(20,30).astype(np.uint16)).save(tmp_path/'a.png')
+    for size in (20, None):
+        kept = Kept(PictureReader(1, size))
+        kept(tmp_path/'a.png').zero_()
+        assert kept(tmp_path/'a.png').max()>0
