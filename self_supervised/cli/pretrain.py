@@ -465,9 +465,9 @@ def byol_pretrain(
 
 def _pretrain(path, out, views, no_flip, fast=False, no_bf16=False, **settings):
     "Call `pretrain` with a named set of views, no mirror images if `no_flip`, bfloat16 if `fast` and able"
-    # Without the option `within_minutes` may choose it
-    settings['bf16'] = settings['bf16'] or fast and computes_in_bfloat16(default_device()) or None
-    if no_bf16: settings['bf16'] = False
+    if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
+    # Unasked, `within_minutes` chooses
+    if settings.get('minutes') and not (settings['bf16'] or no_bf16): settings['bf16'] = None
     if views and no_flip: views = views_for(views) | dict(flip_p=0.)
     elif no_flip: views = NO_FLIP
     return pretrain(path, out, views=views, **settings)

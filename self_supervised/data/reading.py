@@ -443,10 +443,10 @@ class PictureReader:
         at:float, # Place along the long side, in [0,1]
     )->torch.Tensor: # The same as reading at this place, but for rounding the long side to whole pixels
         "Cut a picture of `size` out of a whole one"
-        if not self.hw: return self.typed(x if x.dtype==torch.uint8 else x.clone())
-        (h,w),(full_h,full_w) = self.hw,x.shape[-2:]
-        top,left = round(at*(full_h-h)),round(at*(full_w-w))
-        x = x[:, top:top+h, left:left+w]
+        if self.hw:
+            (h,w),(full_h,full_w) = self.hw,x.shape[-2:]
+            top,left = round(at*(full_h-h)),round(at*(full_w-w))
+            x = x[:, top:top+h, left:left+w]
         return self.typed(x if x.dtype==torch.uint8 else x.clone())   # a transform may write into it
 
     def typed(self, x):
@@ -520,9 +520,9 @@ def _clear_in_8_bits(im):
 def _note_pages(im, file, note):
     "Tell `note` of a file of several pages or frames; the second picture of a camera's MPO is a preview"
     if im.format not in ('TIFF','GIF','WEBP','PNG'): return
+    # PNG and WebP tell at their beginning. The others are walked through, which leaves another page behind: opened anew
     try:
-        # Opened anew: the walk through the pages leaves another one behind
-        with _open(file) as again: pages = getattr(again, 'n_frames', 1)
+        with _open(file) if im.format in ('TIFF','GIF') else nullcontext(im) as f: pages = getattr(f, 'n_frames', 1)
     except Exception: return   # the first page is read, and a damaged one behind it is no matter
     if pages>1: note(f'{pages} pages, of which the first is read: write each into a file, or pass reader')
 
