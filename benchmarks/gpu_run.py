@@ -7,9 +7,9 @@ On the machine you prepare from, wheels of what a bare machine with torch lacks,
 
 On the GPU's machine; WORK and DATA stay there from one command to the next, OUT is what you bring back:
 
-    python benchmarks/gpu_run.py run --work WORK --out OUT --wheels WHEELS --stages wheels laws steps profile
-    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/0 --stages data      # and each other piece
-    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --stages train back --minutes 8.5
+    python benchmarks/gpu_run.py run --work WORK --out OUT --wheels WHEELS --data DATA --piece PIECES/0 --stages wheels data laws steps
+    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/1 --stages data levers profile home   # pieces each
+    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/2 --stages data train back --minutes 8.5
 
 Each stage is a process of its own with a limit in seconds, and is in `OUT/gpu_run.json` before the next begins. `run --rehearse`
 does the same on a CPU with 512 pictures and tiny networks, and says so in the JSON.
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 # What torch, torchvision and timm do not bring
 NAMES = ('fastai fastcore fasttransform fastprogress fastdownload plum-dispatch beartype kornia kornia-rs '
          'python-fasthtml starlette itsdangerous python-multipart httpx2 httpcore2 truststore').split()   # and what fastprogress imports
-LIMITS = dict(wheels=60, laws=150, steps=180, profile=60, data=60, train=600, back=30)   # seconds
+LIMITS = dict(wheels=60, laws=150, steps=120, levers=120, profile=60, home=150, data=60, train=600, back=30)   # seconds
 MB = 2**20
 
 # Here
@@ -72,7 +72,8 @@ class Run:
 
     def stage(self, name):
         "Run a stage, whatever happens in it, and write what it found"
-        begun = time.perf_counter()
+        self.name,begun = name,time.perf_counter()
+        self.begun_stage = begun
         slow = 4 if self.args.rehearse else 1   # a CPU has other things to do
         self.limit = slow*min(LIMITS[name], max(self.left(), 1))
         try: found = dict(ok=True) | getattr(self, name)()
@@ -87,9 +88,12 @@ class Run:
 
     def call(self, *command, **env):
         "The output of a command of this Python; its last lines where it fails"
-        ran = subprocess.run([sys.executable, *map(str, command)], cwd=HERE.parent, env=self.env | env, timeout=self.limit,
+        log = self.out/f'{self.name}.txt'
+        ran = subprocess.run([sys.executable, *map(str, command)], cwd=HERE.parent, env=self.env | env, timeout=max(1, self.begun_stage+self.limit-time.perf_counter()),
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if ran.returncode: raise RuntimeError(f'{command[:4]} ended with {ran.returncode}: {ran.stdout[-1500:]}')
+        if ran.returncode:
+            log.write_text(ran.stdout)
+            raise RuntimeError(f'{command[:4]} ended with {ran.returncode}: {ran.stdout[-1500:]}')
         return ran.stdout
 
     def wheels(self):
@@ -107,7 +111,7 @@ class Run:
         "What the guard promises, on the device; in a rehearsal on the device that is none"
         env = {} if self.device=='cpu' else dict(ACCELERATOR='cuda')
         few = ['-k', 'never_waits or leaves_no_trace'] if self.args.rehearse else []
-        try: out = self.call('-m', 'pytest', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', 'tests/accelerator.py', *few, **env)
+        try: out = self.call('-m', 'pytest', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', 'tests/accelerator.py', '--tb=short', *few, **env)
         except RuntimeError as e: return dict(ok=False, why=str(e)[-1500:])
         return dict(said=next(o for o in reversed(out.splitlines()) if ' passed' in o))
 
@@ -117,6 +121,31 @@ class Run:
         tiny = ['--tiny'] if self.args.rehearse else []
         self.call(HERE/'speed.py', '--device', self.device, '--only', 'step', 'views', '--n', 3 if tiny else 15, '--rounds', 1, '--out', file, *tiny)
         return {k: v for k,v in json.loads(file.read_text()).items() if k!='command'}
+
+    def levers(self):
+        "A step of `fit` with what `to_fast` adds, one lever after the other, each in a process of its own"
+        rows = []
+        for name in LEVERS:
+            file = self.work/f'lever-{name}.json'
+            file.unlink(missing_ok=True)
+            try: self.call(HERE/'gpu_run.py', 'lever', name, '--device', self.device, '--out', file)
+            except (subprocess.TimeoutExpired, RuntimeError) as e: rows.append(dict(lever=name, why=str(e)[-600:]))
+            if file.exists(): rows += json.loads(file.read_text())
+        return dict(rows=rows)
+
+    def home(self):
+        "The command on a folder of photographs, by the minute: what a user does first"
+        folder,out = self.work/'photos',self.work/'home'
+        if not self.args.data: raise RuntimeError('pass --data, a folder with CIFAR-10')
+        self.call(HERE/'gpu_run.py', 'photos', self.args.data, folder, '--n', 512 if self.args.rehearse else 5000)
+        shutil.rmtree(out, ignore_errors=True)
+        script = self.work/'byol_pretrain.py'   # as pip would write it
+        script.write_text('from self_supervised.cli.pretrain import byol_pretrain\nif __name__=="__main__": byol_pretrain()\n')
+        begun = time.perf_counter()
+        said = self.call('-W', 'ignore', script, folder, '--minutes', 1, '--out', out)
+        seconds = round(time.perf_counter()-begun, 1)
+        return dict(command='byol_pretrain PHOTOS --minutes 1', took=seconds, said=said.splitlines()[-60:],
+                    results=json.loads((out/'results.json').read_text()))
 
     def profile(self):
         "What a step consists of"
@@ -135,28 +164,35 @@ class Run:
         "As many epochs as fit, judged at the last one"
         rehearse = self.args.rehearse
         if not self.args.data: raise RuntimeError('pass --data, a folder with CIFAR-10')
-        settings = dict(bs=128 if rehearse else 512, arch='tiny_resnet' if rehearse else 'resnet18', n_items=512 if rehearse else 50_000)
+        settings = dict(arch='tiny_resnet' if rehearse else 'resnet18', n_items=512 if rehearse else 50_000)
         plan = self._plan(**settings)
         few = ['--n', 512, '--held', 128, '--hidden', 64] if rehearse else []
-        name = f"{settings['arch']}-{plan['epochs']}-{settings['bs']}-sgd-bf16-0"
+        name = f"{settings['arch']}-{plan['epochs']}-{plan['bs']}-sgd-bf16-0"
         file,why = self.work/f'{name}.json',{}
         file.unlink(missing_ok=True)
-        try: self.call('-m', 'benchmarks.cifar10', '--data', self.args.data, '--work', self.work/'runs', '--out', self.work, '--epochs', plan['epochs'], '--bs', settings['bs'],
-                       '--arch', settings['arch'], '--every', max(10, plan['epochs']//4), '--minutes', 2, '--linear-epochs', 1 if rehearse else 30, *few)
+        try: self.call('-m', 'benchmarks.cifar10', '--data', self.args.data, '--work', self.work/'runs', '--out', self.work, '--epochs', plan['epochs'], '--bs', plan['bs'],
+                       '--arch', settings['arch'], '--every', max(10, plan['epochs']//4), '--minutes', 2, '--linear-epochs', 1 if rehearse else 10,
+                       *(['--compile'] if plan['compile'] else []), *few)
         except (subprocess.TimeoutExpired, RuntimeError) as e: why = dict(ok=False, why=str(e)[-1500:])
         # What it had written before it was cut counts
         found = json.loads(file.read_text()) if file.exists() else {}
         return dict(plan=plan, run=name) | found | why
 
-    def _plan(self, bs, arch, n_items):
-        "Epochs from the time of a step, with a margin, beside what judging takes"
-        rows = [r for r in self.res.get('steps', {}).get('step', []) if r['px']==32 and r['recipe']=='sgd']
-        row = min(rows, key=lambda r: abs(r['bs']-bs), default=None)
-        step = row['fit_ms']/1000*bs/row['bs'] if row else .05*bs/512
-        reserve = 20 if self.args.rehearse else 90
-        seconds = min(LIMITS['train'], self.left())-reserve
-        epochs = 2 if self.args.rehearse else max(10, int(seconds/(1.1*step*(n_items//bs))))
-        return dict(step_ms=round(1000*step, 1), measured=row is not None, seconds=round(seconds), reserve=reserve, epochs=epochs)
+    def _plan(self, arch, n_items):
+        "Batch, levers and epochs from the time of a step, with a margin, beside what judging takes"
+        rows = [r for r in self.res.get('levers', {}).get('rows', []) if 'ms' in r]
+        measured = bool(rows)
+        rows = rows or [dict(lever='plain', bs=512, ms=50., first_s=0.)]
+        seconds = min(LIMITS['train'], self.left())-(20 if self.args.rehearse else 90)
+        tries = []
+        for r in rows:
+            epoch = 1.08*r['ms']/1000*(n_items//r['bs'])
+            # A smaller batch learns more in an epoch, so it may take a quarter longer
+            tries.append(((seconds-r['first_s'])/epoch*(1.25 if r['bs']<512 else 1), int((seconds-r['first_s'])/epoch), r))
+        _,epochs,row = max(tries, key=lambda o: o[0])
+        if self.args.rehearse: epochs,row = 2,row | dict(bs=128, lever='plain')
+        return dict(step_ms=row['ms'], bs=row['bs'], compile=row['lever']=='compiled', measured=measured, seconds=round(seconds),
+                    epochs=epochs if self.args.rehearse else max(10, epochs))
 
     def back(self):
         "The encoder in files that are small enough to travel: `cat encoder.safetensors.* > encoder.safetensors`"
@@ -200,6 +236,49 @@ def profile(device, n=5):
     return dict(arch=arch, bs=bs, wall_ms=round(1000*watch.wall, 2), busy_ms=round(sum(getattr(e, key, 0) for e in events)/1000/n, 2), calls_a_step=calls,
                 top=[dict(name=e.key[:80], ms=round(getattr(e, key, 0)/1000/n, 3), calls=round(e.count/n, 1)) for e in top])
 
+# As `to_fast` makes it; with cudnn's search for the fastest kernels; and with compiled networks, too
+LEVERS = ('plain', 'searched', 'compiled')
+
+def lever(name, device):
+    "Milliseconds of a step of `fit` at two batch sizes, and the seconds until the first steps are over"
+    sys.path.insert(0, str(HERE))
+    import torch
+    from speed import fit_quietly, learner, now
+    from fastai.callback.core import Callback, CancelFitException
+    torch.backends.cudnn.benchmark = name!='plain'
+    n,warmup = (40,12) if device=='cuda' else (2,1)
+    class Watch(Callback):
+        order,run_valid = 1000,False
+        def before_fit(self): self.begun,self.n_seen = now(device)[0].item(),0
+        def after_batch(self):
+            self.n_seen += 1
+            if self.n_seen==warmup: self.start = now(device)
+            if self.n_seen==warmup+n:
+                self.took = (now(device)-self.start)/n
+                raise CancelFitException
+    rows = []
+    for bs in (256,512) if device=='cuda' else (16,):
+        watch = Watch()
+        arch = 'resnet18' if device=='cuda' else 'tiny_resnet'
+        learn = learner(arch, 32, bs, 'float32', device, n=10*bs, cbs=[watch], opt='sgd').to_fast(bf16=True, compile=name=='compiled')
+        fit_quietly(learn)
+        wall,host = (1000*watch.took).tolist()
+        rows.append(dict(lever=name, arch=arch, px=32, bs=bs, recipe='sgd', ms=round(wall, 2), host_ms=round(host, 2), first_s=round(watch.start[0].item()-watch.begun, 1)))
+    return rows
+
+def photos(data, folder, n):
+    "Write pictures of the first file of CIFAR-10 that is there as PNG files, a folder for each class"
+    from PIL import Image
+    package = Path(data)/'package'
+    import numpy as np
+    file = min(package.glob('data_batch_*.png'))
+    labels = json.loads((package/'train_lables.json').read_text())[10_000*(int(file.stem[-1])-1):]
+    pictures = np.array(Image.open(file).convert('RGB')).reshape(-1, 32, 32, 3)
+    for i in range(min(n, len(pictures))):
+        to = Path(folder)/str(labels[i])/f'{i:05}.png'
+        to.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures[i]).save(to)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sub = p.add_subparsers(dest='what', required=True)
@@ -223,7 +302,17 @@ def main():
     f = sub.add_parser('profile', help='of one step, as JSON')
     f.add_argument('--device', default='cuda')
     f.add_argument('--out', default='profile.json')
+    v = sub.add_parser('lever', help='time a step of fit with one lever, as JSON')
+    v.add_argument('name', choices=LEVERS)
+    v.add_argument('--device', default='cuda')
+    v.add_argument('--out', default='lever.json')
+    o = sub.add_parser('photos', help='write pictures of CIFAR-10 as files')
+    o.add_argument('data')
+    o.add_argument('folder')
+    o.add_argument('--n', type=int, default=5000)
     args = p.parse_args()
+    if args.what=='lever': return Path(args.out).write_text(json.dumps(lever(args.name, args.device)))
+    if args.what=='photos': return photos(args.data, args.folder, args.n)
     if args.what=='collect': return collect(args.folder, args.python)
     if args.what=='divide': return divide(args.data, args.pieces, args.limit_mb)
     if args.what=='profile':

@@ -65,7 +65,7 @@ rates = dict(lars=.1, sgd=.1, adamw=1e-3)
 def learner(arch, px, bs, setting, device, n=512, cbs=(), opt='lars'):
     "A `Learner` with `BYOL` as it comes, and the optimizer of a recipe"
     channels_last,bf16 = settings[setting]
-    x = torch.randint(256, (max(n, 2*bs), 3, px*5//4, px*5//4), dtype=torch.uint8)
+    x = torch.randint(256, (max(n, 2*bs), 3, px*5//4, px*5//4), dtype=torch.uint8, device=device)
     dls = tensor_dls(x, bs=bs, seed=0, device=device)
     cbs = [*cbs, *([ChannelsLast()] if channels_last else []), *([MixedPrecision('bf16')] if bf16 else [])]
     return byol_learner(dls, model_of(arch, px, device, False), get_byol_aug_pipelines(px), opt_func=opt_funcs[opt], lr=rates[opt], cbs=cbs)

@@ -242,6 +242,26 @@ def test_ranks_agree_and_nobody_waits(tmp_path):
         assert one['summed']==[(0,2,'inputs')] and one['hosts']==[True,False,True]
         assert not one['waits']
 
+@real
+def test_two_processes_on_one_card(tmp_path):
+    "One of them on a bad batch: both leave it out, and learn why"
+    command = [sys.executable, __file__, str(tmp_path)]
+    ran = [subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0,1)]
+    try: said = [p.communicate(timeout=100)[0] for p in ran]
+    finally: [p.kill() for p in ran]
+    assert [p.returncode for p in ran]==[0,0], said
+    a,b = (torch.load(tmp_path/f'{r}.pt') for r in (0,1))
+    for one in (a,b):
+        assert one['changed']==[True,False,True,True] and one['skipped']==[(0,1,'loss')]
+        assert one['summed']==[(0,2,'inputs')]
+
+def _hosts_meet(dist, ranks, rank):
+    "As under nccl: hosts meet in a group of their own, and never on the device"
+    backend = dist.get_backend
+    ranks.GPU = 'cpu'
+    dist.get_backend = lambda group=None: 'nccl' if group is None else backend(group)
+    return [ranks.any_rank(bool(rank)), ranks.any_rank(False), ranks.gather(rank)==[0,1] and ranks.once(lambda: rank)==0]
+
 def one_of_two(folder, rank):
     "What each process does"
     import torch.distributed as dist
@@ -254,14 +274,11 @@ def one_of_two(folder, rank):
         quiet(learn.fit, 1)
         other = make(NAME, cbs=[GradientAccumulation(32), *([Bad([2], 'inputs')] if rank else [])], n_batches=4)
         quiet(other.fit, 1)
-        last = make(NAME, cbs=[Stop(device, 3)], n_batches=8)
-        quiet(last.fit, 1)
-        waits = dict(device.waits)
-    # As under nccl: hosts meet in a group of their own, and never on the device
-    backend = dist.get_backend
-    ranks.GPU = 'cpu'
-    dist.get_backend = lambda group=None: 'nccl' if group is None else backend(group)
-    hosts = [ranks.any_rank(bool(rank)), ranks.any_rank(False), ranks.gather(rank)==[0,1] and ranks.once(lambda: rank)==0]
+        if not REAL:
+            last = make(NAME, cbs=[Stop(device, 3)], n_batches=8)
+            quiet(last.fit, 1)
+        waits = {} if REAL else dict(device.waits)
+    hosts = None if REAL else _hosts_meet(dist, ranks, rank)
     torch.save(dict(changed=watch.changed, skipped=learn.guard.skipped, summed=other.guard.skipped, waits=waits, hosts=hosts), f'{folder}/{rank}.pt')
     dist.destroy_process_group()
 

@@ -44,10 +44,15 @@ def test_a_stage_that_fails_is_on_record_and_the_next_one_runs(tmp_path, monkeyp
 
 def test_as_many_epochs_as_fit(tmp_path):
     run = make(tmp_path, rehearse=False, minutes=8.5)
-    run.res['steps'] = dict(step=[dict(px=224, bs=256, recipe='adamw', fit_ms=300.), dict(px=32, bs=256, recipe='sgd', fit_ms=30.), dict(px=32, bs=512, recipe='sgd', fit_ms=50.)])
-    plan = run._plan(512, 'resnet18', 50_000)
-    assert plan['measured'] and plan['step_ms']==50.
-    assert plan['epochs']*97*.05*1.1<=8.5*60-plan['reserve']<(plan['epochs']+1)*97*.05*1.1+1
+    row = lambda lever, bs, ms, first_s=2.: dict(lever=lever, bs=bs, ms=ms, first_s=first_s)
+    run.res['levers'] = dict(rows=[row('plain', 256, 40.), row('plain', 512, 50.), dict(lever='searched', why='broken'), row('compiled', 512, 30., 60.)])
+    plan = run._plan('resnet18', 50_000)
+    assert plan['measured'] and (plan['step_ms'],plan['bs'],plan['compile'])==(30.,512,True)
+    assert plan['epochs']*97*.03*1.08<=plan['seconds']-60<(plan['epochs']+1)*97*.03*1.08+1
+    run.res['levers']['rows'].append(row('searched', 256, 16.))   # an epoch as long; a smaller batch learns more in it
+    assert run._plan('resnet18', 50_000)['bs']==256
+    run.res = {}
+    assert not run._plan('resnet18', 50_000)['measured']
 
 def test_the_encoder_comes_back_in_parts(tmp_path):
     run = make(tmp_path)

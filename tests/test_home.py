@@ -222,6 +222,18 @@ def test_measuring_a_cost_leaves_random_numbers():
     c = picture_cost(s, 16, 4)
     assert torch.equal(torch.rand(4), a) and c.picture>0 and c.bytes>4*16*16
 
+def test_a_gpu_is_measured_with_many_pictures(monkeypatch):
+    "As many as its memory holds"
+    from self_supervised.cli import budget as module
+    tried = []
+    def measured(s, size, n):
+        tried.append(n)
+        if n>32: raise torch.OutOfMemoryError('full')
+        return n
+    monkeypatch.setattr(module, '_measured', measured)
+    monkeypatch.setattr(module, 'default_device', lambda: torch.device('cuda'))
+    assert picture_cost(None, 64, 8)==32 and tried==[128,64,32]
+
 def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, monkeypatch):
     "Network, heads and precision, too: a slow machine gets a small network with small heads"
     from self_supervised.cli import pretrain as module

@@ -31,9 +31,19 @@ Cost = namedtuple('Cost', 'picture step bytes weights')
 def picture_cost(
     s, # Settings of a run: arch, n_in, hidden_size, projection_size, bf16, views, norm
     size, # Side of the pictures in pixels, or (h,w)
-    n:int=16, # Number of pictures to measure with
+    n:int=16, # Number of pictures to measure with; a GPU takes 128, or as many as its memory holds
 )->Cost:
     "Measure the cost of a training step at `size`"
+    if default_device().type=='cpu': return _measured(s, size, n)
+    n = 128   # a GPU takes as long for a few pictures as for many
+    while True:
+        try: return _measured(s, size, n)
+        except torch.OutOfMemoryError:
+            if n<4: raise
+        n //= 2
+
+def _measured(s, size, n):
+    "Measure with `n` pictures"
     device = default_device()
     with no_random():
         encoder = create_encoder(s.arch, pretrained=False, n_in=s.n_in, size=size, norm=s.norm)
