@@ -122,7 +122,7 @@ def learner(
     learn = byol_learner(dls, create_byol_model(encoder, hidden_size=args.hidden, projection_size=256), get_byol_aug_pipelines(32, **small_views), cbs=[probe, train_time()])
     if device != 'cuda': return learn
     torch.backends.cudnn.benchmark = True     # every batch has the same shape
-    return learn.to_fast(bf16=args.precision == 'bf16', compile=args.compile)
+    return learn.to_fast(bf16=args.precision == 'bf16', compile=args.compile, graphs=args.graphs)
 
 def evaluate(encoder, train, test, linear_epochs):
     "kNN and linear accuracy as published: yields what is known so far"
@@ -150,7 +150,7 @@ def run(args):
     train = (cifar.x[rest], cifar.y[rest]) if args.develop else (cifar.x, cifar.y)
     test = (cifar.x[held], cifar.y[held]) if args.develop else (cifar.test_x, cifar.test_y)
     rec = learn.recorder
-    settings = {k: v for k,v in vars(args).items() if k not in ('data','work','out','rows') and (k,v) != ('compile',False)} | dict(precision=args.precision if device == 'cuda' else 'float32')
+    settings = {k: v for k,v in vars(args).items() if k not in ('data','work','out','rows') and (k,v) not in (('compile',False), ('graphs',False))} | dict(precision=args.precision if device == 'cuda' else 'float32')
     res = dict(command=command(**{k: v for k,v in settings.items() if v is not None and v is not False}), settings=settings,
                lr=max(rec.hps['lr']), momenta=[learn.byol.momenta[0], learn.byol.momenta[-1]], steps=len(rec.losses), train_seconds=round(learn.train_time.seconds, 1), seconds_by_epoch=learn.train_time.by_epoch,
                columns=list(rec.metric_names[1:-1]), curve=[[v if v is None else float(v) for v in r] for r in rec.values], judged_on='held-out training pictures' if args.develop else 'the official test batch', machine=machine(),
@@ -171,6 +171,7 @@ def main():
     p.add_argument('--bs', type=int, default=256)
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--precision', choices=('bf16','float32'), default='bf16', help='bf16 on CUDA; float32 elsewhere whatever is asked')
+    p.add_argument('--graphs', action='store_true', help='replay the passes of the networks as CUDA graphs')
     p.add_argument('--compile', action='store_true', help='compile the networks; on CUDA only')
     p.add_argument('--arch', default='resnet18', help='a ResNet by name; it gets the 3×3 stem')
     p.add_argument('--hidden', type=int, default=4096, help='width of the hidden layer of the heads')

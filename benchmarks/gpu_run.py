@@ -18,8 +18,8 @@ import argparse, json, os, platform, shutil, subprocess, sys, time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# What torch, torchvision and timm do not bring
-NAMES = ('fastai fastcore fasttransform fastprogress fastdownload plum-dispatch beartype kornia kornia-rs '
+# What torch and torchvision do not bring, and timm, of which older versions state wrong widths
+NAMES = ('fastai fastcore fasttransform fastprogress fastdownload timm plum-dispatch beartype kornia kornia-rs '
          'python-fasthtml starlette itsdangerous python-multipart httpx2 httpcore2 truststore').split()   # and what fastprogress imports
 LIMITS = dict(wheels=60, laws=150, steps=120, levers=120, profile=60, home=150, data=60, train=600, back=30)   # seconds
 MB = 2**20
@@ -99,7 +99,7 @@ class Run:
     def wheels(self):
         "Install what is missing, and note what there is"
         if self.args.wheels:
-            files = [o for o in sorted(Path(self.args.wheels).glob('*.whl')) if not _installed(o.name.split('-')[0])]
+            files = [o for o in sorted(Path(self.args.wheels).glob('*.whl')) if _installed(o.name.split('-')[0])!=o.name.split('-')[1]]
             if files: self.call('-m', 'pip', 'install', '-q', '--no-index', '--no-deps', '--no-compile', '--upgrade', '--target', self.work/'site', *files)
         code = "import json,torch,fastai,kornia,timm; print(json.dumps(dict(torch=torch.__version__, fastai=fastai.__version__, kornia=kornia.__version__, timm=timm.__version__," \
                "card=torch.cuda.get_device_name() if torch.cuda.is_available() else None)))"
@@ -110,7 +110,7 @@ class Run:
     def laws(self):
         "What the guard promises, on the device; in a rehearsal on the device that is none"
         env = {} if self.device=='cpu' else dict(ACCELERATOR='cuda')
-        few = ['-k', 'never_waits or leaves_no_trace'] if self.args.rehearse else []
+        few = ['-k', 'never_waits or leaves_no_trace'] if self.args.rehearse else ['-k', self.args.laws] if self.args.laws else []
         try: out = self.call('-m', 'pytest', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', 'tests/accelerator.py', '--tb=short', *few, **env)
         except RuntimeError as e: return dict(ok=False, why=str(e)[-1500:])
         return dict(said=next(o for o in reversed(out.splitlines()) if ' passed' in o))
@@ -125,7 +125,7 @@ class Run:
     def levers(self):
         "A step of `fit` with what `to_fast` adds, one lever after the other, each in a process of its own"
         rows = []
-        for name in LEVERS:
+        for name in self.args.levers:
             file = self.work/f'lever-{name}.json'
             file.unlink(missing_ok=True)
             try: self.call(HERE/'gpu_run.py', 'lever', name, '--device', self.device, '--out', file)
@@ -142,9 +142,9 @@ class Run:
         script = self.work/'byol_pretrain.py'   # as pip would write it
         script.write_text('from self_supervised.cli.pretrain import byol_pretrain\nif __name__=="__main__": byol_pretrain()\n')
         begun = time.perf_counter()
-        said = self.call('-W', 'ignore', script, folder, '--minutes', 1, '--out', out)
+        said = self.call('-W', 'ignore', script, folder, '--minutes', self.args.home_minutes, '--out', out)
         seconds = round(time.perf_counter()-begun, 1)
-        return dict(command='byol_pretrain PHOTOS --minutes 1', took=seconds, said=said.splitlines()[-60:],
+        return dict(command=f'byol_pretrain PHOTOS --minutes {self.args.home_minutes:g}', took=seconds, said=said.splitlines()[-60:],
                     results=json.loads((out/'results.json').read_text()))
 
     def profile(self):
@@ -172,7 +172,7 @@ class Run:
         file.unlink(missing_ok=True)
         try: self.call('-m', 'benchmarks.cifar10', '--data', self.args.data, '--work', self.work/'runs', '--out', self.work, '--epochs', plan['epochs'], '--bs', plan['bs'],
                        '--arch', settings['arch'], '--every', max(10, plan['epochs']//4), '--minutes', 2, '--linear-epochs', 1 if rehearse else 10,
-                       *(['--compile'] if plan['compile'] else []), *few)
+                       *dict(compiled=['--compile'], graphs=['--graphs']).get(plan['lever'], []), *few)
         except (subprocess.TimeoutExpired, RuntimeError) as e: why = dict(ok=False, why=str(e)[-1500:])
         # What it had written before it was cut counts
         found = json.loads(file.read_text()) if file.exists() else {}
@@ -183,7 +183,7 @@ class Run:
         rows = [r for r in self.res.get('levers', {}).get('rows', []) if 'ms' in r]
         measured = bool(rows)
         rows = rows or [dict(lever='plain', bs=512, ms=50., first_s=0.)]
-        seconds = min(LIMITS['train'], self.left())-(20 if self.args.rehearse else 90)
+        seconds = min(LIMITS['train'], self.left())-(20 if self.args.rehearse else 60)
         tries = []
         for r in rows:
             epoch = 1.08*r['ms']/1000*(n_items//r['bs'])
@@ -191,7 +191,7 @@ class Run:
             tries.append(((seconds-r['first_s'])/epoch*(1.25 if r['bs']<512 else 1), int((seconds-r['first_s'])/epoch), r))
         _,epochs,row = max(tries, key=lambda o: o[0])
         if self.args.rehearse: epochs,row = 2,row | dict(bs=128, lever='plain')
-        return dict(step_ms=row['ms'], bs=row['bs'], compile=row['lever']=='compiled', measured=measured, seconds=round(seconds),
+        return dict(step_ms=row['ms'], bs=row['bs'], lever=row['lever'], measured=measured, seconds=round(seconds),
                     epochs=epochs if self.args.rehearse else max(10, epochs))
 
     def back(self):
@@ -236,8 +236,8 @@ def profile(device, n=5):
     return dict(arch=arch, bs=bs, wall_ms=round(1000*watch.wall, 2), busy_ms=round(sum(getattr(e, key, 0) for e in events)/1000/n, 2), calls_a_step=calls,
                 top=[dict(name=e.key[:80], ms=round(getattr(e, key, 0)/1000/n, 3), calls=round(e.count/n, 1)) for e in top])
 
-# As `to_fast` makes it; with cudnn's search for the fastest kernels; and with compiled networks, too
-LEVERS = ('plain', 'searched', 'compiled')
+# As `to_fast` makes it; with cudnn's search for the fastest kernels; with CUDA graphs, too; with compiled networks instead
+LEVERS = ('plain', 'searched', 'graphs', 'compiled')
 
 def lever(name, device):
     "Milliseconds of a step of `fit` at two batch sizes, and the seconds until the first steps are over"
@@ -260,7 +260,7 @@ def lever(name, device):
     for bs in (256,512) if device=='cuda' else (16,):
         watch = Watch()
         arch = 'resnet18' if device=='cuda' else 'tiny_resnet'
-        learn = learner(arch, 32, bs, 'float32', device, n=10*bs, cbs=[watch], opt='sgd').to_fast(bf16=True, compile=name=='compiled')
+        learn = learner(arch, 32, bs, 'float32', device, n=10*bs, cbs=[watch], opt='sgd').to_fast(bf16=True, compile=name=='compiled', graphs=name=='graphs')
         fit_quietly(learn)
         wall,host = (1000*watch.took).tolist()
         rows.append(dict(lever=name, arch=arch, px=32, bs=bs, recipe='sgd', ms=round(wall, 2), host_ms=round(host, 2), first_s=round(watch.start[0].item()-watch.begun, 1)))
@@ -296,6 +296,9 @@ def main():
     r.add_argument('--wheels', help='folder of `collect`')
     r.add_argument('--data', help='folder of CIFAR-10: `data` puts pieces there, `train` reads it')
     r.add_argument('--piece', help='folder of `divide`')
+    r.add_argument('--laws', help='expression that selects tests, as for pytest -k')
+    r.add_argument('--home-minutes', type=float, default=1)
+    r.add_argument('--levers', nargs='*', default=LEVERS, choices=LEVERS)
     r.add_argument('--minutes', type=float, default=9.5, help='of this command')
     r.add_argument('--file-mb', type=float, default=15, help='size of a file that travels back')
     r.add_argument('--rehearse', action='store_true', help='on the CPU, with tiny networks and 512 pictures')

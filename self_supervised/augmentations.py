@@ -23,8 +23,8 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, counted, invalid, is_list,
-    number_row, plain, plain_numbers, warn_once)
+    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, computing_threads, counted,
+    invalid, is_list, number_row, plain, plain_numbers, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -400,7 +400,9 @@ def make_at_once(
 )->Tensor: # Views, of the type of `x`
     "Draw everything, send it in one copy, and compute"
     _check_batch(x)
-    out = compute_views(fs, plain(x), send(draw_views(fs, x.shape), x.device))
+    # Threads take longer to wake than these few numbers take to compute
+    with computing_threads(1): numbers = draw_views(fs, x.shape)
+    out = compute_views(fs, plain(x), send(numbers, x.device))
     return out if type(x) is type(out) else out.as_subclass(type(x))
 
 def draw_views(

@@ -477,6 +477,17 @@ def seed_loaders(
     "Seed the order of existing loaders, and nothing else"
     for dl in dls: dl.rng = random.Random(plain_numbers(seed))
 
+# %% ../nbs/00_core.ipynb #threads_code
+@contextmanager
+def computing_threads(
+    n:int, # Number of threads
+)->Iterator[None]:
+    "Let torch compute on `n` threads of the processor inside"
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/00_core.ipynb #place_code
 def check_place(
     path, # File to be written

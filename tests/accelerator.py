@@ -93,11 +93,41 @@ class NoWaits(Callback):
 @pytest.mark.parametrize('also', ['nothing', 'bf16', 'accumulated'])
 @each_opt
 def test_a_real_step_never_waits(opt, also):
-    learn = make(NAME, opt, cbs=[NoWaits(), *([GradientAccumulation(32)] if also=='accumulated' else [])], n_batches=8)
+    "Its batches lie on the device: fastai waits when it sends one there"
+    learn = make(NAME, opt, x=digits()[0][:128].to(NAME), cbs=[NoWaits(), *([GradientAccumulation(32)] if also=='accumulated' else [])], n_batches=8)
     if also=='bf16': learn.to_bf16()
     try: quiet(learn.fit, 1)
     finally: torch.cuda.set_sync_debug_mode('default')
     assert learn.guard.later
+
+class Recorded(Callback):
+    "Were the passes recorded, and how often?"
+    order = 2000
+    def __init__(self): self.able,self.n = [],()
+    def after_batch(self):
+        passes = self.graphed_passes.passes
+        self.able.append(passes.able)
+        self.n = len(passes.online),len(passes.targets)
+
+@real
+@pytest.mark.parametrize('also', ['nothing', 'bf16', 'accumulated'])
+@each_opt
+def test_real_graphs_train_as_launches_do(opt, also):
+    "Weights, statistics, what is left out, and what health has heard; added gradients are computed by launches"
+    def run(graphs):
+        cbs = [Bad([4], 'loss'), *([GradientAccumulation(32)] if also=='accumulated' else [])]
+        learn = make(NAME, opt, cbs=cbs, n_batches=8).to_fast(bf16=also=='bf16', graphs=graphs)
+        if graphs: learn.add_cb(seen := Recorded())
+        quiet(learn.fit, 2)
+        if graphs: assert seen.able==[True]*16 and seen.n==(1,1)
+        assert 'forward' not in vars(learn.model)
+        return learn,host(state(learn.model))
+    (a,sa),(b,sb) = run(False),run(True)
+    noise = ('.0.bias','running_mean') if opt=='adamw' else ()
+    tol = 2e-2 if also=='bf16' else 1e-3
+    far = {k: (sa[k].float()-sb[k].float()).abs().max().item() for k in sa if not k.endswith(noise) and not torch.allclose(sa[k].float(), sb[k].float(), atol=tol)}
+    assert not far
+    assert a.guard.skipped==b.guard.skipped and a.health.rows[-1]['spread']==pytest.approx(b.health.rows[-1]['spread'], abs=1e-2)
 
 @real
 def test_a_real_run_goes_on(tmp_path):

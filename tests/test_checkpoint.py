@@ -314,6 +314,15 @@ def test_a_kill_in_a_save_leaves_whole_files(tmp_path):
     fit(tmp_path, epochs=3)
     assert not any((tmp_path/'ck').glob('.*'))    # the half is gone
 
+def test_tensors_of_a_gpu_are_read(tmp_path, monkeypatch):
+    "A file whose storages say that they were on a GPU goes to the device that is asked for"
+    import torch.serialization
+    with monkeypatch.context() as m:
+        m.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+        with open(tmp_path/'a.pt', 'w+b') as f: checkpoint_file.write_sealed(dict(x=torch.arange(3)), f)
+    seen = checkpoint_file._load(tmp_path/'a.pt', 'cpu')
+    assert torch.equal(seen['x'], torch.arange(3)) and seen['x'].device.type=='cpu'
+
 def test_a_damaged_file_is_passed_over(tmp_path):
     in_child(fit, tmp_path/'a', cbs=[Kill('after_batch', 4)])
     last = checkpoint_files(tmp_path/'a'/'ck')[-1]

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
 import gpu_run
 
 def make(tmp_path, **kwargs):
-    args = dict(work=tmp_path/'work', out=tmp_path/'out', rehearse=True, minutes=5., data=tmp_path/'data', piece=None, wheels=None, file_mb=.001)
+    args = dict(work=tmp_path/'work', out=tmp_path/'out', rehearse=True, minutes=5., data=tmp_path/'data', piece=None, wheels=None, file_mb=.001, laws=None, home_minutes=1., levers=gpu_run.LEVERS)
     return gpu_run.Run(Namespace(**args | kwargs))
 
 def test_pieces_make_the_whole(tmp_path, capsys):
@@ -47,7 +47,7 @@ def test_as_many_epochs_as_fit(tmp_path):
     row = lambda lever, bs, ms, first_s=2.: dict(lever=lever, bs=bs, ms=ms, first_s=first_s)
     run.res['levers'] = dict(rows=[row('plain', 256, 40.), row('plain', 512, 50.), dict(lever='searched', why='broken'), row('compiled', 512, 30., 60.)])
     plan = run._plan('resnet18', 50_000)
-    assert plan['measured'] and (plan['step_ms'],plan['bs'],plan['compile'])==(30.,512,True)
+    assert plan['measured'] and (plan['step_ms'],plan['bs'],plan['lever'])==(30.,512,'compiled')
     assert plan['epochs']*97*.03*1.08<=plan['seconds']-60<(plan['epochs']+1)*97*.03*1.08+1
     run.res['levers']['rows'].append(row('searched', 256, 16.))   # an epoch as long; a smaller batch learns more in it
     assert run._plan('resnet18', 50_000)['bs']==256

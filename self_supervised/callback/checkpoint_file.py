@@ -107,7 +107,7 @@ def read_checkpoint(
 
 def _load(path, device):
     "Read a whole file"
-    def place(storage, where): return storage if where=='cpu' else storage.to(device)
+    def place(storage, where): return storage if where=='cpu' else storage.to(device=torch.device(device))
     check_seal(path)
     return torch.load(path, map_location=place, weights_only=True)
 

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import checked, device_of, invalid
+from .graphs import GraphedPasses
 
 # %% ../../nbs/54_callback.fast.ipynb #hardware
 def computes_in_bfloat16(
@@ -49,6 +50,7 @@ def to_fast(self:Learner,
     # precision of its own
     bf16:bool|None=None,
     compile:bool|str=False, # Compile the networks? A name chooses a backend of `torch.compile`
+    graphs:bool=False, # On a GPU, replay the passes of a `BYOLModel` as CUDA graphs?
 )->Learner: # The same learner
     "Train as fast as the device can, and print the choice: channels last, bfloat16, compiled networks if asked"
     model = get_model(self.model)
@@ -60,6 +62,7 @@ def to_fast(self:Learner,
         self.add_cb(ChannelsLast())
     if bf16: _to_bf16(self)
     if compile: _compile(model, compile)
+    if graphs and not self._grab_cbs(GraphedPasses): self.add_cb(GraphedPasses())
     if not rank_distrib(): print(f'Fast on {device.type}: {_in_words(self, model)}')
     return self
 
@@ -76,4 +79,5 @@ def _in_words(learn, model):
     found = ['channels last'] if learn._grab_cbs(ChannelsLast) else []
     found += [dict(bf16='bfloat16', fp16='float16')[cb.amp_mode.value] for cb in learn._grab_cbs(MixedPrecision)]
     if any(net._compiled_call_impl is not None for net in networks(model)): found.append('compiled networks')
+    if learn._grab_cbs(GraphedPasses): found.append('CUDA graphs')
     return ', '.join(found) or 'nothing that this network gains from'
