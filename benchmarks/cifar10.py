@@ -143,9 +143,10 @@ def run(args):
     cifar,device = load(args.data),'cuda' if torch.cuda.is_available() else 'cpu'
     if args.n: cifar = CIFAR(*(o[:args.n] for o in cifar))
     cifar = cifar._replace(x=cifar.x.to(device), test_x=cifar.test_x.to(device))     # 184 MB, and no picture crosses over again
-    learn,name = learner(cifar, args, device),f"{args.arch}-{args.epochs}-{args.bs}-{args.recipe}-{args.precision}-{args.seed}{'-develop'*args.develop}"
+    learn,name = learner(cifar, args, device),f"{args.arch}-{args.epochs if args.within is None else f'{args.within:g}min'}-{args.bs}-{args.recipe}-{args.precision}-{args.seed}{'-develop'*args.develop}"
     folder = Path(args.work or default_data()/'runs')/name
-    with learn.no_bar(): learn.fit_byol(args.epochs, args.recipe, lr=args.lr, m=args.m, cbs=Checkpoint(folder, minutes=args.minutes))
+    length = dict(epochs=args.epochs) if args.within is None else dict(minutes=args.within)
+    with learn.no_bar(): learn.fit_byol(recipe=args.recipe, lr=args.lr, m=args.m, cbs=Checkpoint(folder, minutes=args.minutes), **length)
     rest,held = draw_parts(len(cifar.x), args.held)
     train = (cifar.x[rest], cifar.y[rest]) if args.develop else (cifar.x, cifar.y)
     test = (cifar.x[held], cifar.y[held]) if args.develop else (cifar.test_x, cifar.test_y)
@@ -168,6 +169,7 @@ def main():
     p.add_argument('--work', help='folder for checkpoints; beside the data by default')
     p.add_argument('--out', default=Path(__file__).parent/'cifar10', help='folder for the JSON')
     p.add_argument('--epochs', type=int, default=200)
+    p.add_argument('--within', type=float, help='train for so many minutes instead of epochs')
     p.add_argument('--bs', type=int, default=256)
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--precision', choices=('bf16','float32'), default='bf16', help='bf16 on CUDA; float32 elsewhere whatever is asked')

@@ -164,35 +164,26 @@ class Run:
         "As many epochs as fit, judged at the last one"
         rehearse = self.args.rehearse
         if not self.args.data: raise RuntimeError('pass --data, a folder with CIFAR-10')
-        settings = dict(arch='tiny_resnet' if rehearse else 'resnet18', n_items=512 if rehearse else 50_000)
-        plan = self._plan(**settings)
+        arch,plan = 'tiny_resnet' if rehearse else 'resnet18',self._plan()
         few = ['--n', 512, '--held', 128, '--hidden', 64] if rehearse else []
-        name = f"{settings['arch']}-{plan['epochs']}-{plan['bs']}-sgd-bf16-0"
+        name = f"{arch}-{plan['minutes']:g}min-{plan['bs']}-sgd-bf16-0"
         file,why = self.work/f'{name}.json',{}
         file.unlink(missing_ok=True)
-        try: self.call('-m', 'benchmarks.cifar10', '--data', self.args.data, '--work', self.work/'runs', '--out', self.work, '--epochs', plan['epochs'], '--bs', plan['bs'],
-                       '--arch', settings['arch'], '--every', max(10, plan['epochs']//4), '--minutes', 2, '--linear-epochs', 1 if rehearse else 10,
+        try: self.call('-m', 'benchmarks.cifar10', '--data', self.args.data, '--work', self.work/'runs', '--out', self.work, '--within', plan['minutes'], '--bs', plan['bs'],
+                       '--arch', arch, '--every', 10, '--minutes', 2, '--linear-epochs', 1 if rehearse else 10,
                        *dict(compiled=['--compile'], graphs=['--graphs']).get(plan['lever'], []), *few)
         except (subprocess.TimeoutExpired, RuntimeError) as e: why = dict(ok=False, why=str(e)[-1500:])
         # What it had written before it was cut counts
         found = json.loads(file.read_text()) if file.exists() else {}
         return dict(plan=plan, run=name) | found | why
 
-    def _plan(self, arch, n_items):
-        "Batch, levers and epochs from the time of a step, with a margin, beside what judging takes"
-        rows = [r for r in self.res.get('levers', {}).get('rows', []) if 'ms' in r]
-        measured = bool(rows)
-        rows = rows or [dict(lever='plain', bs=512, ms=50., first_s=0.)]
-        seconds = min(LIMITS['train'], self.left())-(20 if self.args.rehearse else 60)
-        tries = []
-        for r in rows:
-            epoch = 1.08*r['ms']/1000*(n_items//r['bs'])
-            # A smaller batch learns more in an epoch, so it may take a quarter longer
-            tries.append(((seconds-r['first_s'])/epoch*(1.25 if r['bs']<512 else 1), int((seconds-r['first_s'])/epoch), r))
-        _,epochs,row = max(tries, key=lambda o: o[0])
-        if self.args.rehearse: epochs,row = 2,row | dict(bs=128, lever='plain')
-        return dict(step_ms=row['ms'], bs=row['bs'], lever=row['lever'], measured=measured, seconds=round(seconds),
-                    epochs=epochs if self.args.rehearse else max(10, epochs))
+    def _plan(self):
+        "Batch and lever that read the most pictures a second, and the minutes that starting and judging leave"
+        rows = [r for r in self.res.get('levers', {}).get('rows', []) if 'ms' in r] or [dict(lever='searched', bs=512, ms=None)]
+        row = max(rows, key=lambda r: r['bs']/(r['ms'] or 1)*(1.25 if r['bs']<512 else 1))   # a small batch learns more from a picture
+        minutes = (min(LIMITS['train'], self.left())-75)/60   # to start, and to judge
+        if self.args.rehearse: return dict(row, bs=128, lever='plain', minutes=.5)
+        return dict(step_ms=row['ms'], bs=row['bs'], lever=row['lever'], minutes=round(minutes, 2))
 
     def back(self):
         "The encoder in files that are small enough to travel: `cat encoder.safetensors.* > encoder.safetensors`"

@@ -401,8 +401,8 @@ def make_at_once(
     "Draw everything, send it in one copy, and compute"
     _check_batch(x)
     # Threads take longer to wake than these few numbers take to compute
-    with computing_threads(1): numbers = draw_views(fs, x.shape)
-    out = compute_views(fs, plain(x), send(numbers, x.device))
+    with computing_threads(1): numbers = send(draw_views(fs, x.shape), x.device)
+    out = compute_views(fs, plain(x), numbers)
     return out if type(x) is type(out) else out.as_subclass(type(x))
 
 def draw_views(

@@ -47,7 +47,7 @@ class GraphedModel:
         "Compute predictions, the encoder's passes by replay"
         model = self.model
         if len(views)<2 or not self._may(views) or not torch.is_grad_enabled(): return type(model).forward(model, *views)
-        feats = self._replay(self.online, self._record_encoders, views)
+        feats = self._replay(self.online, self._record_encoders, model.encoder, views)
         if feats is None: return type(model).forward(model, *views)
         with model.precision():
             torch.clear_autocast_cache()
@@ -56,7 +56,7 @@ class GraphedModel:
     def project(self, *views):
         "Compute target projections by replay"
         model = self.model
-        zs = self._replay(self.targets, self._record_target, views) if self._may(views) else None
+        zs = self._replay(self.targets, self._record_target, model.target, views) if self._may(views) else None
         return type(model).project(model, *views) if zs is None else zs
 
     def _may(self, views):
@@ -66,20 +66,20 @@ class GraphedModel:
         # A replay writes over the gradients of the one before
         return next(model.parameters()).grad is None
 
-    def _replay(self, recorded, record, views):
+    def _replay(self, recorded, record, net, views):
         # Recorded addresses: weights that moved are recorded anew
         key = tuple((v.shape,v.dtype,v.stride()) for v in views),next(self.model.parameters()).data_ptr()
         if key not in recorded:
-            try: recorded[key] = self._recorded(record, views)
+            try: recorded[key] = self._recorded(record, net, views)
             except RuntimeError as e:
                 self.able = False
                 warn(f'graphs=True: the passes could not be recorded ({first_line(e)}); they are launched one by one')
                 return None
         return recorded[key](*views)
 
-    def _recorded(self, record, views):
-        "Record, and undo what trial passes do to batchnorm's statistics"
-        buffers = list(self.model.buffers())
+    def _recorded(self, record, net, views):
+        "Record, and undo what trial passes do to batchnorm's statistics in `net`"
+        buffers = list(net.buffers())   # no others: a backward pass may need them as they are
         kept = [b.clone() for b in buffers]
         # Recording does not go with casts that outlive it
         with torch.autocast('cuda', enabled=False): replay = record([v.detach().clone() for v in views])
