@@ -3,7 +3,7 @@ import torch, pytest
 from fastai.vision.all import Callback, ChannelsLast, GradientAccumulation, Learner, MixedPrecision, load_learner, set_seed
 from torch import nn
 
-from self_supervised.callback import fast
+from self_supervised.callback import fast, graphs
 from self_supervised.cli import pretrain as room
 from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.data.arrays import tensor_dls
@@ -124,3 +124,58 @@ def test_a_network_of_pictures_and_clips_keeps_its_order_in_memory():
     learn = byol_learner(tensor_dls(torch.rand(32,1,4,8,8), bs=16), model, [lambda x: x*.9]*2, m=.9)
     quiet(learn.to_fast(bf16=False).fit, 1)
     assert not added(learn)
+
+# CUDA graphs; tests/accelerator.py records real ones
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    "Graphs as they are recorded and replayed, with launches in their place; counts the recordings"
+    recorded = []
+    def passes(compute, views):
+        recorded.append(len(views))
+        for _ in range(3): compute(*views)                                          # trial passes change statistics
+        static = list(views)
+        def replay(*new):
+            for s,v in zip(static, new): s.copy_(v)
+            return tuple(z.clone() for z in compute(*static))
+        return replay
+    monkeypatch.setattr(graphs, 'GPU', 'cpu')
+    monkeypatch.setattr(graphs.GraphedModel, '_record_encoders', lambda self, views: passes(graphs.Encoders(self.model), views))
+    monkeypatch.setattr(graphs.GraphedModel, '_record_target', lambda self, views: passes(torch.no_grad()(lambda *vs: type(self.model).project(self.model, *vs)), views))
+    return recorded
+
+@pytest.mark.parametrize('recipe', ['lars', 'adamw'])
+@pytest.mark.parametrize('also', ['nothing', 'accumulated'])
+def test_replayed_passes_train_as_launched_ones(recipe, also, on_cpu):
+    "To the bit, statistics, health and validation included; a shape is recorded once"
+    def run(*graphed):
+        cbs = [*graphed, *([GradientAccumulation(64)] if also=='accumulated' else [])]
+        set_seed(0)
+        model = create_byol_model(conv_net(), hidden_size=32, projection_size=16)
+        dls = tensor_dls(digits()[0][:120], splits=(range(96), range(96,120)), bs=32, seed=0)
+        learn = byol_learner(dls, model, [lambda x: x*.9, lambda x: x.roll(1, 2)], m=.9, cbs=cbs)
+        quiet(learn.fit_byol, 2, recipe)
+        return learn
+    a,b = run(),run(graphs.GraphedPasses())
+    assert same(state(a.model), state(b.model)) and a.health.rows==b.health.rows and a.recorder.values==b.recorder.values
+    assert on_cpu==[2,2] and not {'forward','project'}&set(vars(b.model))
+
+def test_what_cannot_be_recorded_is_launched(on_cpu, monkeypatch):
+    def broken(self, views): raise RuntimeError('operation not permitted when stream is capturing')
+    monkeypatch.setattr(graphs.GraphedModel, '_record_encoders', broken)
+    a,b = make(),make([graphs.GraphedPasses()])
+    quiet(a.fit_byol, 1, 'lars')
+    with pytest.warns(UserWarning, match='could not be recorded .operation not permitted.*one by one') as said: b.fit_byol(1, 'lars')
+    assert len([o for o in said if 'recorded' in str(o.message)])==1 and same(state(a.model), state(b.model))
+
+def test_a_cut_fit_leaves_the_models_own_passes_to_the_next(on_cpu):
+    class Kill(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    learn = make([graphs.GraphedPasses()])
+    with pytest.raises(KeyboardInterrupt): quiet(learn.fit, 1, cbs=Kill())
+    learn.remove_cbs(graphs.GraphedPasses)
+    assert not {'forward','project'}&set(vars(learn.model))
+
+def test_without_a_gpu_there_is_nothing_to_record(capsys):
+    learn = make().to_fast(bf16=False, graphs=True)
+    assert not learn._grab_cbs(graphs.GraphedPasses) and 'graphs' not in capsys.readouterr().out
