@@ -12,8 +12,8 @@ __all__ = ['seed_everything', 'adapt_input', 'checkpoint_activations', 'to_group
            'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
            'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
            'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
-           'class_learner', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
-           'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain']
+           'class_learner', 'start_head', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index',
+           'load_old', 'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain']
 
 # %% ../nbs/99_all.ipynb #imports
 from .core import seed_everything
@@ -42,7 +42,7 @@ from .vision.byol import (
     BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, create_simsiam_model, digit_views,
     get_byol_aug_pipelines, small_views)
 from .transfer.encoder_file import encoder_info, load_encoder, save_encoder
-from .transfer.finetune import class_learner
+from .transfer.finetune import class_learner, start_head
 from .transfer.segment import segment_learner
 from .transfer.hub import save_hub_folder
 from .transfer.onnx import export_onnx
@@ -63,6 +63,6 @@ _all_ = [
     'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
     'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
     'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
-    'class_learner', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
+    'class_learner', 'start_head', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
     'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain',
 ]

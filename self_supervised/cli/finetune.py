@@ -41,11 +41,11 @@ from ..core import (
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
-from ..evaluate.features import check_features, embed, untrained
+from ..evaluate.features import embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
 from ..evaluate.protocols import crop_and_flip, draw_part
 from ..transfer.encoder_file import load_encoder
-from ..transfer.finetune import class_learner, split_layers
+from ..transfer.finetune import class_learner, linear_on, split_layers, start_head
 from ..transfer.onnx import export_onnx
 from .options import command, how_to_read, listed_pictures, reading_options
 from .pictures import Split, csv_and_column, labels_of, looked_up
@@ -161,26 +161,6 @@ def _in_memory_if_it_fits(loaders, s, progress, fits=2**31):
     if s.n_in*h*w*sum(map(n_pictures, loaders))>fits: return loaders
     return [in_memory(progress_bar(dl, leave=False) if progress else dl) for dl in loaders]
 
-# %% ../../nbs/96_cli.finetune.ipynb #linear
-def linear_on(
-    feats:Tensor, # (n,nf) features
-    y:Tensor, # (n,) classes 0..n_out-1, two of them or more
-    n_out:int, # Number of classes
-    C:float=1., # Inverse strength of the L2 penalty
-)->nn.Linear: # (bs,nf) → (bs,n_out)
-    "Fit a logistic regression to features, as `linear_accuracy` does, and return it as a layer"
-    from sklearn.linear_model import LogisticRegression
-    feats = check_features('features', feats)
-    mean = feats.mean(0)
-    std = (feats-mean).square().mean().sqrt().clamp(min=1e-12)
-    fit = LogisticRegression(C=C, max_iter=2000).fit(((feats-mean)/std).numpy(), y.numpy())
-    w,b = torch.from_numpy(fit.coef_).float(),torch.from_numpy(fit.intercept_).float()
-    if len(w)==1: w,b = torch.cat([0*w, w]),torch.cat([0*b, b])  # of two classes scikit-learn keeps the second
-    layer = nn.Linear(feats.shape[1], n_out)
-    layer.weight.data = w/std
-    layer.bias.data = b-(w/std)@mean
-    return layer
-
 # %% ../../nbs/96_cli.finetune.ipynb #callbacks
 class DrawViews(Callback):
     "Train on a random view of each picture"
@@ -277,7 +257,7 @@ def _fit(net, train, held, stats, s, n_out, fresh, progress, out=None, until=Non
     learn = class_learner(training_dls(train, held, s), net, n_out=n_out, stats=stats, path=out or '.',
                           cbs=_callbacks(s, progress or until is not None, out))
     learn.unfreeze()
-    if not fresh: _start_head(learn.model, train, n_out)
+    if not fresh: start_head(learn, outputs_of(learn.model[:2], train))
     if until==0: return learn.model,0
     best = StopAfter(until) if until else KeepBest(s.patience, inf if fresh else _loss(learn.model, held))
     rate = s.scratch_lr if fresh else slice(s.lr/s.slower, s.lr)
@@ -294,14 +274,6 @@ def _callbacks(s, progress, out):
     if not progress: cbs.append(Lines())
     if out is not None: cbs.append(History('history.csv'))
     return cbs
-
-def _start_head(model, part, n_out):
-    "Make the head a linear classifier on the frozen features"
-    # With a strong penalty: a head that fits its labels perfectly has no gradient left for the encoder
-    feats,y = outputs_of(model[:2], part)
-    layer = linear_on(feats, y, n_out, C=.01)
-    head = next(m for m in model.head.modules() if isinstance(m, nn.Linear))
-    head.load_state_dict(layer.state_dict())
 
 def _loss(model, part): return F.cross_entropy(*outputs_of(model, part)).item()
 
