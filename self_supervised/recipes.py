@@ -162,7 +162,8 @@ def _nearest(epochs, bs, opt, n_items):
 def _momentum(row, epochs, bs, n_items):
     "Return the target's momentum for `bs`; the target forgets in `1/(1-m)` steps, 40 times in every published run"
     if row.m is None: return None
-    scaled = row.m**(bs/row.bs)
+    # A rule that holds near the batch of the row: far from it the target would only repeat the online network
+    scaled = max(row.m**(bs/row.bs), min(row.m, .9))
     if not n_items: return scaled   # the run's steps are not known
     # Rows measured here are short runs: theirs is a momentum for that many steps
     m = .996 if row.source==_here else scaled

@@ -2,7 +2,8 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from fastai.learner import Learner
+from fastai.callback.progress import no_bar   # noqa: F401, gives `Learner` its `no_bar`
+from fastai.learner import Learner, load_learner
 from torch import nn
 
 from self_supervised.data.arrays import tensor_dls
@@ -13,6 +14,28 @@ def data(): return digits()
 
 @pytest.fixture(scope='module')
 def uint8(data): return (data[0]*255).byte()
+
+@pytest.mark.parametrize('splits', [None, (range(60), range(60,100))])
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_a_learner_with_or_without_a_validation_part_is_exported(data, splits, tmp_path):
+    learn = Learner(tensor_dls(data[0][:100], data[1][:100], splits, bs=32), small_net())
+    learn.export(tmp_path/'learner.pkl')
+    again = load_learner(tmp_path/'learner.pkl')
+    with again.no_bar(): probs = again.predict(data[0][0])[-1]
+    assert torch.allclose(probs, learn.model.cpu()(data[0][:1]).softmax(1)[0], atol=1e-6)
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_a_batch_goes_to_its_device_as_it_is_stored(uint8, device, monkeypatch):
+    "Of uint8 a quarter of the bytes"
+    from self_supervised.data import arrays
+    sent = []
+    def noted(t, where):
+        if where is not None: sent.append((t.dtype, str(where)))
+        return real(t, where)
+    real = arrays._sent
+    monkeypatch.setattr(arrays, '_sent', noted)
+    x,y = arrays.TensorData(uint8, torch.arange(len(uint8))).take([0,1], device)
+    assert (torch.uint8,device) in sent and x.dtype==torch.float32 and {x.device.type,y.device.type}=={device}
 
 def small_net(): return nn.Sequential(nn.Flatten(), nn.Linear(64,2))
 

@@ -78,6 +78,13 @@ def test_the_words_follow_the_numbers():
         if t<s-spread: assert v['helped']=='no'
         assert ('beyond' in v['headline']) == (abs(t-s)<=spread)
 
+def test_the_measure_that_decides_is_named_first():
+    "kNN improved and linear did not: the headline is about kNN, and all measures are named"
+    both = results(pixels=.5, start=.5, trained=.5)
+    both['rows']['trained'] = dict(linear=dict(mean=.5, all=[.5]*5), kNN=dict(mean=.7, all=[.7]*5))
+    v = verdict(both, FACTS)
+    assert v['helped']=='yes' and 'kNN accuracy 0.700' in v['headline'] and v['details'][0].startswith('linear accuracy 0.500')
+
 def test_a_spread_is_that_of_draws_and_of_held_out_pictures():
     a,b = ([.5,.6,.7,.6],[.4,.5,.5,.6])
     d = difference(dict(mean=np.mean(a), all=a), dict(mean=np.mean(b), all=b), 200)

@@ -31,3 +31,9 @@ def test_a_run_without_a_recipe(kwargs, said):
 
 def test_a_warmup_is_shorter_than_the_run():
     with pytest.raises(ValueError, match='warmup_pct=1.0 must be in'): warmup_cosine(1., 1.)
+
+@pytest.mark.parametrize('opt', ['lars','sgd','adamw'])
+@pytest.mark.parametrize('n_items', [None, 1_281_167])
+def test_a_large_batch_leaves_a_target_that_remembers(opt, n_items):
+    "The scaling rule alone gives 0.08 for AdamW at a batch of 4096"
+    for bs in (16,256,1024,4096,32768): assert .9<=byol_recipe(100, bs, opt, n_items).m<1

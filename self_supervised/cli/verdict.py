@@ -67,11 +67,13 @@ def _labelled_verdict(results):
     compared = _compared(results)
     pixels,start = list(results['rows'])[:2]
     against = [standing([o[name] for o in compared.values()]) for name in (start,pixels)]
+    # The measures that decide come first
+    columns = sorted(compared, key=lambda column: standing([compared[column][start]])!=against[0])
     # The measures disagree about training itself
     helped,opening = ('partly', 'The measures disagree') if against[0]=='mixed' else _opening['_'.join(against)]
     trained = list(results['measured'].values())[-1]
     first,*others = [_sentence(column, compared[column], trained[column], pixels, start)
-                     for column in next(iter(results['rows'].values()))]
+                     for column in columns if column in results['rows'][pixels]]
     chance = f"Chance is {results['chance']['accuracy']:.3f}"
     if 'balanced linear' in results['rows'][pixels]: chance += f", balanced {results['chance']['balanced']:.3f}"
     return dict(helped=helped, headline=f'{opening}: {first}.', details=[*others, chance], compared=compared)

@@ -81,6 +81,12 @@ class TensorDL(TfmdDL):
             dataset = TensorData(torch.stack([torch.as_tensor(o) for o in dataset]))
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
+    def do_item(self, s):
+        "Take an item; `Learner.export` asks a loader without items for one"
+        return super().do_item(s) if len(self.dataset) else self.dataset[[]]
+
+    def do_batch(self, b): return super().do_batch(b) if len(self.dataset) else b[0]
+
     def get_idxs(self):
         "Draw an order; fastai's own takes 36 ms for 50,000 pictures, this 1.5"
         if not self.shuffle: return list(range(self.n))
