@@ -151,7 +151,7 @@ def run(args):
     train = (cifar.x[rest], cifar.y[rest]) if args.develop else (cifar.x, cifar.y)
     test = (cifar.x[held], cifar.y[held]) if args.develop else (cifar.test_x, cifar.test_y)
     rec = learn.recorder
-    settings = {k: v for k,v in vars(args).items() if k not in ('data','work','out','rows') and (k,v) not in (('compile',False), ('graphs',False))} | dict(precision=args.precision if device == 'cuda' else 'float32')
+    settings = {k: v for k,v in vars(args).items() if k not in ('data','work','out','rows') and (k,v) not in (('compile',False), ('graphs',False)) and (k != 'epochs' or args.within is None)} | dict(precision=args.precision if device == 'cuda' else 'float32')
     res = dict(command=command(**{k: v for k,v in settings.items() if v is not None and v is not False}), settings=settings,
                lr=max(rec.hps['lr']), momenta=[learn.byol.momenta[0], learn.byol.momenta[-1]], steps=len(rec.losses), train_seconds=round(learn.train_time.seconds, 1), seconds_by_epoch=learn.train_time.by_epoch,
                columns=list(rec.metric_names[1:-1]), curve=[[v if v is None else float(v) for v in r] for r in rec.values], judged_on='held-out training pictures' if args.develop else 'the official test batch', machine=machine(),

@@ -482,7 +482,7 @@ def seed_loaders(
 def computing_threads(
     n:int, # Number of threads
 )->Iterator[None]:
-    "Let torch compute on `n` threads of the processor inside"
+    "Compute on `n` threads of the processor within the context"
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try: yield

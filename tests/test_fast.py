@@ -1,4 +1,6 @@
 "`learn.to_fast()`: the laws of training hold with all of it on (the demo's ways of a run: saved, loaded, killed and resumed, several processes)"
+from copy import deepcopy
+
 import torch, pytest
 from fastai.vision.all import Callback, ChannelsLast, GradientAccumulation, Learner, MixedPrecision, load_learner, set_seed
 from torch import nn
@@ -144,29 +146,73 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(graphs.GraphedModel, '_record_target', lambda self, views: passes(torch.no_grad()(lambda *vs: type(self.model).project(self.model, *vs)), views))
     return recorded
 
-@pytest.mark.parametrize('recipe', ['lars', 'adamw'])
-@pytest.mark.parametrize('also', ['nothing', 'accumulated'])
-def test_replayed_passes_train_as_launched_ones(recipe, also, on_cpu):
-    "To the bit, statistics, health and validation included; a shape is recorded once"
+class Counted(graphs.GraphedPasses):
+    "Keeps the number of replays"
+    name = 'graphed_passes'
+    n = 0
+    def after_batch(self):
+        self.n = self.passes.n_replayed
+        super().after_batch()
+
+@pytest.mark.parametrize('opt', ['lars', 'adamw', 'fastai'])
+@pytest.mark.parametrize('also', ['nothing', 'accumulated', 'frozen', 'bf16'])
+def test_replayed_passes_train_as_launched_ones(opt, also, on_cpu):
+    "To the bit, statistics, health and validation included; each batch of training is replayed, unless it is added to others"
     def run(*graphed):
-        cbs = [*graphed, *([GradientAccumulation(64)] if also=='accumulated' else [])]
         set_seed(0)
         model = create_byol_model(conv_net(), hidden_size=32, projection_size=16)
+        if also=='frozen': next(model.online.parameters()).requires_grad_(False)
         dls = tensor_dls(digits()[0][:120], splits=(range(96), range(96,120)), bs=32, seed=0)
+        cbs = [*graphed, *([GradientAccumulation(64)] if also in ('accumulated','frozen') else [])]
         learn = byol_learner(dls, model, [lambda x: x*.9, lambda x: x.roll(1, 2)], m=.9, cbs=cbs)
-        quiet(learn.fit_byol, 2, recipe)
+        if also=='bf16': learn.to_bf16()
+        if opt=='fastai': quiet(learn.fit, 2, 1e-3)
+        else: quiet(learn.fit_byol, 2, opt)
         return learn
-    a,b = run(),run(graphs.GraphedPasses())
+    a,b = run(),run(counted := Counted())
     assert same(state(a.model), state(b.model)) and a.health.rows==b.health.rows and a.recorder.values==b.recorder.values
     assert on_cpu==[2,2] and not {'forward','project'}&set(vars(b.model))
+    # Encoder and target, 3 batches in each of 2 epochs; the first of every two where they are added up
+    assert counted.n==2*(6 if also in ('nothing','bf16') else 3)
+
+@pytest.mark.parametrize('outer', [True, False])
+def test_passes_are_recorded_in_the_precision_of_the_learner(outer, on_cpu):
+    "Which for fastai on a GPU is the autocast around the batch"
+    model = make().model.train()
+    views = torch.rand(8,1,8,8),torch.rand(8,1,8,8)
+    with torch.autocast('cpu', torch.bfloat16, enabled=outer):
+        launched = tuple(model.encoder(v) for v in views),model.project(*views)
+        passes = graphs.GraphedModel(model)
+        replayed = passes._replay(passes.online, passes._record_encoders, model.encoder, views),passes.project(*views)
+    assert [[o.dtype for o in os] for os in replayed]==[[o.dtype for o in os] for os in launched]
 
 def test_what_cannot_be_recorded_is_launched(on_cpu, monkeypatch):
-    def broken(self, views): raise RuntimeError('operation not permitted when stream is capturing')
+    "And statistics are what they were"
+    def broken(self, views):
+        graphs.Encoders(self.model)(*views)
+        raise RuntimeError('operation not permitted when stream is capturing')
     monkeypatch.setattr(graphs.GraphedModel, '_record_encoders', broken)
     a,b = make(),make([graphs.GraphedPasses()])
     quiet(a.fit_byol, 1, 'lars')
     with pytest.warns(UserWarning, match='could not be recorded .operation not permitted.*one by one') as said: b.fit_byol(1, 'lars')
     assert len([o for o in said if 'recorded' in str(o.message)])==1 and same(state(a.model), state(b.model))
+
+def test_weights_that_move_or_are_frozen_are_recorded_anew(on_cpu):
+    model = make().model.train()
+    passes,views = graphs.GraphedModel(model),(torch.rand(8,1,8,8),)*2
+    for change in (lambda: None, lambda: model.reset_target(), lambda: next(model.target.parameters()).requires_grad_(True), lambda: None):
+        change()
+        passes.project(*views)
+    assert len(on_cpu)==3 and passes.n_replayed==4
+
+def test_a_cut_fit_leaves_a_learner_that_is_exported(on_cpu, tmp_path):
+    class Kill(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    learn = make([graphs.GraphedPasses()])
+    with pytest.raises(KeyboardInterrupt): quiet(learn.fit, 1, cbs=Kill())
+    copy = deepcopy(learn.model)
+    assert same(state(copy), state(learn.model)) and not copy.forward.__self__.able
+    torch.save(learn.model, tmp_path/'model.pt')
 
 def test_a_cut_fit_leaves_the_models_own_passes_to_the_next(on_cpu):
     class Kill(Callback):

@@ -239,7 +239,7 @@ def test_a_gpu_is_measured_with_many_pictures(monkeypatch):
         return n
     monkeypatch.setattr(module, '_measured', measured)
     monkeypatch.setattr(module, 'default_device', lambda: torch.device('cuda'))
-    assert picture_cost(None, 64, 8)==32 and tried==[128,64,32]
+    assert picture_cost(AttrDict(bs=128), 64, 8)==32 and tried==[128,64,32]
 
 def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, monkeypatch):
     "Network, heads and precision, too: a slow machine gets a small network with small heads"

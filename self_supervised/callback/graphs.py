@@ -28,15 +28,10 @@ class Encoders(nn.Module):
         self.precision = model.precision
 
     def forward(self, *views):
-        # Casts of weights that were cached outside would be recorded as they are now
-        with self.precision():
-            torch.clear_autocast_cache()
-            feats = tuple(self.encoder(v) for v in views)
-            torch.clear_autocast_cache()
-        return feats
+        with self.precision(): return tuple(self.encoder(v) for v in views)
 
 class GraphedModel:
-    "The passes of a `BYOLModel` as CUDA graphs, recorded when views of a new shape come first"
+    "The passes of a `BYOLModel` as CUDA graphs, recorded at the first batch of each shape"
     def __init__(self,
         model, # `BYOLModel` on a GPU
     ):
@@ -44,6 +39,9 @@ class GraphedModel:
         self.online = {}   # shapes of the views → function that replays the passes of the encoder
         self.targets = {}  # shapes of the views → function that replays those of the target
         self.able = True   # has recording worked so far?
+        self.n_replayed = 0
+
+    def __getstate__(self): return vars(self) | dict(online={}, targets={}, able=False)   # a copy launches its passes
 
     def forward(self, *views):
         "Compute predictions, the encoder's passes by replay"
@@ -66,35 +64,40 @@ class GraphedModel:
         if not (self.able and model.training and model.target is not None): return False
         if not all(isinstance(v, Tensor) and v.device.type==GPU for v in views): return False
         # A replay writes over the gradients of the one before
-        return next(model.parameters()).grad is None
+        return all(p.grad is None for p in model.online.parameters())
 
     def _replay(self, recorded, record, net, views):
-        # Recorded addresses: weights that moved are recorded anew
-        key = tuple((v.shape,v.dtype,v.stride()) for v in views),next(self.model.parameters()).data_ptr()
+        # Where the weights have moved, or others are trained, the passes are recorded anew
+        weights = tuple((p.data_ptr(),p.requires_grad) for p in net.parameters())
+        modes = tuple(m.training for m in net.modules())
+        key = tuple((v.shape,v.dtype,v.stride()) for v in views),weights,modes
         if key not in recorded:
             try: recorded[key] = self._recorded(record, net, views)
-            except RuntimeError as e:
+            except (RuntimeError, AssertionError) as e:
                 self.able = False
                 warn(f'graphs=True: the passes could not be recorded ({first_line(e)}), and are launched one by one. '
                      'Leave graphs out for this network.')
                 return None
+        self.n_replayed += 1
         return recorded[key](*views)
 
     def _recorded(self, record, net, views):
         "Record, and undo what trial passes do to batchnorm's statistics in `net`"
         buffers = list(net.buffers())   # no others: a backward pass may need them as they are
         kept = [b.clone() for b in buffers]
-        # Recording does not go with casts that outlive it
-        with torch.autocast(GPU, enabled=False): replay = record([v.detach().clone() for v in views])
-        with torch.no_grad():
-            for b,k in zip(buffers, kept): b.copy_(k)
-        return replay
+        drawn = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        # In the learner's precision, without casts that outlive the recording
+        dtype,is_on = torch.get_autocast_dtype(GPU),torch.is_autocast_enabled(GPU)
+        precision = torch.autocast(GPU, dtype, is_on, cache_enabled=False)
+        try:
+            with precision: return record([v.detach().clone() for v in views])
+        finally:
+            with torch.no_grad():
+                for b,k in zip(buffers, kept): b.copy_(k)
+            if drawn is not None: torch.cuda.set_rng_state(drawn)
 
     def _record_encoders(self, views):
-        encoders = torch.cuda.make_graphed_callables(Encoders(self.model), tuple(views), allow_unused_input=True)
-        def replay(*views):
-            with torch.autocast(GPU, enabled=False): return encoders(*views)
-        return replay
+        return torch.cuda.make_graphed_callables(Encoders(self.model), tuple(views), allow_unused_input=True)
 
     @torch.no_grad()
     def _record_target(self, views):
@@ -116,6 +119,7 @@ class GraphedModel:
 # %% ../../nbs/54_callback.graphs.ipynb #callback
 class GraphedPasses(AttachedCallback):
     "Replay the passes of a `BYOLModel` as CUDA graphs while it is trained"
+    order = 1000    # after those that read gradients
     passes = None   # `GraphedModel` of a fit
     def detached(self, learn): self._let_go(learn)
 
@@ -123,11 +127,20 @@ class GraphedPasses(AttachedCallback):
         self._let_go(self.learn)
         model = get_model(self.model)
         # Processes exchange gradients in the backward pass
-        able = next(model.parameters()).device.type==GPU and (num_distrib() or 1)==1
+        self.stepped = False
+        alone = model is self.model and (num_distrib() or 1)==1
+        able = alone and next(model.parameters()).device.type==GPU
         if not able or not hasattr(model, 'matched'): return
         self.passes = GraphedModel(model)
         model.forward = self.passes.forward
         model.project = self.passes.project
+
+    def before_step(self): self.stepped = True
+
+    def after_batch(self):
+        # fastai's optimizers leave gradients of 0, and a replay needs to have none
+        if self.passes and self.training and self.stepped: get_model(self.model).zero_grad()
+        self.stepped = False
 
     def after_fit(self): self._let_go(self.learn)
 

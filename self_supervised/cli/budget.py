@@ -31,11 +31,11 @@ Cost = namedtuple('Cost', 'picture step bytes weights')
 def picture_cost(
     s, # Settings of a run: arch, n_in, hidden_size, projection_size, bf16, views, norm
     size, # Side of the pictures in pixels, or (h,w)
-    n:int=16, # Number of pictures to measure with; a GPU takes 128, or as many as its memory holds
+    n:int=16, # Number of pictures to measure with; a GPU takes a batch, or as many as its memory holds
 )->Cost:
     "Measure the cost of a training step at `size`"
-    if default_device().type=='cpu': return _measured(s, size, n)
-    n = 128   # a GPU takes as long for a few pictures as for many
+    if default_device().type!='cuda': return _measured(s, size, n)
+    n = s.bs   # a GPU takes about as long for a few pictures as for many
     while True:
         try: return _measured(s, size, n)
         except torch.OutOfMemoryError:

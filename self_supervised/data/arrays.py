@@ -6,6 +6,8 @@
 __all__ = ['TensorData', 'TensorDL', 'tensor_dls', 'positions']
 
 # %% ../../nbs/10_data.arrays.ipynb #imports
+from functools import partial
+
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
@@ -96,7 +98,10 @@ class TensorDL(TfmdDL):
         samps, # Indices
     ): # Batches
         "Index the data once per batch"
-        return (self.dataset.take(o, self.device) for o in chunked(samps, self.bs, self.drop_last))
+        # A data set of your own need not know devices
+        own = type(self.dataset).__getitem__ is not TensorData.__getitem__
+        take = self.dataset.__getitem__ if own else partial(self.dataset.take, device=self.device)
+        return map(take, chunked(samps, self.bs, self.drop_last))
 
     def show_batch(self,
         b=None, # Batch (x,) or (x,y) to draw; None takes the first pictures of the data, without random numbers

@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import check_whole, checked, invalid, per_channel, without_hooks
+from ..core import brief_repr, check_whole, checked, invalid, per_channel, without_hooks
 from ..layers import create_cls_module, input_channels, num_features
 from ..evaluate.features import check_features, embed
 from ..vision.checks import first_batch, prepare
@@ -176,8 +176,10 @@ def linear_on(
     w,b = torch.from_numpy(fit.coef_).float(),torch.from_numpy(fit.intercept_).float()
     if len(w)==1: w,b = torch.cat([0*w, w]),torch.cat([0*b, b])  # of two classes scikit-learn keeps the second
     layer = nn.Linear(feats.shape[1], n_out)
-    layer.weight.data = w/std
-    layer.bias.data = b-(w/std)@mean
+    layer.weight.data.zero_()
+    layer.bias.data.fill_(b.min()-10)   # classes without a picture are unlikely
+    layer.weight.data[fit.classes_] = w/std
+    layer.bias.data[fit.classes_] = b-(w/std)@mean
     return layer
 
 # %% ../../nbs/71_transfer.finetune.ipynb #head_start
@@ -187,11 +189,15 @@ def start_head(
     features:tuple|None=None, # Features (n,nf) and classes (n,); None computes those of the training pictures
 )->Learner: # The same learner
     "Make the head of a classifier a logistic regression on the features as they are, instead of a random one"
-    head = [m for m in getattr(learn.model, 'head', nn.Identity()).modules() if isinstance(m, nn.Linear)]
-    if len(head)!=1:
-        raise invalid(f'a head of {len(head)} linear layers', 'cannot start as a linear classifier',
-                      'Call class_learner without lin_ftrs')
-    feats,y = embed(learn.model[:2], learn.dls.train, None) if features is None else features
+    modules = [*getattr(learn.model, 'head', nn.Identity()).modules()]
+    head = [m for m in modules if isinstance(m, nn.Linear)]
+    if len(head)!=1 or any(list(m.buffers()) for m in modules):   # batchnorm has some
+        raise invalid(f'head={brief_repr(learn.model.head) if head else None}', 'cannot start as a linear classifier',
+                      'Call class_learner without lin_ftrs and use_bn')
+    if features is None: features = embed(learn.model[:2].to(learn.dls.device), learn.dls.train, None)
+    feats,y = features
+    if y is None or len(set(y.tolist()))<2:
+        raise invalid('dls.train', 'holds no labels of two classes or more', 'Pass labelled pictures')
     # With a strong penalty: a head that fits its labels perfectly has no gradient left for the encoder
     layer = linear_on(feats, y, head[0].out_features, C=.01)
     head[0].load_state_dict(layer.state_dict())
