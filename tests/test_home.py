@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.basics import AttrDict
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
