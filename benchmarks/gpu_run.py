@@ -8,7 +8,7 @@ On the machine you prepare from, wheels of what a bare machine with torch lacks,
 On the GPU's machine; WORK and DATA stay there from one command to the next, OUT is what you bring back:
 
     python benchmarks/gpu_run.py run --work WORK --out OUT --wheels WHEELS --data DATA --piece PIECES/0 --stages wheels data laws steps
-    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/1 --stages data levers profile home   # pieces each
+    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/1 --stages data levers profile home
     python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/2 --stages data train back --minutes 8.5
 
 Each stage is a process of its own with a limit in seconds, and is in `OUT/gpu_run.json` before the next begins. `run --rehearse`
@@ -73,9 +73,9 @@ class Run:
     def stage(self, name):
         "Run a stage, whatever happens in it, and write what it found"
         self.name,begun = name,time.perf_counter()
-        self.begun_stage = begun
         slow = 4 if self.args.rehearse else 1   # a CPU has other things to do
         self.limit = slow*min(LIMITS[name], max(self.left(), 1))
+        self.ends = begun+self.limit
         try: found = dict(ok=True) | getattr(self, name)()
         except subprocess.TimeoutExpired: found = dict(ok=False, why=f'cut after {self.limit:.0f} s')
         except Exception as e: found = dict(ok=False, why=f'{type(e).__name__}: {e}'[-2000:])
@@ -88,11 +88,10 @@ class Run:
 
     def call(self, *command, **env):
         "The output of a command of this Python; its last lines where it fails"
-        log = self.out/f'{self.name}.txt'
-        ran = subprocess.run([sys.executable, *map(str, command)], cwd=HERE.parent, env=self.env | env, timeout=max(1, self.begun_stage+self.limit-time.perf_counter()),
+        ran = subprocess.run([sys.executable, *map(str, command)], cwd=HERE.parent, env=self.env | env, timeout=max(1, self.ends-time.perf_counter()),
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if ran.returncode:
-            log.write_text(ran.stdout)
+            (self.out/f'{self.name}.txt').write_text(ran.stdout)
             raise RuntimeError(f'{command[:4]} ended with {ran.returncode}: {ran.stdout[-1500:]}')
         return ran.stdout
 
@@ -161,7 +160,7 @@ class Run:
         return dict(files=sorted(o.name for o in to.iterdir()))
 
     def train(self):
-        "As many epochs as fit, judged at the last one"
+        "As long as the minutes allow, judged at the last step"
         rehearse = self.args.rehearse
         if not self.args.data: raise RuntimeError('pass --data, a folder with CIFAR-10')
         arch,plan = 'tiny_resnet' if rehearse else 'resnet18',self._plan()

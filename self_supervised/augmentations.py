@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .core import (
     brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, computing_threads, counted,
-    invalid, is_list, number_row, plain, plain_numbers, warn_once)
+    invalid, is_list, number_row, plain, plain_numbers, sent, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -442,8 +442,7 @@ def send(
     if not each: return numbers
     # A copy, as the strides of a tensor with one entry may be any
     raw = torch.cat([o.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for o in each])
-    if device.type=='cuda': raw = raw.pin_memory()
-    parts = raw.to(device, non_blocking=True).split([o.numel()*o.element_size() for o in each])
+    parts = sent(raw, device).split([o.numel()*o.element_size() for o in each])
     there = {id(o): part.view(o.dtype).view(o.shape) for o,part in zip(each, parts)}
     return [[there[id(o)] for o in os] for os in numbers]
 

@@ -488,6 +488,16 @@ def computing_threads(
     try: yield
     finally: torch.set_num_threads(before)
 
+# %% ../nbs/00_core.ipynb #sent_code
+def sent(
+    t:Tensor, # Tensor on any device
+    device:str|torch.device, # Device to send it to
+)->Tensor: # `t` on the device
+    "Send a tensor; a host that sends to a GPU does not wait until it is there"
+    device = torch.device(device)
+    if device.type=='cuda' and t.device.type=='cpu': t = t.pin_memory()
+    return t.to(device, non_blocking=device.type!='cpu')
+
 # %% ../nbs/00_core.ipynb #place_code
 def check_place(
     path, # File to be written

@@ -30,10 +30,10 @@ def test_a_batch_goes_to_its_device_as_it_is_stored(uint8, device, monkeypatch):
     from self_supervised.data import arrays
     sent = []
     def noted(t, where):
-        if where is not None: sent.append((t.dtype, str(where)))
+        sent.append((t.dtype, str(where)))
         return real(t, where)
-    real = arrays._sent
-    monkeypatch.setattr(arrays, '_sent', noted)
+    real = arrays.sent
+    monkeypatch.setattr(arrays, 'sent', noted)
     x,y = arrays.TensorData(uint8, torch.arange(len(uint8))).take([0,1], device)
     assert (torch.uint8,device) in sent and x.dtype==torch.float32 and {x.device.type,y.device.type}=={device}
 

@@ -10,8 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from datetime import datetime
 from difflib import get_close_matches
@@ -36,7 +35,7 @@ from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
 from ..core import (
-    check_at_least, check_whole, counted, invalid, plain_numbers, printable, seed_everything)
+    check_at_least, check_whole, computing_threads, counted, invalid, plain_numbers, printable, seed_everything)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -218,15 +217,11 @@ def normalise_as(
     s.views.setdefault('stats', record_of(encoder).get('stats', imagenet_stats if s.n_in==3 else None))
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94threadscode
-@contextmanager
 def threads_for(
     size, # Side of the pictures in pixels, or (h,w)
-)->Iterator[None]:
+)->AbstractContextManager:
     "Compute on one thread inside, if pictures are tiny"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1 if max(height_width(size))<=16 else n)
-    try: yield
-    finally: torch.set_num_threads(n)
+    return computing_threads(1 if max(height_width(size))<=16 else torch.get_num_threads())
 
 def fit_run(
     learn:Learner, # Result of `run_learner`

@@ -16,7 +16,7 @@ from fastai.torch_core import default_device, show_images
 from fastcore.all import chunked
 from torch import Tensor
 
-from ..core import brief_repr, checked, invalid, seed_loaders
+from ..core import brief_repr, checked, invalid, seed_loaders, sent
 from ..image_ops import to_picture
 
 # %% ../../nbs/10_data.arrays.ipynb #no_labels
@@ -29,13 +29,6 @@ def no_labels(
                   'Add a self-supervised callback, e.g. `Learner(dls, model, cbs=BYOL(...))`, or pass `loss_func`')
 
 # %% ../../nbs/10_data.arrays.ipynb #40c014
-def _sent(t, device):
-    "Return a tensor on a device; a host that sends to a GPU does not wait until it is there"
-    if device is None: return t
-    device = torch.device(device)
-    if device.type=='cuda' and t.device.type=='cpu': return t.pin_memory().to(device, non_blocking=True)
-    return t.to(device)
-
 class TensorData:
     "A data set of arrays: one index gives an item, several give a batch"
     @checked
@@ -58,11 +51,12 @@ class TensorData:
         device:torch.device|None=None, # Device to send the items to; None leaves them
     )->tuple: # (x,) or (x,y), `x` floats in [0,1] if the pictures are uint8
         "Index the items, and send them to a device as they are stored: of uint8 a quarter of the bytes"
-        i = _sent(self.idxs[i], self.x.device)
+        if device is None: device = self.x.device
+        i = sent(self.idxs[i], self.x.device)
         # 64 pictures of 80 px, uint8, on a CPU: `index_select` takes 43 µs, `x[i]` 555
-        x = _sent(self.x.index_select(0, i) if i.dim()==1 else self.x[i], device)
+        x = sent(self.x.index_select(0, i) if i.dim()==1 else self.x[i], device)
         if x.dtype==torch.uint8: x = x.float().div_(255)
-        return (x,) if self.y is None else (x, _sent(self.y[i], device))
+        return (x,) if self.y is None else (x, sent(self.y[i], device))
 
     def new_empty(self):
         "Make the same without items, for `Learner.export`"
