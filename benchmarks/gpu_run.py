@@ -201,7 +201,8 @@ def profile(device, n=5):
     "What a step of CIFAR's ResNet-18 consists of: launches, waits, and where the time goes"
     sys.path.insert(0, str(HERE))
     import torch
-    from speed import fit_quietly, learner, now
+    from speed import GRAPHS, fit_quietly, learner, now
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from fastai.callback.core import Callback, CancelFitException
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device=='cuda' else [])]
@@ -217,12 +218,13 @@ def profile(device, n=5):
                 prof.stop()
                 raise CancelFitException
     watch = Watch()
-    arch,bs = ('resnet18',512) if device=='cuda' else ('tiny_resnet',32)
-    fit_quietly(learner(arch, 32, bs, 'bfloat16, channels-last', device, n=12*bs, cbs=[watch], opt='sgd'))
-    events = prof.key_averages()
+    arch,bs = ('resnet18',256) if device=='cuda' else ('tiny_resnet',32)
+    fit_quietly(learner(arch, 32, bs, GRAPHS, device, n=12*bs, cbs=[watch], opt='sgd'))
+    # Kernels alone: an operation's time on the device is that of its kernels
+    events = [e for e in prof.key_averages() if device!='cuda' or e.device_type==DeviceType.CUDA or e.key.startswith('cu')]
     key = 'self_device_time_total' if device=='cuda' else 'self_cpu_time_total'
     top = sorted(events, key=lambda e: -getattr(e, key, 0))[:20]
-    calls = {e.key: round(e.count/n, 1) for e in events if e.key in ('cudaLaunchKernel','cuLaunchKernel','cuLaunchKernelEx','cudaLaunchKernelExC','cudaStreamSynchronize','cudaDeviceSynchronize','cudaMemcpyAsync')}
+    calls = {e.key: round(e.count/n, 1) for e in events if e.key in ('cudaLaunchKernel','cuLaunchKernel','cuLaunchKernelEx','cudaLaunchKernelExC','cudaStreamSynchronize','cudaDeviceSynchronize','cudaMemcpyAsync','cudaGraphLaunch')}
     return dict(arch=arch, bs=bs, wall_ms=round(1000*watch.wall, 2), busy_ms=round(sum(getattr(e, key, 0) for e in events)/1000/n, 2), calls_a_step=calls,
                 top=[dict(name=e.key[:80], ms=round(getattr(e, key, 0)/1000/n, 3), calls=round(e.count/n, 1)) for e in top])
 

@@ -23,6 +23,7 @@ from self_supervised.ema import ema_update
 from self_supervised.layers import create_encoder
 from self_supervised.callback import put_back
 from self_supervised.callback.cpu_memory import keep_memory
+from self_supervised.callback.graphs import GraphedPasses
 from self_supervised.lars import LARS
 from self_supervised.recipes import opt_funcs
 from self_supervised.fit import byol_splitter
@@ -33,11 +34,14 @@ from speed_files import write_photos
 
 # name: channels-last?, bfloat16?
 settings = {'float32': (False,False), 'float32, channels-last': (True,False), 'bfloat16, channels-last': (True,True)}
+# The learner has CUDA graphs, too; the bare step launches what it does, one by one
+GRAPHS = 'bfloat16, channels-last, graphs'
+settings[GRAPHS] = settings['bfloat16, channels-last']
 # recipe: the optimizer of a bare step, from torch where it has one
 bare_opts = dict(lars=LARS, sgd=partial(torch.optim.SGD, momentum=.9, weight_decay=1e-4, fused=True), adamw=partial(torch.optim.AdamW, weight_decay=1e-2, fused=True))
 steps = dict(cpu =[('resnet18', px, 64, o, opt) for px in (64,128) for opt in bare_opts for o in settings if opt!='sgd' or o=='float32, channels-last'],
-             cuda=[('resnet50', 224, 256, 'bfloat16, channels-last', opt) for opt in ('lars','adamw')] +
-                  [('resnet18', 32, bs, 'bfloat16, channels-last', opt) for bs in (256,512) for opt in bare_opts])
+             cuda=[('resnet50', 224, 256, o, 'lars') for o in ('bfloat16, channels-last', GRAPHS)] + [('resnet50', 224, 256, GRAPHS, 'adamw')] +
+                  [('resnet18', 32, bs, GRAPHS, opt) for bs in (256,512) for opt in bare_opts] + [('resnet18', 32, 512, 'bfloat16, channels-last', 'sgd')])
 tiny = [('tiny_resnet', 32, 16, 'float32, channels-last', opt) for opt in bare_opts]   # to try the command
 growth = [('resnet18', px, bs, 'float32, channels-last', 'lars') for px,bs in ((48,64),(64,32),(64,64),(64,128),(96,64))]
 
@@ -67,7 +71,7 @@ def learner(arch, px, bs, setting, device, n=512, cbs=(), opt='lars'):
     channels_last,bf16 = settings[setting]
     x = torch.randint(256, (max(n, 2*bs), 3, px*5//4, px*5//4), dtype=torch.uint8, device=device)
     dls = tensor_dls(x, bs=bs, seed=0, device=device)
-    cbs = [*cbs, *([ChannelsLast()] if channels_last else []), *([MixedPrecision('bf16')] if bf16 else [])]
+    cbs = [*cbs, *([ChannelsLast()] if channels_last else []), *([MixedPrecision('bf16')] if bf16 else []), *([GraphedPasses()] if setting==GRAPHS else [])]
     return byol_learner(dls, model_of(arch, px, device, False), get_byol_aug_pipelines(px), opt_func=opt_funcs[opt], lr=rates[opt], cbs=cbs)
 
 def now(device):

@@ -135,14 +135,15 @@ def test_real_graphs_train_as_launches_do(opt, also):
     assert a.guard.skipped==b.guard.skipped and a.health.rows[-1]['spread']==pytest.approx(b.health.rows[-1]['spread'], abs=1e-2)
 
 @real
-def test_a_real_run_goes_on(tmp_path):
+@pytest.mark.parametrize('graphs', [False,True])
+def test_a_real_run_goes_on(graphs, tmp_path):
     "Killed and resumed on the device, it ends as if it had not been"
     class Kill(Callback):
         order = 2000
         def after_batch(self):
             if self.train_iter==4: raise KeyboardInterrupt
     def run(folder, *cbs):
-        learn = make(NAME, cbs=cbs)
+        learn = make(NAME, cbs=cbs).to_fast(bf16=False, graphs=graphs)
         quiet(learn.fit, 3, cbs=Checkpoint(tmp_path/folder, every=2))
         return host(state(learn.model)),learn.recorder.losses
     a,la = run('whole')

@@ -205,6 +205,17 @@ def test_weights_that_move_or_are_frozen_are_recorded_anew(on_cpu):
         passes.project(*views)
     assert len(on_cpu)==3 and passes.n_replayed==4
 
+def test_hooks_are_called(on_cpu):
+    "As often as without graphs, and by launches"
+    def run(*cbs):
+        learn,seen = make(cbs),[]
+        learn.model.encoder[0].register_forward_hook(lambda *_: seen.append('online'))
+        learn.model.target[0].register_forward_pre_hook(lambda *_: seen.append('target'))
+        quiet(learn.fit_byol, 1, 'lars')
+        return learn,seen
+    (a,sa),(b,sb) = run(),run(graphs.GraphedPasses())
+    assert sa==sb and {'online','target'}<=set(sa) and same(state(a.model), state(b.model))
+
 def test_a_cut_fit_leaves_a_learner_that_is_exported(on_cpu, tmp_path):
     class Kill(Callback):
         def after_batch(self): raise KeyboardInterrupt

@@ -30,6 +30,8 @@ class Encoders(nn.Module):
     def forward(self, *views):
         with self.precision(): return tuple(self.encoder(v) for v in views)
 
+def _has_hooks(module): return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
 class GraphedModel:
     "The passes of a `BYOLModel` as CUDA graphs, recorded at the first batch of each shape"
     def __init__(self,
@@ -67,6 +69,7 @@ class GraphedModel:
         return all(p.grad is None for p in model.online.parameters())
 
     def _replay(self, recorded, record, net, views):
+        if any(_has_hooks(m) for m in net.modules()): return None   # a replay does not call them
         # Where the weights have moved, or others are trained, the passes are recorded anew
         weights = tuple((p.data_ptr(),p.requires_grad) for p in net.parameters())
         modes = tuple(m.training for m in net.modules())
@@ -75,8 +78,8 @@ class GraphedModel:
             try: recorded[key] = self._recorded(record, net, views)
             except (RuntimeError, AssertionError) as e:
                 self.able = False
-                warn(f'graphs=True: the passes could not be recorded ({first_line(e)}), and are launched one by one. '
-                     'Leave graphs out for this network.')
+                warn(f'CUDA graphs: the passes could not be recorded ({first_line(e)}), and are launched one by one, '
+                     'which is slower and computes the same.')
                 return None
         self.n_replayed += 1
         return recorded[key](*views)

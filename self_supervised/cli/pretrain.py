@@ -47,6 +47,7 @@ from ..data.arrays import tensor_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..callback.fast import computes_in_bfloat16
+from ..callback.graphs import GraphedPasses
 from ..transfer.encoder_file import height_width
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from ..transfer.weights import load_weights, made_like
@@ -187,7 +188,8 @@ def run_learner(
 )->Learner: # Learner, ready to fit
     "Make a learner with a BYOL model around `encoder`, and the callbacks of a run"
     model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=s.size, norm=s.norm)
-    cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast(), Mend(on_change=partial(_note, out, s))]
+    cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast(), GraphedPasses(),
+           Mend(on_change=partial(_note, out, s))]
     if s.bf16: cbs.append(MixedPrecision('bf16'))
     if not progress and not rank_distrib(): cbs += [Lines(), TimeLeft()]
     cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5)]
