@@ -7,9 +7,9 @@ On the machine you prepare from, wheels of what a bare machine with torch lacks,
 
 On the GPU's machine; WORK and DATA stay there from one command to the next, OUT is what you bring back:
 
-    python benchmarks/gpu_run.py run --work WORK --out OUT --wheels WHEELS --data DATA --piece PIECES/0 --stages wheels data laws steps
-    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/1 --stages data levers profile home
-    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/2 --stages data train back --minutes 8.5
+    python benchmarks/gpu_run.py run --work WORK --out OUT --wheels WHEELS --data DATA --piece PIECES/0 --stages wheels data laws levers steps
+    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/1 --stages data profile home
+    python benchmarks/gpu_run.py run --work WORK --out OUT --data DATA --piece PIECES/2 --stages data train back --minutes 9.6
 
 Each stage is a process of its own with a limit in seconds, and is in `OUT/gpu_run.json` before the next begins. `run --rehearse`
 does the same on a CPU with 512 pictures and tiny networks, and says so in the JSON.
