@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from enum import Enum
 from functools import partial
 from hashlib import sha256
+from inspect import signature
+from types import FunctionType, MethodType
 from zlib import crc32
 
 import numpy as np
@@ -158,6 +160,8 @@ def described(
     if isinstance(o, (tuple,list,set)): return f"({', '.join(described(v, depth) for v in o)})"
     if isinstance(o, dict): return _set_to('', o, depth)
     if isinstance(o, partial): return _set_to(described(o.func), dict(args=o.args, **o.keywords), depth)
+    if isinstance(o, MethodType): return f'{described(o.__func__, depth)} of {as_made(o.__self__, 0)}'
+    if isinstance(o, FunctionType): return _function(o, depth)
     if hasattr(o, '__qualname__'): return o.__qualname__
     own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k[:1]!='_' and k!='training'} if depth else {}
     own |= getattr(o, '__dict__', {}).get('_modules', {})
@@ -165,3 +169,46 @@ def described(
 
 def _set_to(name, own, depth):
     return f"{name}({', '.join(f'{k}={described(v, depth-1)}' for k,v in own.items())})"
+
+def _function(f, depth):
+    "Describe a function by its name and what it was given; lists and dictionaries that it captured may change as it runs"
+    given = list(f.__defaults__ or ())+list((f.__kwdefaults__ or {}).values())
+    try: given += [c.cell_contents for c in f.__closure__ or ()]
+    except ValueError: pass   # a name that has no value yet
+    given = [o for o in given if not isinstance(o, (list,dict,set))] if depth>0 else []
+    found = [*_constants(f.__code__, f.__doc__), *(described(o, min(depth-1, 1)) for o in given)]
+    return f"{f.__qualname__}({', '.join(found)})" if found else f.__qualname__
+
+def _constants(code, doc):
+    "List the fractions and texts in the code of a function, and of those inside it"
+    own = [repr(o) for o in code.co_consts if isinstance(o, (float,str)) and o!=doc and o!=code.co_qualname]
+    return own+[c for o in code.co_consts if hasattr(o, 'co_consts') for c in _constants(o, None)]
+
+def as_made(
+    o, # Any object, e.g. a transform or a callback
+    depth:int=4, # Number of levels of its arguments to describe
+)->str: # The same text in each process, and before and after its work
+    "Describe an object by its class and the arguments it was made with, as far as it keeps them"
+    if hasattr(o, '__qualname__'): return described(o, depth)
+    # An object may state them itself, in a property `made_with`
+    if isinstance(getattr(type(o), 'made_with', None), property): own = o.made_with
+    else: own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k in _arguments(type(o))}
+    name = type(o).__name__
+    return _set_to(getattr(o, 'name', name) if name=='Transform' else name, own, depth)
+
+def _arguments(cls):
+    "Return the names of the arguments of a class"
+    try: return signature(cls).parameters
+    except (TypeError, ValueError): return ()
+
+def steps_of(
+    dl, # A loader
+)->list: # Steps as text, in their order
+    "Describe the steps by which a loader of fastai, or a data set of torchvision, makes pictures of items"
+    data = getattr(dl, 'dataset', None)
+    if (inner := _subset(data)) is not None: data = inner[0]
+    tls = _own(data, 'tls')
+    steps = list(tls[0].tfms.fs) if tls else []
+    if _own(data, 'transform') is not None: steps.append(_own(data, 'transform'))
+    for name in 'after_item','before_batch','after_batch': steps += getattr(getattr(dl, name, None), 'fs', [])
+    return [as_made(f) for f in steps]

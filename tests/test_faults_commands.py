@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from fastcore.script import CliError
 from PIL import Image
 
-from self_supervised.cli import check, embed, evaluate, options, pictures, pretrain, run_folder
+from self_supervised.cli import check, embed, evaluate, finetune, options, pictures, pretrain, run_folder
 from self_supervised.cli.terminal import one_line_errors
 from self_supervised.core import literal
 from self_supervised.data.demo import write_mnist_tiny
@@ -41,6 +41,27 @@ def encoder(here):
     return save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), 'encoder.safetensors', size=8, stats=None)
 
 def files_of(folder): return sorted(str(f) for f in Path(folder).rglob('*.png'))
+
+# From Python
+
+WRONG = ['ten', [1,2], {}, object(), float('nan'), 1+1j, b'x']
+NUMBERS = dict(pretrain='seed workers minutes n_in bs epochs lr wd m hidden_size projection_size full_scale max_pixels max_bad', finetune='labels_per_class flip_p workers seed epochs patience part bs lr slower scratch_lr wd',
+               embed='bs workers', evaluate='n draws bs workers seed seeds')
+CALLS = dict(pretrain=pretrain.pretrain, finetune=finetune.finetune, embed=embed.embed_pictures, evaluate=evaluate.evaluate_pictures)
+
+@pytest.mark.parametrize('name', CALLS)
+def test_a_setting_of_another_type_is_refused_in_one_line(name, encoder):
+    "Also those that come by `**settings`, and before a folder is made"
+    given = (dict(path='pics', **SMALL), dict(encoder=encoder, path='pics'), dict(encoder=encoder, source='pics'), dict(encoder=encoder, path='pics'))[list(CALLS).index(name)]
+    for setting in NUMBERS[name].split():
+        for v in WRONG:
+            with pytest.raises(ValueError) as e: CALLS[name](**given | {setting: v})
+            message = str(e.value.args[0]).split('\n\t')[-1]
+            assert message.startswith(f'{setting}=') and 'Pass' in message and '\n' not in message, message
+    for v in (*WRONG[1:4], 3.5):
+        for setting in ('norm','labels','arch','pool_type') if name=='pretrain' else ('labels',) if name in ('finetune','evaluate') else ():
+            with pytest.raises(ValueError, match=f'{setting}=.*Pass'): CALLS[name](**given | {setting: v})
+    assert not Path('runs').exists()
 
 # The command line
 

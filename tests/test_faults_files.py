@@ -18,10 +18,12 @@ import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.vision.all import Callback, DataLoader, DataLoaders, ValueMetric, parent_label
+from fastai.vision.all import Callback, DataLoader, DataLoaders, ImageDataLoaders, Resize, ValueMetric, parent_label
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL
+from torchvision import transforms as T
+from torchvision.datasets import ImageFolder
 
 from self_supervised import fit as fit_room   # brings `Learner.fit_byol`
 from self_supervised.augmentations import get_multi_aug_pipelines
@@ -32,7 +34,7 @@ from self_supervised.cli.run_folder import free_folder
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
-from self_supervised.facts import data_facts
+from self_supervised.facts import data_facts, described, steps_of
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import Skipped
@@ -484,6 +486,76 @@ def test_a_checkpoint_that_says_nothing_of_its_data_goes_on(tmp_path):
     state['facts'] = {k: v for k,v in state['facts'].items() if k not in ('data','callbacks') and 'view' not in k}
     torch.save(state, file)
     go(small(), tmp_path)
+
+def scaled(by, power=1): return lambda x: x*by**power
+
+class Cutout(Callback):
+    "One of a user's own that changes pictures"
+    def __init__(self, size=2): self.size = size
+    def before_batch(self): self.learn.xb = (self.x.clone(),)
+
+@pytest.mark.parametrize('was,now,word', [
+    (lambda: scaled(.9), lambda: scaled(.8), '0.8'), (lambda: scaled(.9), lambda: scaled(.9, 2), '2'),
+    (lambda: lambda x: x*.9, lambda: lambda x: x*.8, '0.8'), (lambda: lambda x, by=.9: x*by, lambda: lambda x, by=.8: x*by, '0.8'),
+    (lambda: partial(torch.mul, other=.9), lambda: partial(torch.mul, other=.8), '0.8'),
+    (lambda: Times(.9).apply, lambda: Times(.8).apply, '0.8')])
+def test_functions_that_were_given_other_values_are_other_views(was, now, word, tmp_path):
+    "By capture, by default, in their text, or by the object they belong to"
+    def learn(f):
+        learn = small()
+        learn.byol.augs = [f, lambda x: x]
+        return learn
+    go(learn(was()), tmp_path)
+    go(learn(was()), tmp_path)   # the same is welcome
+    with pytest.raises(ValueError, match='operation 1 of view 1') as e: go(learn(now()), tmp_path)
+    assert word in one_line(e)
+
+class Times:
+    def __init__(self, by): self.by,self.seen = by,0
+    def apply(self, x):
+        self.seen += 1
+        return x*self.by
+
+def test_a_function_that_calls_itself_or_captures_what_changes_is_described():
+    seen = []
+    def f(x): return f(x) if seen else 1.5
+    text = described(f)
+    seen.append(2)
+    assert described(f)==text and '1.5' in text
+
+@pytest.mark.parametrize('was,now', [([], [Cutout()]), ([Cutout()], []), ([Cutout(2)], [Cutout(3)])])
+def test_callbacks_of_your_own_that_act_before_the_step_are_named(was, now, tmp_path):
+    "Warned of: whether they change training is not known"
+    go(small(cbs=was), tmp_path)
+    messages = [m for m in said(go, small(cbs=now), tmp_path) if 'of your own' in m]
+    assert len(messages)==1 and 'Cutout(size=' in messages[0]
+    assert not any('of your own' in m for m in said(go, small(cbs=was), tmp_path))
+
+def fewer(f): return np.full((1,8,8), .5, np.float32)
+def other(f): return np.full((1,8,8), .25, np.float32)
+
+def own_loader(pics, size): return ImageDataLoaders.from_folder(pics, valid_pct=.2, seed=0, item_tfms=Resize(size), bs=4, num_workers=0)
+
+@pytest.mark.parametrize('how,was,now,word', [
+    ('image_dls', dict(ground='white'), dict(ground='black'), '(0, 0, 0)'), ('image_dls', {}, dict(full_scale=4095), '4095'),
+    ('image_dls', dict(reader=fewer), dict(reader=other), 'other'), ('image_dls', dict(size=8), dict(size=10), '10'),
+    ('image_dls', {}, dict(keep=True), None), ('image_dls', {}, dict(max_pixels=10**7), None),
+    ('fastai', dict(size=8), dict(size=10), '10')])
+def test_pictures_that_are_read_otherwise_are_other_data(pics, how, was, now, word, tmp_path):
+    "Background, depth, reader and size, also of fastai's loaders; where they are kept makes no difference"
+    def learn(size=8, **kw):
+        dls = image_dls(pics, size, n_in=1, bs=4, workers=0, seed=0, **kw) if how=='image_dls' else own_loader(pics, size)
+        seed_everything(0, dls)
+        views = [lambda x: x[:,:1,:8,:8], lambda x: x[:,:1,:8,:8].flip(-1)]
+        return byol_learner(dls, create_byol_model(net_of(), hidden_size=8, projection_size=4), views)
+    go(learn(**was), tmp_path/'ck')
+    if word is None: return go(learn(**now), tmp_path/'ck')
+    with pytest.raises(ValueError, match='of the loader') as e: go(learn(**now), tmp_path/'ck')
+    assert word in one_line(e)
+
+def test_a_transform_of_torchvision_belongs_to_the_data(pics):
+    def steps(size): return steps_of(torch.utils.data.DataLoader(ImageFolder(pics, T.Compose([T.Resize(size), T.ToTensor()])), batch_size=4))
+    assert steps(8)==steps(8)!=steps(10) and 'size=10' in steps(10)[0]
 
 @pytest.fixture
 def pics(tmp_path):

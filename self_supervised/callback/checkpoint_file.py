@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Iterable
 from hashlib import file_digest, sha256
-from inspect import signature
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -25,7 +24,7 @@ from torch import nn
 
 from ..core import batch_size_of, checked, first_line, invalid, second_name, shape_in_words, write_atomic
 from ..owner import claim
-from ..facts import data_facts, described, n_changed
+from ..facts import as_made, data_facts, described, n_changed, steps_of
 from .ranks import once
 from .replay import workers_of
 
@@ -212,9 +211,9 @@ def fit_facts(
 )->dict: # name → plain value
     "Return the facts of a fit that must be the same when it continues"
     facts = dict(epochs=learn.n_epoch, network=_layers(get_model(learn.model)))
-    facts |= _loader_facts(learn.dls.train)
+    facts |= _loader_facts(learn.dls.train) | _steps(learn.dls.train)
     facts |= _opt_facts(learn.opt)
-    facts |= dict(callbacks=_changing(learn.cbs), loss=described(learn.loss_func))
+    facts |= {'callbacks': _changing(learn.cbs), OWN: _own_callbacks(learn.cbs), 'loss': described(learn.loss_func)}
     facts |= _views(learn.cbs) | _compiled(get_model(learn.model))
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
 
@@ -258,12 +257,21 @@ _changes = {f'fastai.callback.{o}' for o in ('fp16','training','mixup','channels
 def _changing(cbs):
     "List the callbacks that change training, with their settings, e.g. 'GradientClip(max_norm=1.0, norm_type=2.0)'"
     found = [cb for cb in cbs if type(cb).__module__ in _changes and type(cb).__name__!='CudaCallback']
-    return sorted(f"{type(cb).__name__}({', '.join(_settings(cb))})" for cb in found)
+    return sorted(map(as_made, found))
 
-def _settings(cb):
-    "Return the arguments of a callback, as far as it keeps them"
-    own = getattr(cb, '__dict__', {})
-    return [f'{k}={described(own[k])}' for k in signature(type(cb)).parameters if k in own]
+OWN = 'callbacks of your own'
+# What acts there can change a step; others log
+_acts = 'before_batch','after_pred','after_loss','before_backward','after_backward','before_step'
+
+def _own_callbacks(cbs):
+    "List the callbacks of the user's own that act between a batch and its step"
+    own = [cb for cb in cbs if type(cb).__module__.split('.')[0] not in ('fastai','self_supervised')]
+    return sorted(as_made(cb) for cb in own if any(hasattr(type(cb), o) for o in _acts))
+
+def _steps(dl):
+    "Return the steps that make pictures of items, with their settings"
+    steps = steps_of(dl)
+    return {'steps of the loader': len(steps)} | {f'step {i+1} of the loader': o for i,o in enumerate(steps)}
 
 def _views(cbs):
     "Return each operation of the views, with its settings"
@@ -293,11 +301,13 @@ def check_same(
     was,weights,own = saved['facts'],saved['model'],net.state_dict()
     given = f'path={str(path)!r}'
     fix = 'Ask for the same, or pass another folder'
-    for k in [*now, *was]:
-        # An older checkpoint says nothing of data, callbacks and views
+    for k in dict.fromkeys([*now, *was]):
+        # An older checkpoint says nothing of data, callbacks and views; or of the loader
         if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
+        if OWN not in was and (k==OWN or ' of the loader' in k): continue
         if k=='network' or k=='loss' and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
+        elif k==OWN: _warn_of_own(was[k], now.get(k, []), given)
         elif was.get(k)!=now.get(k):
             raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)
     missing = weights.keys()^own.keys()
@@ -324,6 +334,13 @@ def _check_data(was, now, given):
                       'Put the data back, or pass another folder')
     if changed: warnings.warn(f'{given}: the contents of {seen} differ from those that the fit began with. '
                               'It goes on, but not to the same end. Put the data back to repeat it.')
+
+def _warn_of_own(was, now, given):
+    "Warn if callbacks that may change training are others"
+    if was==now: return
+    then,here = (', '.join(o) or 'none' for o in (was, now))
+    warnings.warn(f'{given}: the fit began with {then} as {OWN}, and goes on with {here}. If they change training, '
+                  'it will not end as it would have. Pass the same to repeat it.')
 
 def _fact(k, facts):
     "Describe one fact in at most 200 letters"

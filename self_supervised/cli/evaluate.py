@@ -25,7 +25,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, check_place, invalid, write_atomic
+from ..core import check_at_least, check_place, checked, invalid, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -241,6 +241,7 @@ def _beside(res, both, n, seeds):
     title = f"{res['title']}; all: with all {n} labels, 1% and 10%: fine-tuned on that part of them, over {seeds} seeds"
     return res | dict(title=title, chosen=both['chosen'])
 
+@checked
 def evaluate_pictures(
     encoder, # File that `save_encoder` wrote, or the folder of a run
     path, # Folder of pictures, one folder per label

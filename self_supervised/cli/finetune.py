@@ -37,7 +37,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from ..core import (
-    check_at_least, check_whole, counted, invalid, plural, printable, seed_everything, write_atomic)
+    check_at_least, check_whole, checked, counted, invalid, plural, printable, seed_everything, write_atomic)
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
@@ -460,6 +460,7 @@ def _results(rows, y, parts, tuned, said):
         top_losses=top_losses(best, y, parts.vocab, parts.items), said=said)
 
 # %% ../../nbs/96_cli.finetune.ipynb #finetune
+@checked
 def finetune(
     encoder, # File that `save_encoder` wrote, or the folder of a run
     path, # Folder of pictures, one folder per class; or another source of `image_dls`
@@ -512,6 +513,7 @@ def check_finetune(
     "Raise for settings that cannot work"
     unknown = sorted(s.keys()-{*FINETUNE, *_settings})
     if unknown: raise invalid(', '.join(unknown), 'is no setting', f"Choose from {', '.join(FINETUNE)}")
+    s.update(_types(**{k: s[k] for k in FINETUNE}))
     check_at_least(0, workers=s.workers, wd=s.wd)
     check_at_least(1, size=s.size)
     check_whole(1, epochs=s.epochs, patience=s.patience)
@@ -522,6 +524,9 @@ def check_finetune(
     if s.valid is None or isinstance(s.valid, str) or 0<s.valid<1: return
     problem = 'must be in (0,1), the part to test on, or the name of a folder'
     raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
+
+@checked
+def _types(epochs:int, patience:int, part:float, bs:int, lr:float, slower:float, scratch_lr:float, wd:float): return locals()
 
 _settings = 'encoder path labels_per_class valid labels size n_in compare flip_p workers seed reading'.split()
 

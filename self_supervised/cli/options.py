@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from fastcore.script import CliError, store_true
 
 from .. import __version__
-from ..core import invalid
+from ..core import checked_but, invalid
 from ..data.reading import load_reader
 from ..data.sources import picture_items, picture_suffixes
 
@@ -113,6 +113,7 @@ def _is_run_as_file(frame):
     return frame.f_locals is names and names.get('__name__')=='__main__' and '__file__' in names
 
 # %% ../../nbs/82_cli.options.ipynb #shared
+@checked_but('ground', 'reader', 'folder', 'suffixes')
 def reading_options(
     ground:str=None, # Background colour of transparent pixels: a name or '#rrggbb' (white)
     # Value that becomes 1 in pictures of 16 or 32 bits, e.g. 4095 for 12 bits (the maximum of the format)

@@ -35,7 +35,7 @@ from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
 from ..core import (
-    check_at_least, check_whole, computing_threads, counted, invalid, plain_numbers, printable, seed_everything)
+    check_at_least, check_one_of, check_whole, checked, computing_threads, counted, invalid, plain_numbers, printable, seed_everything)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -114,9 +114,22 @@ def complete_settings(
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init,
                   minutes=minutes, norm=norm)
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
+    s.update(_typed(s))
     s.size = parse_size(s.size)
     s.views = _default_views(s) | (views or {})
     return s
+
+def _typed(s):
+    "Return the settings that have a type, as that type"
+    known = signature(_types).parameters
+    given = {k: s[k] for k in known if s.get(k) is not None}
+    return {k: v for k,v in _types(**given).items() if k in given}
+
+@checked
+def _types(arch:str=None, n_in:int=None, bs:int=None, epochs:int=None, lr:float=None, wd:float=None, m:float=None,
+    hidden_size:int=None, projection_size:int=None, pool_type:str|bool=None, keep:bool=None, labels:str=None,
+    holdout:str|float=None, norm:str=None):
+    return locals()
 
 def _default_views(s):
     "Return the arguments of `get_byol_aug_pipelines` for this kind of data"
@@ -148,7 +161,8 @@ def check_settings(
     for name,least in _least.items(): check_at_least(least, **{name: s[name]})
     if s.minutes is not None: check_minutes(s.minutes)
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
-    if isinstance(s.m, float) and not 0<=s.m<=1:
+    if s.norm is not None: check_one_of(['group'], norm=s.norm)
+    if s.m is not None and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
     if s.init and not Path(s.init).is_file(): raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
     if s.init and s.pretrained:
@@ -335,6 +349,7 @@ def _recorded_reading(s):
     record = to_record(s)
     return dict(reading=record) if record else {}
 
+@checked
 def pretrain(
     path=None, # Folder of pictures; or a tar, or a list or folder of them; None for scikit-learn's digits
     out='runs/byol', # Folder to write to

@@ -418,6 +418,11 @@ class PictureReader:
         self.hw = (self.size,)*2 if isinstance(self.size, int) else self.size
         self.check()
 
+    @property
+    def made_with(self)->dict: # name → value
+        "Return the settings that change pictures"
+        return {k: getattr(self, k) for k in ('n_in','size','ground','full_scale','reader')}
+
     def check(self):
         "Raise for an impossible setting"
         if self.reader is not None and not callable(self.reader):
@@ -591,6 +596,9 @@ class OpenPicture(Transform):
         self.read = read
         self.remarks = remarks
         self.at = .5  # where along the long side to cut, set for each picture
+
+    @property
+    def made_with(self): return self.read.made_with
 
     def encodes(self, f):
         named = self.remarks is not None and isinstance(f, (str,os.PathLike))
