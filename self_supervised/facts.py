@@ -171,7 +171,7 @@ def _set_to(name, own, depth):
     return f"{name}({', '.join(f'{k}={described(v, depth-1)}' for k,v in own.items())})"
 
 def _function(f, depth):
-    "Describe a function by its name and what it was given; lists and dictionaries that it captured may change as it runs"
+    "Describe a function by its name and what it was given; a list that it captured may change as it runs"
     given = list(f.__defaults__ or ())+list((f.__kwdefaults__ or {}).values())
     try: given += [c.cell_contents for c in f.__closure__ or ()]
     except ValueError: pass   # a name that has no value yet

@@ -526,7 +526,8 @@ def check_finetune(
     raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
 
 @checked
-def _types(epochs:int, patience:int, part:float, bs:int, lr:float, slower:float, scratch_lr:float, wd:float): return locals()
+def _types(epochs:int, patience:int, part:float, bs:int, lr:float, slower:float, scratch_lr:float, wd:float):
+    return locals()
 
 _settings = 'encoder path labels_per_class valid labels size n_in compare flip_p workers seed reading'.split()
 

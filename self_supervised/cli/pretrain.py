@@ -34,8 +34,9 @@ from fastcore.script import store_true
 from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
-from ..core import (
-    check_at_least, check_one_of, check_whole, checked, computing_threads, counted, invalid, plain_numbers, printable, seed_everything)
+from self_supervised.core import (
+    check_at_least, check_one_of, check_whole, checked, computing_threads, counted, invalid, plain_numbers, printable,
+    seed_everything)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
