@@ -2028,6 +2028,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._real_path': ( 'data.sources.html#_real_path',
                                                                                            'self_supervised/data/sources.py'),
+                                              'self_supervised.data.sources._refuse_labels_behind': ( 'data.sources.html#_refuse_labels_behind',
+                                                                                                      'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._refuse_parts': ( 'data.sources.html#_refuse_parts',
                                                                                               'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._resolved': ( 'data.sources.html#_resolved',

@@ -9,6 +9,7 @@ __all__ = ['picture_files', 'Picture', 'picture_items', 'open_table']
 import glob
 import json
 import os
+import re
 import tarfile
 import warnings
 from collections import Counter
@@ -230,8 +231,18 @@ def _names(path, folder):
     "List the paths in the lines of a text file"
     lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
     names = [os.path.join(folder or path.parent, o.strip()) for o in lines if o.strip()]
-    if names: return names
+    if names:
+        _refuse_labels_behind(names[0], path)
+        return names
     raise invalid(f'path={str(path)!r}', 'has no line', 'Write one path per line')
+
+def _refuse_labels_behind(name, path):
+    "Raise for a list whose lines hold a label after the name, as `cat.jpg 0`"
+    parts = re.fullmatch(r'(.*\S)\s*[\s,;]\s*(\S+)', name)
+    if os.path.exists(name) or not parts or not os.path.isfile(parts[1]): return
+    line = os.path.basename(name)
+    raise invalid(f'path={str(path)!r}', f'has labels after the names, e.g. {line!r}',
+                  "Write one path per line, or a csv file with a first line such as 'name,label', and pass its columns")
 
 def _in_pattern(path, is_wanted):
     "List the pictures that fit a pattern, each file once"
