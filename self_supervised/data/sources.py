@@ -238,7 +238,7 @@ def _names(path, folder):
 
 def _refuse_labels_behind(name, path):
     "Raise for a list whose lines hold a label after the name, as `cat.jpg 0`"
-    parts = re.fullmatch(r'(.*\S)\s*[\s,;]\s*(\S+)', name)
+    parts = re.fullmatch(r'(.*[^\s,;])[\s,;]+[^\s,;]+', name)
     if os.path.exists(name) or not parts or not os.path.isfile(parts[1]): return
     line = os.path.basename(name)
     raise invalid(f'path={str(path)!r}', f'has labels after the names, e.g. {line!r}',
