@@ -60,6 +60,34 @@ def test_memory_is_bounded_also_for_a_picture_that_is_very_long(tmp_path):
     full = Kept(read, most=0)
     assert torch.equal(full(tmp_path/'long.png'), kept(tmp_path/'long.png')) and not full.pictures
 
+@pytest.mark.parametrize('name,size', [('noise.jpg',96), ('wide.png',32), ('wide.png',(32,40)), ('wide.png',None)])
+def test_what_is_kept_is_what_would_be_read_at_a_place_of_whole_pixels(tmp_path, name, size):
+    "And the second time it is the same bit for bit"
+    noise = np.random.default_rng(0).integers(0, 256, (12,16,3), dtype=np.uint8)
+    Image.fromarray(noise).resize((640,480), Image.Resampling.BICUBIC).save(tmp_path/'noise.jpg')
+    Image.fromarray(np.tile(np.linspace(0, 255, 300).astype(np.uint8), (100,1))).save(tmp_path/'wide.png')
+    f,read = tmp_path/name,PictureReader(3, size)
+    kept = Kept(read)
+    for at in (0,.3,1):
+        first = kept(f, at)
+        long,cut = max(kept.pictures[str(f)].shape[1:]),max(first.shape[1:])
+        place = round(at*(long-cut))/max(long-cut, 1) if size else at
+        whole = read(f, place)
+        assert first.shape==whole.shape and (first-whole).abs().mean()<.005
+        assert torch.equal(kept(f, at), first) and torch.equal(kept(f, place), first)
+
+def test_a_square_picture_is_kept_as_it_is_read(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50,50,3), dtype=np.uint8)).save(tmp_path/'square.png')
+    read = PictureReader(3, 96)
+    assert torch.equal(Kept(read)(tmp_path/'square.png', .2), read(tmp_path/'square.png', .2))
+
+def test_pictures_are_kept_as_long_as_there_is_room(tmp_path):
+    files = sorted(write(tmp_path, 3, wide=True).rglob('*.*'))
+    kept = Kept(PictureReader(3, 28), most=3*28*56)
+    assert kept.n_bytes==0
+    for f in files: kept(f)
+    assert len(kept.pictures)==1
+
 def test_what_is_not_kept_is_still_read_ahead(tmp_path):
     files = sorted(write(tmp_path).rglob('*.*'))
     kept = Kept(PictureReader(1, 24), most=0, ahead=4)
