@@ -18,6 +18,7 @@ from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, ne
 from self_supervised.core import seed_everything
 from self_supervised.data.demo import digits
 from self_supervised.data.arrays import tensor_dls
+from self_supervised.owner import release
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 
 pytestmark = [pytest.mark.filterwarnings('ignore:batchnorm sees'), pytest.mark.filterwarnings('ignore:.*fork'), pytest.mark.filterwarnings('ignore:lr=')]
@@ -387,6 +388,52 @@ def test_files_of_other_programs(tmp_path):
     with pytest.raises(ValueError, match='another program'): read_checkpoint(tmp_path/'other.pt')
     (tmp_path/'other.pt').write_bytes(b'no checkpoint')
     with pytest.raises(ValueError, match='not a whole checkpoint'): read_checkpoint(tmp_path/'other.pt')
+
+@pytest.fixture
+def run(tmp_path):
+    "A folder with the last two of three checkpoints, the first of them the best, and what is in the last"
+    folder = tmp_path/'run'
+    checkpoint_file.find_checkpoint(folder, 0, resume=True, device='cpu')   # makes the folder
+    state = dict(format=checkpoint_file.FORMAT, version=checkpoint_file.VERSION, best=None, facts={}, model={}, opt={}, grads=[], learner={},
+                 metrics=[], callbacks={}, rng=[dict(now={}, start=None)])
+    for step in (10,20,30):
+        state['position'] = dict(fit=0, epoch=0, batch=step, step=step, finished=False)
+        checkpoint_file.write_checkpoint(folder, state, keep=2, best=step==20)
+    yield folder,state
+    release(folder)
+
+def test_a_fit_finds_its_own_checkpoints_and_the_best_is_whole(run):
+    folder,_ = run
+    assert read_checkpoint(folder/'best.pt')['position']['step']==20
+    assert checkpoint_file._fit_of(folder/'fit012-step000000001.pt')==12
+    assert checkpoint_file.find_checkpoint(folder, 1, False, 'cpu')=={}
+
+def test_a_cut_an_empty_and_a_later_file(run):
+    folder,state = run
+    last = checkpoint_files(folder)[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.warns(UserWarning, match='is not a whole checkpoint'): assert newest_checkpoint(folder)['position']['step']==20
+    last.write_bytes(b'')
+    with pytest.raises(ValueError, match='is not a whole checkpoint'): read_checkpoint(last)
+    torch.save(state | dict(version=2), last)
+    with pytest.raises(ValueError, match='later version of this library. Update it'): read_checkpoint(last)
+
+def test_a_missing_part_is_named(run):
+    wrong,(_,state) = checkpoint_file._wrong_part,run
+    assert wrong(state)==''
+    for part in checkpoint_file._parts: assert wrong({k: v for k,v in state.items() if k!=part})==f'{part!r} is missing or wrong'
+    assert wrong(state | dict(position=dict(fit=0)))=="'epoch' is missing or wrong"
+    assert wrong(state | dict(rng=[]))=="'now' is missing or wrong"
+
+def test_half_written_files_are_deleted_when_a_folder_is_opened(run):
+    folder,_ = run
+    (folder/'.fit000-step000000040.pt.x').touch()
+    assert checkpoint_file._open_folder(folder)==checkpoint_files(folder)
+    assert len([*folder.iterdir()])==4   # two checkpoints, the best, and the owner's
+
+def test_a_mistake_is_not_taken_for_a_full_disk(run):
+    folder,state = run
+    with pytest.raises((AttributeError,pickle.PicklingError)): checkpoint_file.write_checkpoint(folder, state | dict(more=lambda: 0), keep=2, best=False)
 
 def test_a_file_changes_no_settings(tmp_path):
     "Paths above all: what is written goes where this process says"
