@@ -6,7 +6,7 @@ import pytest, torch
 
 import ranks
 from self_supervised.data.arrays import tensor_dls
-from self_supervised.callback.distributed import RankDL
+from self_supervised.callback.distributed import RankDL, Stream, check_batches, join_ranks, rank_part
 from self_supervised.evaluate.features import embed
 
 HERE = Path(__file__).parent
@@ -142,3 +142,24 @@ def test_each_rank_has_its_part_and_knows_its_length(n, bs, drop_last, world):
 def test_embed_sees_all_pictures_from_within_a_fit():
     x = torch.rand(50, 3)
     assert torch.equal(embed(torch.nn.Identity(), RankDL(tensor_dls(x, bs=8, device='cpu').train, rank=1, world_size=2, device='cpu'))[0], x)
+
+# Without other processes
+
+def test_a_single_process_is_rank_0_of_1(): assert join_ranks()==(0,1)
+
+def test_a_part_is_taken_once():
+    dl = tensor_dls(torch.arange(12.)[:,None], bs=3, seed=1, device='cpu').train
+    part = rank_part(dl)
+    assert isinstance(part, RankDL) and rank_part(part) is part and part.dl is dl and rank_part([], None)==[]
+
+class Numbers(torch.utils.data.IterableDataset):
+    def __len__(self): return 6
+    def __iter__(self): return iter(torch.arange(6.))
+
+def test_a_stream_keeps_its_batches_and_their_size():
+    part = rank_part(torch.utils.data.DataLoader(Numbers(), batch_size=2))
+    assert isinstance(part, Stream) and len(part)==3 and len(list(part))==3 and part.batch_size==2
+
+def test_a_part_that_fills_no_batch_is_refused():
+    few = tensor_dls(torch.rand(12,3), bs=8, device='cpu').train
+    with pytest.raises(ValueError, match='^bs=8 .*6 pictures for each of 2 processes'): check_batches(RankDL(few, rank=0, world_size=2, device='cpu'))
