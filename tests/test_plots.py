@@ -1,0 +1,49 @@
+"plots: a map of the features shows what it was given, or draws nothing"
+import re
+
+import matplotlib; matplotlib.use('Agg')
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
+import torch.nn.functional as F
+
+from self_supervised.data.demo import digits
+from self_supervised.plots import _pca, _spaced, plot_embedding
+
+X,Y,_ = digits()
+PIXELS = X.flatten(1)
+NANS = PIXELS[:50].clone()
+NANS[3,0] = float('nan')
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+def test_a_map_has_a_legend_of_up_to_twenty_classes():
+    ax = plot_embedding(PIXELS[:50])
+    assert ax.get_legend() is None
+    assert plot_embedding(PIXELS[:50], Y[:50], ax=ax, vocab=[f'digit {i}' for i in range(10)]) is ax
+    assert [t.get_text() for t in ax.get_legend().get_texts()][:2]==['digit 0','digit 1']
+    assert plot_embedding(PIXELS[:50], [f'n{i}' for i in range(50)]).get_legend() is None
+
+def test_thumbnails_may_have_colours_and_are_drawn_once_where_points_are_equal():
+    plot_embedding(PIXELS[:50], ['a','b']*25, images=torch.rand(50,3,8,8))
+    assert len(_spaced(np.zeros((50,2))))==1
+
+@pytest.mark.parametrize('wrong,words', [
+    (dict(feats=PIXELS[:1]), 'feats.shape=(1, 64) must be (n,nf) with n of 2 or more'),
+    (dict(feats=NANS), 'feats must be finite, and 1 of 50 rows hold NaN'),
+    (dict(feats=PIXELS[:50], labels=Y[:49]), 'len(labels)=49 does not match 50 features'),
+    (dict(feats=PIXELS[:50], images=X[:40]), 'len(images)=40 does not match 50 features')])
+def test_what_cannot_be_mapped_is_refused_and_leaves_no_empty_figure(wrong, words):
+    plt.close('all')
+    with pytest.raises(ValueError, match=re.escape(words)): plot_embedding(**wrong)
+    assert plt.get_fignums()==[]
+
+def test_the_components_are_those_of_an_svd():
+    "Whatever their signs"
+    points,share = _pca(PIXELS)
+    u = F.normalize(PIXELS).double()
+    u = u-u.mean(0)
+    q = (u@torch.linalg.svd(u, full_matrices=False)[2][:2].T).numpy()
+    assert np.allclose(abs(points), abs(q), rtol=0, atol=1e-3)
+    assert np.allclose(share, (q**2).sum(0)/(u**2).sum().item(), rtol=0, atol=1e-4)
