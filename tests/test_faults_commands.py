@@ -382,6 +382,14 @@ def test_a_warning_is_shown_once_and_those_of_others_never(here, capfd):
         one_line_errors('byol_check', repeated)
     assert shown==['ours']
 
+def test_an_error_is_one_line_and_a_mistake_of_ours_keeps_its_traceback():
+    def ctrl_c(): raise KeyboardInterrupt
+    def bad_name(): raise ValueError('path=\x1b[31m is wrong')
+    with pytest.raises(CliError, match=r'path=\\x1b\[31m is wrong'): one_line_errors('byol_embed', bad_name)
+    with pytest.raises(CliError, match='^byol_embed: stopped$'): one_line_errors('byol_embed', ctrl_c)
+    with pytest.raises(CliError, match='^byol_pretrain: stopped; go on$'): one_line_errors('byol_pretrain', ctrl_c, stopped='stopped; go on')
+    with pytest.raises(KeyError): one_line_errors('byol_embed', {}.__getitem__, 'a')
+
 def test_processes(here, encoder):
     "As typed: a version, an option that is none, one picture; one label per class brings no warning of others"
     res = run('byol_embed', 'encoder.safetensors', files_of('pics')[0], '--n_workers', 0, cwd=here)
