@@ -2,9 +2,10 @@
 
 Each test fails on a straightforward callback: one that copies the model in `before_fit`, keeps the copy to itself, makes its views
 after `CastToTensor` and moves the target in every `after_step`."""
-import copy, pickle, warnings
+import copy, pickle, re, warnings
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np, pytest, torch
 from torch import nn
@@ -12,6 +13,7 @@ from fastai.vision.all import (Adam, Callback, CancelStepException, CutMix, Data
                                Learner, MixUp, OptimWrapper, SaveModelCallback, TensorImage, ValueMetric, accuracy, error_rate, get_random_states,
                                load_learner, params, set_seed)
 from fastai.callback.fp16 import MixedPrecision
+from fastcore.nbio import read_nb
 from fasttransform import Pipeline, Transform
 
 from self_supervised.core import warn_once
@@ -898,3 +900,20 @@ def test_a_compiled_network_trains_saves_loads_and_is_copied(tmp_path):
     copied = copy.deepcopy(compiled.model).eval(); again.model.eval()
     x,_ = compiled.dls.one_batch()
     assert torch.equal(copied.project(x, x)[0], again.model.project(x, x)[0])
+
+# The documentation's table
+
+def test_the_table_is_complete_and_what_it_names_exists():
+    "37 rows that say what happens, and 37 with the tests or pages that show it"
+    here = Path(__file__).parent
+    nbs = here.parent/'nbs'
+    text = '\n'.join(c.source for c in read_nb(nbs/'hazards.ipynb').cells if c.cell_type=='markdown')
+    cells = [re.split(r'\s*\|\s*', l.strip('| ')) for l in text.splitlines() if re.match(r'\| \d', l)]
+    told,shown = ({int(r[0]): ' '.join(r[1:]) for r in cells if len(r)==n} for n in (3,2))
+    assert list(shown)==sorted(told)==list(range(1,38)) and len(cells)==2*37
+    tests = '\n'.join(f.read_text(encoding='utf-8') for f in here.glob('test_*.py'))
+    for n,row in shown.items():
+        names,links = re.findall(r'`(test_\w+)`', row),re.findall(r'\]\((\w[^)]*)\)', row)
+        assert names+links, n
+        assert all(re.search(rf'^def {o}\(', tests, re.M) for o in names), (n, names)
+        assert all((nbs/o).exists() for o in links), (n, links)
