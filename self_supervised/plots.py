@@ -241,9 +241,9 @@ def plot_neighbors(
         _frame(asked, 'tab:blue')
         for ax,j,s in zip(others, js, ss):
             _draw(ax, images[j])
-            ax.set_title(f'{s:.2f}', fontsize=8, pad=2)
+            ax.set_title(f'{s:.2f}', fontsize=8, pad=5)
             if labels is not None and labels[j]!=labels[i]: _frame(ax, 'tab:red')
-    axes[0,0].set_title('query', fontsize=8, pad=2)
+    axes[0,0].set_title('query', fontsize=8, pad=5)
     return axes
 
 def _nearest(feats, idxs, k):
