@@ -70,8 +70,6 @@ def test_notebook(fn, alone, capfd):
 # Notebooks with a longer hidden cell, and why; take one off when its cells are short
 HIDDEN = 15
 long_hidden = {
-    '07_facts': 'its tests are still to be moved to tests/',
-    '61_vision.byol': 'its tests are still to be moved to tests/',
     'tutorial.commands': '`shell` runs the commands that the page shows'}
 
 def code_lines(source):

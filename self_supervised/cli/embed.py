@@ -96,7 +96,6 @@ class _ReadableBatches:
             if good: yield torch.stack(good)
 
 @checked
-@checked
 def embed_pictures(
     encoder, # File that `save_encoder` wrote, or the folder of a run
     source, # Folder, list, table, data set, pattern or tar of pictures, see `picture_items`; or one picture

@@ -25,7 +25,7 @@ th, td { text-align: left; padding: .2em 1.2em .2em 0; vertical-align: top; font
 th { font-weight: 600 }
 tr + tr td, tr + tr th { border-top: 1px solid #eee }
 td.n { text-align: right }
-td { overflow-wrap: anywhere }
+td { overflow-wrap: break-word }
 img { max-width: 100%; max-height: 44em }
 code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6; border-radius: 3px }
 code { padding: .1em .3em }
@@ -34,6 +34,9 @@ pre { padding: .8em; white-space: pre-wrap; overflow-wrap: anywhere }
 .pictures { display: flex; flex-wrap: wrap; gap: 1em; margin: .8em 0 }
 figure { margin: 0; width: 128px; font-size: 12px; line-height: 1.3; overflow-wrap: anywhere }
 figure img { display: block; max-width: 128px; max-height: 128px; min-height: 48px; image-rendering: pixelated }
+.curves { overflow-x: auto }
+.curves img { min-width: 44em; max-width: 100% }
+@media (max-width: 40em) { table { display: block; overflow-x: auto } td { min-width: 6em } }
 .matrix { font-size: 13px; overflow-x: auto; display: block }
 .matrix th, .matrix td { padding: .2em .5em; text-align: right; border: 1px solid #eee; overflow-wrap: normal }
 '''

@@ -461,7 +461,9 @@ def byol_pretrain(
     holdout:str=None,
     bf16:store_true=False, # Train in bfloat16: about 40 % faster where the processor supports it
     no_bf16:store_true=False, # Train in float32, also with --minutes, which else takes bfloat16 where it can
-    fast:store_true=False, # Train as fast as this machine can: in bfloat16 if its GPU or processor computes in it
+    # Train as fast as this machine can: in bfloat16 if its GPU or processor computes in it. A GPU replays CUDA graphs
+    # with and without it
+    fast:store_true=False,
     resume:store_true=False, # Resume the run in `out` with its settings, after a crash or Ctrl-C
     **kwargs
 ):

@@ -148,7 +148,7 @@ STYLE</style>
 <h2>Training</h2>
 <p>{{ epochs }} epochs. A falling loss proves nothing: collapsed runs have the lowest.
 Beyond a dashed line the health check compares more closely.</p>
-<img alt="A curve for each column of the training table" src="{{ curves }}">
+<div class="curves"><img alt="A curve for each column of the training table" src="{{ curves }}"></div>
 {% if meanings %}
 <table>
 <tr><th>curve</th><th>at the end</th><th>meaning</th><th>good values</th></tr>
