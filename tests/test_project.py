@@ -1,5 +1,5 @@
 "What is kept twice agrees: notebooks and modules, index notebook and README, modules and wheel"
-import os, re, shutil, subprocess, sys, tomllib
+import json, os, re, shutil, subprocess, sys, tomllib
 from configparser import ConfigParser
 from difflib import unified_diff
 from email import message_from_bytes
@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from zipfile import ZipFile
 
+import pandas as pd
 import pytest
 from fastcore.nbio import read_nb
 from nbdev.clean import nbdev_clean
@@ -185,6 +186,61 @@ def test_site_links_to_lines_and_names_that_exist(site):
             assert anchor in have[target], (name, target, anchor)
             n += 1
     assert n>300
+
+def test_no_link_leads_to_a_missing_anchor(site):
+    have = {name: set(re.findall(r'\bid="([^"]+)"', page)) for name,page in pages(site).items()}
+    links = {(name, page or name, anchor) for name,text in pages(site).items() for page,anchor in re.findall(r'href="([\w.]*)#([^"]+)"', text)}
+    assert len(links)>1000 and not [o for o in links if o[2] not in have[o[1]]]
+
+def test_lost_links_are_named(tmp_path):
+    links = '#here', 'b.html', 'b.html#there', '#gone', 'c.html', 'https://b.org/d.html#e'
+    (tmp_path/'a.html').write_text('<h2 id="here">' + ''.join(f'<a href="{o}">' for o in links))
+    (tmp_path/'b.html').write_text('<h2 id="There">')
+    assert docs.lost_links(tmp_path)==['a.html: a.html#gone', 'a.html: b.html#there', 'a.html: c.html#']
+
+def test_names_link_to_entries(site):
+    "A public name wins over a private one, and a private one is no link"
+    linked = set(re.findall(r'href="([\w.]+#[^"]+)"><code>', ' '.join(article(o) for o in pages(site).values())))
+    assert 'evaluate.features.html#spread' in linked
+    assert not {'operations.html#spread', 'callback.health.html#distance', 'core.html#undisturbed'} & linked
+
+def test_files_outside_of_the_site_are_no_links(site):
+    text = article(page_of(site, 'index'))
+    assert 'href="changelog.html">CHANGELOG</a>' in text and '<code>CONTRIBUTING</code>' in text and '<code>tests/golden</code>' in text
+
+def heads(df): return re.findall(r'<th>([^<]*)</th>', docs.table_of(df.to_html()).partition('</thead>')[0])
+
+def test_tables_name_their_index_and_their_columns():
+    df = pd.DataFrame([[1,2]], index=pd.Index(['crop'], name='operation'), columns=[32,64])
+    assert heads(df)==['operation','32','64']
+    assert heads(df.rename_axis(columns='px'))==['operation','px=32','px=64']
+
+def test_numbers_stand_to_the_right():
+    def right(*columns):
+        df = pd.DataFrame(dict(zip('abcdefgh', columns)), index=pd.MultiIndex.from_product([['x'],range(len(columns[0]))]))
+        return re.findall(r'<th class="number">(.)</th>', re.sub('<table>.*</table>', docs.right_align, docs.table_of(df.to_html()), flags=re.S))
+    assert right([1,2], ['1','b'], ['0.93 ± 0.01','−2.7'], ['12 %','1,000 MB'], ['',''], [.5,float('nan')])==['a','c','d','f']
+
+def test_lines_wrap_where_they_may(tmp_path):
+    "Not within an option; in a block of columns, the lines that have none"
+    lines = '<a id="1"></a>epoch   loss\n<a id="2"></a>training <b>is</b> done, all <i>--of it</i>\n'
+    block = f'<div class="output aligned highlight"><pre><span></span><code>{lines}</code></pre></div>'
+    (page:=tmp_path/'a.html').write_text(f'<p><code>--out a-b -v -2.7</code></p>\n{block}')
+    docs.finish(page)
+    text = page.read_text()
+    assert '<code><span class="option">--out</span> a-b <span class="option">-v</span> -2.7</code>' in text
+    assert '</a>epoch   loss\n<span class="prose"><a id="2"></a>training <b>is</b> done, all <i><span class="option">--of</span> it</i></span>\n</code>' in text
+
+def test_wide_figures_are_told_from_tall_ones(site):
+    "On a phone only the wide ones scroll"
+    page = page_of(site, 'tutorial.views.html')
+    looks = [re.search(r'class="wide"', o) is not None for o in re.findall(r'<img[^>]*tutorial\.views-[^>]*>', page)]
+    assert looks[0] and not looks[-1]
+
+def test_search_finds_the_parts_of_a_name(site):
+    separator = json.loads((site/'_docs/search/search_index.json').read_text(encoding='utf-8'))['config']['separator']
+    for text,part in (('transfer.finetune','finetune'), ('transfer.encoder_file','encoder'), ('byol_pretrain --hidden-size','hidden'), ('at 0.948','0.948')):
+        assert part in re.split(separator, text), text
 
 def test_site_begins_with_the_first_steps(site):
     "Get started, guides, how it works, evidence, what to look up"

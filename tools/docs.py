@@ -3,12 +3,14 @@ import logging
 import re
 from base64 import b64decode
 from html import unescape
-from itertools import groupby
+from itertools import count, groupby, zip_longest
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from shutil import copy, ignore_patterns, copytree, rmtree
+from struct import unpack
 from typing import Annotated
+from urllib.parse import unquote
 
 from fastcore.nbio import mk_display, preferred_msg_out, read_nb
 from fastcore.script import call_parse
@@ -17,7 +19,7 @@ from nbdev.doclinks import NbdevLookup, nbglob
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_links, exec_show_docs
 
-from reference import constant_entries, entry, index_text, source_files, source_page, source_text
+from reference import constant_entries, entry, index_text, methods, source_files, source_page, source_text
 
 root = get_config(__file__).config_path
 
@@ -59,7 +61,10 @@ class Page:
     def markdown(self, cell):
         src = re.sub(r'\[\[([^][]*)\]\([^)]*\)\](?=\()', r'[\1]', cell.source) # nbdev links a `name` that is the text of a link: the author's link stays
         return [re.sub(r'(!?)\[([^][]*)\]\((?!\w+:)([^)\s]+)\)', self.relink, src)]
-    def relink(self, m): return f'{m[1]}[{m[2]}]({target})' if (target:=self.link(m[3])) else m[2]
+    def relink(self, m):
+        "A link with our target; the name of a file that the site does not have is code, other words are left"
+        if target:=self.link(m[3]): return f'{m[1]}[{m[2]}]({target})'
+        return f'`{m[2]}`' if re.fullmatch(r'[\w./]+', m[2]) else m[2]
 
     def code(self, cell):
         "The source and the outputs that the cell's directives ask for; `#| fig-cap: text` stands below its pictures"
@@ -102,7 +107,8 @@ class SitePage(Page):
     def head(self): return '---\nsearch: {boost: 2}\n---\n' if self.stem.startswith('tutorial') else '' # guides are found before rooms
 
     def picture(self, png, caption, captioned):
-        img = super().picture(png, caption, False)
+        width,height = unpack('>II', png[16:24])
+        img = super().picture(png, caption, False) + '{ .wide }'*(width>1.5*height)
         if not (caption and captioned): return img
         return f'<figure markdown="1">\n{img}\n<figcaption markdown="1">{caption}</figcaption>\n</figure>'
 
@@ -128,7 +134,8 @@ def table_of(html):
     if not heads: return html
     upper,lower = (re.findall(r'<th[^>]*>(.*?)</th>', o, re.S) for o in heads.groups())
     if len(upper)!=len(lower): return html
-    names = ''.join(f'<th>{a or b}</th>' for a,b in zip(upper, lower))   # the index has its name in the lower row
+    name = next((f'{a}=' for a,b in zip(upper, lower) if a and b), '')   # of all columns, above the name of the index
+    names = ''.join(f'<th>{b or name+a}</th>' for a,b in zip(upper, lower))
     return html.replace(heads[0], f'<thead>\n<tr>{names}</tr>\n</thead>')
 
 def readme(dest:Path):
@@ -137,10 +144,11 @@ def readme(dest:Path):
 
 def page_name(fn): return nbpath2html(PurePosixPath(fn)).with_suffix('.md').name
 def site_link(o):
-    "The page of a notebook, also with a heading behind `#`; the site has nothing of `../`"
+    "The page of a notebook, also with a heading behind `#`; of `../` the site has the changelog alone"
     path,mark,heading = o.partition('#')
     if not path: return mark+heading.lower()
     if path.endswith('.ipynb'): return page_name(path)+mark+heading.lower()
+    if path=='../CHANGELOG.md': return 'changelog.md'+mark+heading
     return None if o.startswith('../') else o
 
 def site(dest:Path):
@@ -148,25 +156,28 @@ def site(dest:Path):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
     logging.basicConfig(format='%(message)s') # or mkdocs counts its warnings without saying what they are
-    link_names()
     pages = dest/'_proc'
     rmtree(pages, ignore_errors=True)
     copytree(root/'nbs', pages, ignore=ignore_patterns('*.ipynb', '.*'))
     for o in ('iframe-worker.js','style.css'): copy(root/'tools'/o, pages)
     fns = nbglob(root/'nbs', as_path=True).sorted(key=lambda o: o.name)
+    link_names(fns)
     for fn in fns: SitePage(fn, Filters(links=True), site_link).save(pages/page_name(fn), pages)
     more_pages(pages, fns)
     build(load_config(str(root/'mkdocs.yml'), docs_dir=str(pages), site_dir=str(dest/'_docs'), nav=nav(fns), strict=True, **facts()))
     for o in (dest/'_docs').glob('*.html'): finish(o)
+    if found := lost_links(dest/'_docs'): raise ValueError('\n'.join(['these links lead to a place that is not there:', *found]))
     if found := from_elsewhere(dest/'_docs'): raise ValueError('\n'.join(['these load something from elsewhere, and pages open without a network:', *found]))
 
-def link_names():
-    "nbdev links a `name` to where it is documented: tell it of our pages"
-    from self_supervised._modidx import d
-    for mod,syms in d['syms'].items():
-        for o,(page,_) in syms.items():
-            name = o.removeprefix(f'{mod}.')
-            NbdevLookup().syms[name] = f"{page.partition('.html')[0]}.md#{name.partition('.')[0].lower()}"
+def link_names(fns):
+    "nbdev links a `name` to where it is documented: tell it of our entries, which only public names and their methods have"
+    syms = NbdevLookup().syms
+    for _,room,names in rooms(fns):
+        module = import_module(f'self_supervised.{room}')
+        for name in names:
+            sym = getattr(module, name)
+            each = [name, *(f'{name}.{n}' for n,_ in (methods(sym) if isinstance(sym, type) else ()))]
+            syms |= {o: f'{room}.md#{o.lower()}' for o in each}
 
 def facts():
     "What the site says of the project: its version at the foot of each page, its repository where pyproject.toml names one"
@@ -195,9 +206,43 @@ def rooms(fns):
         yield wing_of(fn), room, sorted(own, key=str.lower)
 
 def finish(page:Path):
-    "What the markdown of a page cannot say: formulas as MathML"
+    "Add to a built page: formulas as MathML, where lines may wrap, columns of numbers at the right"
     text = page.read_text(encoding='utf-8')
-    page.write_text(re.sub(r'(?<=class="arithmatex">)\\([(\[])(.+?)\\[)\]]', formula, text, flags=re.S), encoding='utf-8')
+    text = re.sub(r'(?<=class="arithmatex">)\\([(\[])(.+?)\\[)\]]', formula, text, flags=re.S)
+    text = re.sub(r'<code>.*?</code>', unbroken_options, text, flags=re.S)
+    text = re.sub(r'(<div class="[^"]*\b(?:aligned|terminal)\b[^"]*"><pre><span></span><code>)(.*?)(?=</code>)', wrap_prose, text, flags=re.S)
+    page.write_text(re.sub(r'<table>.*?</table>', right_align, text, flags=re.S), encoding='utf-8')
+
+def unbroken_options(m):
+    "Code in which an `--option` stays in one line"
+    return re.sub(r'(?<![\w-])--?[a-zA-Z][\w-]*', r'<span class="option">\g<0></span>', m[0])
+
+def wrap_prose(m):
+    "A block that keeps its columns, in which lines without columns may wrap"
+    def wrap(line):
+        columns = re.search(r'\S {2,}\S', re.sub(r'<[^>]+>', '', line))
+        return line if columns or not line else f'<span class="prose">{line}</span>'
+    return m[1] + '\n'.join(map(wrap, m[2].split('\n')))
+
+cell = re.compile(r'<(t[hd])\b([^>]*)>(.*?)</\1>', re.S)
+number = re.compile(r'[-−+±]?\d[\d,.:]*(?: ?(?:[-–±×]|to) ?\d[\d,.:]*)?(?: ?(?:[%×]|[a-zA-Z]{1,3}))?|NaN|')
+
+def right_align(m):
+    "A table with its columns of numbers at the right; they are counted from the last one, since cells of an index may span rows"
+    rows = [cell.findall(o) for o in re.findall(r'<tr.*?</tr>', m[0], re.S)]
+    columns = zip_longest(*([text for tag,_,text in row[::-1] if tag=='td'] for row in rows), fillvalue='')
+    right = {i for i,o in enumerate(columns) if any(o) and all(map(number.fullmatch, o))}
+    def row(m):
+        left = count(len(cell.findall(m[0]))-1, -1)
+        return cell.sub(lambda c: f'<{c[1]}{c[2]} class="number">{c[3]}</{c[1]}>' if next(left) in right else c[0], m[0])
+    return re.sub(r'<tr.*?</tr>', row, m[0], flags=re.S)
+
+def lost_links(folder:Path):
+    "Links between the pages of `folder` whose page or anchor is missing, a line each; mkdocs does not see the anchors of lines of code"
+    texts = {o.name: o.read_text(encoding='utf-8') for o in sorted(folder.glob('*.html')) if o.name!='404.html'}
+    anchors = {name: {'', *re.findall(r'\bid="([^"]+)"', text)} for name,text in texts.items()}
+    links = {(name, page or name, anchor) for name,text in texts.items() for page,anchor in re.findall(r'href="([\w.]*)(?:#([^"]*))?"', text)}
+    return [f'{name}: {page}#{anchor}' for name,page,anchor in sorted(links) if page.endswith('.html') and unquote(anchor) not in anchors.get(page, ())]
 
 # What a browser fetches by itself: not the target of a link that a reader follows, nor the address a page says it has
 loads = re.compile(r"""<(?:script|img|iframe|embed|source|video|audio|object|link(?![^>]*\brel=["']?(?:canonical|prev|next|edit)\b))\b[^>]*?\b(?:src|srcset|href|data)=["']?((?:https?:)?//[^\s"'>]+)|(?:@import\s+|url\()["']?((?:https?:)?//[^\s"')]+)|class="(mermaid)\"""", re.I)
