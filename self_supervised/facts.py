@@ -7,15 +7,16 @@ __all__ = []
 
 # %% ../nbs/07_facts.ipynb #imports
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 from hashlib import sha256
-from inspect import signature
+from inspect import signature, unwrap
 from types import FunctionType, MethodType
 from zlib import crc32
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # %% ../nbs/07_facts.ipynb #facts_code
@@ -154,47 +155,83 @@ def described(
     depth:int=4, # Number of levels of its parts to describe
 )->str: # The same text in each process
     "Describe an object by its class and all its settings"
+    if depth<-4: return type(o).__name__   # one that holds itself
     if isinstance(o, Enum): return described(o.value)
-    if o is None or isinstance(o, (bool,int,float,str)): return repr(o)
+    if isinstance(o, np.generic): o = o.item()
+    if o is None or isinstance(o, _plain): return repr(o)
     if isinstance(o, (Tensor,np.ndarray)): return str(o.tolist()) if np.prod(o.shape)<100 else f'{tuple(o.shape)}'
-    if isinstance(o, (tuple,list,set)): return f"({', '.join(described(v, depth) for v in o)})"
+    if isinstance(o, (tuple,list,set,frozenset)): return _described_parts(o, depth)
     if isinstance(o, dict): return _set_to('', o, depth)
     if isinstance(o, partial): return _set_to(described(o.func), dict(args=o.args, **o.keywords), depth)
     if isinstance(o, MethodType): return f'{described(o.__func__, depth)} of {as_made(o.__self__, 0)}'
     if isinstance(o, FunctionType): return _function(o, depth)
     if hasattr(o, '__qualname__'): return o.__qualname__
-    own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k[:1]!='_' and k!='training'} if depth else {}
+    own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k[:1]!='_' and k!='training'} if depth>0 else {}
     own |= getattr(o, '__dict__', {}).get('_modules', {})
     return _set_to(type(o).__name__, own, depth)
+
+_plain = bool,int,float,complex,str,bytes,slice,range,torch.dtype,torch.device
+
+def _described_parts(o, depth):
+    "Describe what a list, tuple or set holds"
+    texts = [described(v, depth-1) for v in o]
+    return f"({', '.join(sorted(texts) if isinstance(o, (set,frozenset)) else texts)})"
 
 def _set_to(name, own, depth):
     return f"{name}({', '.join(f'{k}={described(v, depth-1)}' for k,v in own.items())})"
 
+# %% ../nbs/07_facts.ipynb #functions_code
+# Their versions describe their functions
+_libraries = 'self_supervised fastai fastcore fasttransform torch torchvision kornia PIL numpy'.split()
+
 def _function(f, depth):
-    "Describe a function by its name and what it was given; a list that it captured may change as it runs"
-    given = list(f.__defaults__ or ())+list((f.__kwdefaults__ or {}).values())
-    try: given += [c.cell_contents for c in f.__closure__ or ()]
-    except ValueError: pass   # a name that has no value yet
-    given = [o for o in given if not isinstance(o, (list,dict,set))] if depth>0 else []
-    found = [*_constants(f.__code__, f.__doc__), *(described(o, min(depth-1, 1)) for o in given)]
+    "Describe a function by its name, and one of your own by what it was given, too"
+    f = unwrap(f)
+    if (f.__module__ or '').split('.')[0] in _libraries and not f.__closure__ or depth<=0: return f.__qualname__
+    given = [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values(), *_captured(f)]
+    fractions = [repr(o) for o in sorted(set(_fractions(f.__code__.co_consts)))]
+    found = [*fractions, *(_given(o, min(depth-1, 1)) for o in given)]
     return f"{f.__qualname__}({', '.join(found)})" if found else f.__qualname__
 
-def _constants(code, doc):
-    "List the fractions and texts in the code of a function, and of those inside it"
-    own = [repr(o) for o in code.co_consts if isinstance(o, (float,str)) and o!=doc and o!=code.co_qualname]
-    return own+[c for o in code.co_consts if hasattr(o, 'co_consts') for c in _constants(o, None)]
+def _captured(f):
+    "Return the values that a function captured; lists and dictionaries among them may change as it runs"
+    try: values = [c.cell_contents for c in f.__closure__ or ()]
+    except ValueError: return []   # a name that has no value yet
+    return [o for o in values if not isinstance(o, (list,dict,set))]
 
+def _fractions(constants):
+    "List the fractions in the code of a function, also in functions inside it"
+    for o in constants:
+        if isinstance(o, float): yield o
+        if isinstance(o, tuple): yield from _fractions(o)
+        if hasattr(o, 'co_consts'): yield from _fractions(o.co_consts)
+
+def _given(o, depth):
+    is_plain = o is None or isinstance(o, (*_plain, np.generic, np.ndarray, Tensor, tuple, Enum, partial))
+    return described(o, depth) if is_plain or hasattr(o, '__qualname__') else as_made(o, depth)
+
+# %% ../nbs/07_facts.ipynb #made_code
 def as_made(
     o, # Any object, e.g. a transform or a callback
     depth:int=4, # Number of levels of its arguments to describe
 )->str: # The same text in each process, and before and after its work
     "Describe an object by its class and the arguments it was made with, as far as it keeps them"
-    if hasattr(o, '__qualname__'): return described(o, depth)
+    if hasattr(o, '__qualname__') or isinstance(o, partial): return described(o, depth)
     # An object may state them itself, in a property `made_with`
     if isinstance(getattr(type(o), 'made_with', None), property): own = o.made_with
-    else: own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k in _arguments(type(o))}
+    else:
+        own = {k: v for k,v in getattr(o, '__dict__', {}).items() if k in _arguments(type(o))}
+        own |= {k: [as_made(f, depth-1) for f in getattr(o, k)] for k in _kept if isinstance(_own(o, k), Iterable)}
     name = type(o).__name__
-    return _set_to(getattr(o, 'name', name) if name=='Transform' else name, own, depth)
+    if name=='Transform': return ', '.join(described(f, depth) for f in _wrapped(o))
+    return _set_to(name, own, depth)
+
+_kept = 'aff_fs','coord_fs','fs'   # where fastai's random transforms keep their arguments
+
+def _wrapped(transform):
+    "Return the functions that fastai made a transform of"
+    encodes = vars(transform).get('encodes', transform.name)
+    return [getattr(o, 'implementation', o) for o in getattr(encodes, 'methods', [encodes])]
 
 def _arguments(cls):
     "Return the names of the arguments of a class"
@@ -203,12 +240,28 @@ def _arguments(cls):
 
 def steps_of(
     dl, # A loader
-)->list: # Steps as text, in their order
-    "Describe the steps by which a loader of fastai, or a data set of torchvision, makes pictures of items"
+)->list: # Steps, in their order
+    "Return the steps by which a loader of fastai, or a data set of torchvision, makes pictures of items"
     data = getattr(dl, 'dataset', None)
     if (inner := _subset(data)) is not None: data = inner[0]
     tls = _own(data, 'tls')
     steps = list(tls[0].tfms.fs) if tls else []
     if _own(data, 'transform') is not None: steps.append(_own(data, 'transform'))
     for name in 'after_item','before_batch','after_batch': steps += getattr(getattr(dl, name, None), 'fs', [])
-    return [as_made(f) for f in steps]
+    return steps
+
+class Texts:
+    "Texts of objects as they were when they were first described, since they may change as they work"
+    def __init__(self): self.known = {}   # id → (object, its text)
+
+    def __call__(self,
+        o, # Any object
+        describe:Callable=described, # Function that describes it
+    )->str: # At most some 2,000 letters
+        "Describe an object once"
+        if id(o) not in self.known: self.known[id(o)] = o,_at_most(2000, describe(o))
+        return self.known[id(o)][1]
+
+def _at_most(n, text):
+    "Shorten a text, so that other texts stay other"
+    return text if len(text)<=n else f'{text[:n]}… {_digest([text])}'

@@ -134,6 +134,24 @@ def test_real_graphs_train_as_launches_do(opt, also):
     else: assert all(torch.allclose(sa[k].float(), sb[k].float(), atol=1e-3) for k in keys)
     assert a.guard.skipped==b.guard.skipped and a.health.rows[-1]['spread']==pytest.approx(b.health.rows[-1]['spread'], abs=1e-2)
 
+class Asks(nn.Module):
+    "Dropout, and a question to the device, which no graph can hold"
+    def __init__(self, net): super().__init__(); self.net,self.drop = net,nn.Dropout(.1)
+    def forward(self, x): return self.drop(self.net(x))*float(x.mean()>-9)
+
+@real
+def test_real_passes_that_cannot_be_recorded_are_launched():
+    "With the same weights as without graphs, and random numbers go on"
+    def run(graphs):
+        dls = DataLoaders(DataLoader([(o,) for o in digits()[0][:64]], bs=16, device=torch.device(NAME)), device=torch.device(NAME))
+        torch.manual_seed(1)
+        model = moved(create_byol_model(Asks(conv_net()), hidden_size=16, projection_size=8, n_in=1, size=8))
+        learn = byol_learner(dls, model, [Views(), lambda x: x], m=.9, lr=.1).to_fast(bf16=False, graphs=graphs)
+        quiet(learn.fit, 2)
+        return host(state(learn.model))
+    a,b = run(False),run(True)
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-3) for k in a)
+
 @real
 @pytest.mark.parametrize('graphs', [False,True])
 def test_a_real_run_goes_on(graphs, tmp_path):

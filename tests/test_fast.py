@@ -205,6 +205,28 @@ def test_weights_that_move_or_are_frozen_are_recorded_anew(on_cpu):
         passes.project(*views)
     assert len(on_cpu)==3 and passes.n_replayed==4
 
+@pytest.mark.parametrize('hook', [lambda net: net[0].register_forward_hook(lambda *_: None), lambda net: net[0].register_full_backward_pre_hook(lambda *_: None),
+                                  lambda net: net[0].register_full_backward_hook(lambda *_: None), lambda net: net[0].weight.register_hook(lambda g: g*2)])
+def test_encoders_with_hooks_are_launched(hook, on_cpu):
+    "A replay would leave them out, or call one of a gradient twice"
+    model = make().model.train()
+    passes,views = graphs.GraphedModel(model),(torch.rand(8,1,8,8),)*2
+    handle = hook(model.encoder)
+    passes.forward(*views)
+    assert not on_cpu
+    handle.remove()
+    passes.forward(*views)
+    assert on_cpu==[2]
+
+def test_buffers_that_were_replaced_are_recorded_anew(on_cpu):
+    model = make().model.train()
+    passes,views = graphs.GraphedModel(model),(torch.rand(8,1,8,8),)*2
+    for _ in range(2): passes.project(*views)
+    norm = next(m for m in model.target.modules() if getattr(m, 'running_mean', None) is not None)
+    norm.running_mean = norm.running_mean.clone()
+    passes.project(*views)
+    assert len(on_cpu)==2
+
 def test_hooks_are_called(on_cpu):
     "As often as without graphs, and by launches"
     def run(*cbs):

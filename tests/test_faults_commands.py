@@ -63,6 +63,14 @@ def test_a_setting_of_another_type_is_refused_in_one_line(name, encoder):
             with pytest.raises(ValueError, match=f'{setting}=.*Pass'): CALLS[name](**given | {setting: v})
     assert not Path('runs').exists()
 
+def test_paths_are_taken_where_text_is(encoder, monkeypatch):
+    "Of labels, and of a part that is held out; settings are recorded as text"
+    s = pretrain.complete_settings('pics', None, 0, False, False, None, None, labels=Path('l.csv'), holdout=Path('h.txt'), m=lambda pct: .9)
+    assert (s.labels,s.holdout)==('l.csv','h.txt') and callable(s.m)
+    for f in (finetune.finetune, evaluate.evaluate_pictures):
+        with pytest.raises((ValueError,OSError)) as e: f(encoder, 'pics', valid=Path('nowhere'))
+        assert 'nowhere' in str(e.value)
+
 # The command line
 
 COMMANDS = dict(byol_pretrain=pretrain.byol_pretrain, byol_embed=embed.byol_embed, byol_evaluate=evaluate.byol_evaluate, byol_check=check.byol_check)

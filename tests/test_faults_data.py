@@ -541,7 +541,7 @@ def test_other_forms_of_paths(tmp_path, table, monkeypatch):
     assert picture_items(pics/'03.png')==[pics/'03.png']
     assert picture_items(str(pics/'0[2-4].*')).map(lambda o: o.name)==['02.png','03.png','04.png']
     assert picture_items(tmp_path/'names.txt').map(lambda o: o.name)==['03.png','05.png']
-    for behind in (' 0', ',0', '\t0', ', cat', ' ; 1'):
+    for behind in (' 0', ',0', '\t0', ', cat', ' ; 1', '\tcats/black'):
         (tmp_path/'labelled.txt').write_text(f'pics/03.png{behind}\npics/05.png{behind}\n')
         with pytest.raises(ValueError, match='has labels after the names.*csv'): picture_items(tmp_path/'labelled.txt')
     with pytest.raises(ValueError, match='fits no picture'): picture_items(str(pics/'*.gif'))

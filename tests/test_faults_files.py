@@ -18,7 +18,7 @@ import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.vision.all import Callback, DataLoader, DataLoaders, ImageDataLoaders, Resize, ValueMetric, parent_label
+from fastai.vision.all import Brightness, Callback, DataLoader, DataLoaders, ImageDataLoaders, Normalize, Resize, ValueMetric, aug_transforms, parent_label
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL
@@ -34,7 +34,7 @@ from self_supervised.cli.run_folder import free_folder
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
-from self_supervised.facts import data_facts, described, steps_of
+from self_supervised.facts import as_made, data_facts, described, steps_of
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import Skipped
@@ -534,7 +534,7 @@ def test_callbacks_of_your_own_that_act_before_the_step_are_named(was, now, tmp_
 def fewer(f): return np.full((1,8,8), .5, np.float32)
 def other(f): return np.full((1,8,8), .25, np.float32)
 
-def own_loader(pics, size): return ImageDataLoaders.from_folder(pics, valid_pct=.2, seed=0, item_tfms=Resize(size), bs=4, num_workers=0)
+def own_loader(pics, size, **kw): return ImageDataLoaders.from_folder(pics, valid_pct=.2, seed=0, item_tfms=Resize(size), bs=4, num_workers=0, **kw)
 
 @pytest.mark.parametrize('how,was,now,word', [
     ('image_dls', dict(ground='white'), dict(ground='black'), '(0, 0, 0)'), ('image_dls', {}, dict(full_scale=4095), '4095'),
@@ -550,11 +550,85 @@ def test_pictures_that_are_read_otherwise_are_other_data(pics, how, was, now, wo
         return byol_learner(dls, create_byol_model(net_of(), hidden_size=8, projection_size=4), views)
     go(learn(**was), tmp_path/'ck')
     if word is None: return go(learn(**now), tmp_path/'ck')
-    with pytest.raises(ValueError, match='of the loader') as e: go(learn(**now), tmp_path/'ck')
+    if how=='fastai': return one_warning(said(go, learn(**now), tmp_path/'ck'), word)
+    with pytest.raises(ValueError, match='reading by OpenPicture') as e: go(learn(**now), tmp_path/'ck')
     assert word in one_line(e)
 
+def one_warning(messages, *words):
+    found = [m for m in messages if 'steps of the loader' in m]
+    assert len(found)==1 and all(w in found[0] for w in words), messages
+
+@pytest.mark.parametrize('was,now,word', [
+    (dict(batch_tfms=aug_transforms(max_rotate=10)), dict(batch_tfms=aug_transforms(max_rotate=45)), '45'),
+    (dict(batch_tfms=[lambda x: x*.9]), dict(batch_tfms=[lambda x: x*.8]), '0.8'),
+    (dict(batch_tfms=[partial(torch.mul, other=.9)]), dict(batch_tfms=[partial(torch.mul, other=.8)]), '0.8'),
+    (dict(batch_tfms=Brightness(.2)), dict(batch_tfms=Brightness(.6)), '0.6')])
+def test_transforms_of_a_fastai_loader_are_named(pics, was, now, word, tmp_path):
+    "Warned of: some learn from random batches, as `Normalize()` does. Used before, they are the same"
+    def learn(**kw):
+        dls = own_loader(pics, 8, **kw)
+        seed_everything(0, dls)
+        dls.one_batch()
+        return byol_learner(dls, create_byol_model(net_of(), hidden_size=8, projection_size=4), [lambda x: x[:,:1,:8,:8]]*2)
+    go(learn(**was), tmp_path/'ck')
+    assert not [m for m in said(go, learn(**was), tmp_path/'ck') if 'steps of the loader' in m]
+    one_warning(said(go, learn(**now), tmp_path/'ck'), word)
+
+def test_what_normalize_learned_from_a_batch_does_not_end_a_run(pics, tmp_path):
+    def learn(seed):
+        seed_everything(seed)
+        dls = own_loader(pics, 8, batch_tfms=[Normalize()])
+        return byol_learner(dls, create_byol_model(net_of(), hidden_size=8, projection_size=4), [lambda x: x[:,:1,:8,:8]]*2)
+    go(learn(0), tmp_path/'ck')
+    one_warning(said(go, learn(1), tmp_path/'ck'), 'Normalize')
+
+class Interrupt(Callback):
+    order = 2000
+    def after_batch(self):
+        if self.train_iter==2: raise KeyboardInterrupt
+
+class Counts:
+    def __init__(self, p): self.p,self.seen = p,0
+    def __call__(self, x):
+        self.seen += 1
+        return x*self.p
+
+def counted(p):
+    n = 0
+    def view(x):
+        nonlocal n
+        n += 1
+        return x*p
+    return view
+
+@pytest.mark.parametrize('view', [lambda: Counts(.9), lambda: counted(.9), lambda: Counts(.9).__call__])
+def test_views_that_change_as_they_work_do_not_end_a_script_of_two_fits(view, tmp_path):
+    "Killed in its second fit and run again, it goes on; another view is refused all the same"
+    def script(view, *cbs):
+        learn,keep = small(),Checkpoint(tmp_path, every=1)
+        learn.byol.augs = [view, lambda x: x]
+        with learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()):
+            learn.fit(1, cbs=keep)
+            learn.fit(2, cbs=[keep, *cbs])
+    with pytest.raises(KeyboardInterrupt): script(view(), Interrupt())
+    script(view())
+    with pytest.raises(ValueError, match='operation 1 of view 1'): script(lambda x: x*.5)
+
+def test_a_checkpoint_that_names_functions_alone_goes_on(tmp_path):
+    "As those did that were written before functions were described"
+    def learn():
+        learn = small()
+        learn.byol.augs = [lambda x: x*.9, lambda x: x]
+        return learn
+    go(learn(), tmp_path)
+    file = checkpoint_files(tmp_path)[-1]
+    state = read_checkpoint(file)
+    state['facts'] = {k: v.partition('(')[0] if k.startswith('operation') else v for k,v in state['facts'].items() if k not in ('steps of the loader','callbacks of your own')}
+    torch.save(state, file)
+    go(learn(), tmp_path)
+
 def test_a_transform_of_torchvision_belongs_to_the_data(pics):
-    def steps(size): return steps_of(torch.utils.data.DataLoader(ImageFolder(pics, T.Compose([T.Resize(size), T.ToTensor()])), batch_size=4))
+    def steps(size): return [as_made(o) for o in steps_of(torch.utils.data.DataLoader(ImageFolder(pics, T.Compose([T.Resize(size), T.ToTensor()])), batch_size=4))]
     assert steps(8)==steps(8)!=steps(10) and 'size=10' in steps(10)[0]
 
 @pytest.fixture

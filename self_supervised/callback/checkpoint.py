@@ -18,6 +18,7 @@ from fastai.learner import Recorder
 from fastai.torch_core import get_model, rank_distrib
 
 from ..core import check_at_least, check_whole, checked, device_of, invalid, plural
+from ..facts import Texts
 from ..owner import release
 from .core import AttachedCallback
 from .ranks import any_rank, most
@@ -121,6 +122,7 @@ class Checkpoint(AttachedCallback):
         self.best = BestValue(monitor, comp)
         self.fit_no = 0         # number of this fit: a script may call several
         self.facts = {}         # facts that must be the same when this fit continues
+        self.texts = Texts()    # of objects in them, which may change from one fit to the next
         self.saved = {}         # the checkpoint to continue from, until all of it is put back
         self.trained = None     # state after this epoch's last batch, to be saved if a signal comes in the validation
         self.complete = False   # is the last epoch over?
@@ -138,7 +140,7 @@ class Checkpoint(AttachedCallback):
         if not self.run: return
         _check_alone(self.learn.cbs)
         self.detached(self.learn)   # from a fit that was interrupted
-        self.facts = fit_facts(self.learn)
+        self.facts = fit_facts(self.learn, self.texts)
         self.due.restart()
         self.complete = False
         self.best.check(self.recorder)

@@ -6,6 +6,7 @@
 __all__ = ['checkpoint_files', 'read_checkpoint', 'newest_checkpoint']
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #imports
+import os
 import pickle
 import re
 import warnings
@@ -24,7 +25,7 @@ from torch import nn
 
 from ..core import batch_size_of, checked, first_line, invalid, second_name, shape_in_words, write_atomic
 from ..owner import claim
-from ..facts import as_made, data_facts, described, n_changed, steps_of
+from ..facts import Texts, as_made, data_facts, n_changed, steps_of
 from .ranks import once
 from .replay import workers_of
 
@@ -208,13 +209,15 @@ def _clear(folder):
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #30c015
 def fit_facts(
     learn:Learner, # Learner in a fit
+    texts:Texts|None=None, # Those of earlier fits of this run
 )->dict: # name → plain value
     "Return the facts of a fit that must be the same when it continues"
+    text = texts or Texts()
     facts = dict(epochs=learn.n_epoch, network=_layers(get_model(learn.model)))
-    facts |= _loader_facts(learn.dls.train) | _steps(learn.dls.train)
+    facts |= _loader_facts(learn.dls.train) | {LOADER: [text(o, as_made) for o in steps_of(learn.dls.train)]}
     facts |= _opt_facts(learn.opt)
-    facts |= {'callbacks': _changing(learn.cbs), OWN: _own_callbacks(learn.cbs), 'loss': described(learn.loss_func)}
-    facts |= _views(learn.cbs) | _compiled(get_model(learn.model))
+    facts |= {'callbacks': _changing(learn.cbs), OWN: _own_callbacks(learn.cbs, text), 'loss': text(learn.loss_func)}
+    facts |= _views(learn.cbs, text) | _compiled(get_model(learn.model))
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
 
 def _layers(net):
@@ -260,24 +263,21 @@ def _changing(cbs):
     return sorted(map(as_made, found))
 
 OWN = 'callbacks of your own'
-# What acts there can change a step; others log
-_acts = 'before_batch','after_pred','after_loss','before_backward','after_backward','before_step'
+# Those that act there can change a step; others log
+_acts = 'before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step'
 
-def _own_callbacks(cbs):
-    "List the callbacks of the user's own that act between a batch and its step"
+def _own_callbacks(cbs, text):
+    "List your own callbacks that act between a batch and its step"
     own = [cb for cb in cbs if type(cb).__module__.split('.')[0] not in ('fastai','self_supervised')]
-    return sorted(as_made(cb) for cb in own if any(hasattr(type(cb), o) for o in _acts))
+    return sorted(text(cb, as_made) for cb in own if any(hasattr(type(cb), o) for o in _acts))
 
-def _steps(dl):
-    "Return the steps that make pictures of items, with their settings"
-    steps = steps_of(dl)
-    return {'steps of the loader': len(steps)} | {f'step {i+1} of the loader': o for i,o in enumerate(steps)}
+LOADER = 'steps of the loader'
 
-def _views(cbs):
+def _views(cbs, text):
     "Return each operation of the views, with its settings"
     byol = next((cb for cb in cbs if cb.name=='byol'), None)
     views = [getattr(o, 'fs', [o]) for o in getattr(byol, 'augs', None) or []]
-    return {f'operation {j+1} of view {i+1}': described(f) for i,fs in enumerate(views) for j,f in enumerate(fs)}
+    return {f'operation {j+1} of view {i+1}': text(f) for i,fs in enumerate(views) for j,f in enumerate(fs)}
 
 def _compiled(model):
     "Names of networks that are compiled in place: their sums are in another order"
@@ -304,12 +304,13 @@ def check_same(
     for k in dict.fromkeys([*now, *was]):
         # An older checkpoint says nothing of data, callbacks and views; or of the loader
         if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
-        if OWN not in was and (k==OWN or ' of the loader' in k): continue
+        if OWN not in was and (k in (OWN,LOADER) or _function_of(now.get(k))==was.get(k)): continue
         if k=='network' or k=='loss' and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
-        elif k==OWN: _warn_of_own(was[k], now.get(k, []), given)
+        elif k==OWN: _warn_of_others(k, was[k], now[k], given)
+        elif k==LOADER: _check_steps(was[k], now[k], given, fix)
         elif was.get(k)!=now.get(k):
-            raise invalid(given, f'holds a fit with {_fact(k, was)}, and this one has {_fact(k, now)}', fix)
+            raise invalid(given, _differ(k, was, now), fix)
     missing = weights.keys()^own.keys()
     wrong = sorted(missing | {k for k in weights.keys()&own.keys() if np.shape(weights[k])!=np.shape(own[k])})
     if wrong:
@@ -335,14 +336,33 @@ def _check_data(was, now, given):
     if changed: warnings.warn(f'{given}: the contents of {seen} differ from those that the fit began with. '
                               'It goes on, but not to the same end. Put the data back to repeat it.')
 
-def _warn_of_own(was, now, given):
-    "Warn if callbacks that may change training are others"
+def _function_of(fact):
+    "Return the name of a described function, which was all that older checkpoints have"
+    return fact.partition('(')[0] if isinstance(fact, str) else None
+
+def _check_steps(was, now, given, fix):
+    "Raise if pictures are read otherwise; warn if other steps of the loader differ, which may come from random numbers"
+    for a,b in zip(was, now):
+        if a==b or 'OpenPicture(' not in a+b: continue
+        raise invalid(given, _differ('reading by', *({'reading by': o} for o in (a,b))), fix)
+    _warn_of_others(LOADER, was, now, given)
+
+def _warn_of_others(name, was, now, given):
+    "Warn if callbacks, or steps, that may change training differ"
     if was==now: return
-    then,here = (', '.join(o) or 'none' for o in (was, now))
-    warnings.warn(f'{given}: the fit began with {then} as {OWN}, and goes on with {here}. If they change training, '
+    gone,new = [o for o in was if o not in now],[o for o in now if o not in was]
+    then,here = _apart(*(', '.join(o) or 'none' for o in ((gone,new) if gone or new else (was,now))))
+    warnings.warn(f'{given}: the fit began with {then} as {name}, and goes on with {here}. If they change training, '
                   'it will not end as it would have. Pass the same to repeat it.')
 
-def _fact(k, facts):
-    "Describe one fact in at most 200 letters"
-    words = f'{k} {facts[k]}' if k in facts else f'no {k}'
-    return words if len(words)<200 else words[:200]+'…'
+def _differ(name, was, now):
+    "Say that a fact differs in two dictionaries"
+    texts = _apart(*(str(o.get(name, '')) for o in (was,now)))
+    then,here = (f'{name} {text}' if name in o else f'no {name}' for o,text in zip((was,now), texts))
+    return f'holds a fit with {then}, and this one has {here}'
+
+def _apart(a, b, most=200):
+    "Cut two texts to the place where they differ"
+    n = len(os.path.commonprefix([a, b]))
+    start = max(0, n-most//2) if max(len(a), len(b))>most else 0
+    return [f"{'…'*bool(start)}{o[start:start+most]}{'…'*(len(o)>start+most)}" for o in (a,b)]

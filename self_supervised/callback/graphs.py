@@ -30,7 +30,11 @@ class Encoders(nn.Module):
     def forward(self, *views):
         with self.precision(): return tuple(self.encoder(v) for v in views)
 
-def _has_hooks(module): return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _has_hooks(net):
+    "Does `net` call functions of yours in its passes, or for gradients?"
+    kinds = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
+    if any(getattr(m, k) for m in net.modules() for k in kinds): return True
+    return any(p._backward_hooks for p in net.parameters())
 
 class GraphedModel:
     "The passes of a `BYOLModel` as CUDA graphs, recorded at the first batch of each shape"
@@ -69,15 +73,17 @@ class GraphedModel:
         return all(p.grad is None for p in model.online.parameters())
 
     def _replay(self, recorded, record, net, views):
-        if any(_has_hooks(m) for m in net.modules()): return None   # a replay does not call them
-        # Where the weights have moved, or others are trained, the passes are recorded anew
-        weights = tuple((p.data_ptr(),p.requires_grad) for p in net.parameters())
+        if _has_hooks(net): return None   # a replay does not call them
+        # Where weights or buffers have moved, or others are trained, the passes are recorded anew
+        weights = tuple((o.data_ptr(),o.requires_grad) for o in (*net.parameters(), *net.buffers()))
         modes = tuple(m.training for m in net.modules())
         key = tuple((v.shape,v.dtype,v.stride()) for v in views),weights,modes
         if key not in recorded:
             try: recorded[key] = self._recorded(record, net, views)
             except (RuntimeError, AssertionError) as e:
                 self.able = False
+                self.online.clear()    # and the memory of what was recorded is free
+                self.targets.clear()
                 warn(f'CUDA graphs: the passes could not be recorded ({first_line(e)}), and are launched one by one, '
                      'which is slower and computes the same.')
                 return None

@@ -33,7 +33,8 @@ from ..evaluate.labelled import in_memory, n_pictures
 from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
-from .options import command, how_to_read, listed_pictures, reading_options, where_to_look
+from .options import (
+    as_text_path, command, how_to_read, listed_pictures, reading_options, where_to_look)
 from self_supervised.cli.pictures import (
     Split, is_held_out, labels_by_name, labels_of, looked_up, names_below, read_held_out, run_pictures, split_pictures,
     tell_left_out)
@@ -257,11 +258,12 @@ def evaluate_pictures(
     seeds:int=3, # Number of random seeds of the protocols
     device=None, # Device to compute on; None for fastai's default
     progress:bool=False, # Show bars?
-    labels:str|None=None, # csv file with names and labels, or another value of `--labels`; None for folder names
+    labels:str|Path|None=None, # csv file with names and labels, or another value of `--labels`; None for folder names
     **kwargs # With `full`: epochs, flip_p; options of `reading_options`, e.g. ground, column
 )->dict: # `title` and `rows`: row → measure → mean, std and all values; with `full` also `chosen`
     "Compare the encoder's features with raw pixels and the same network untrained, by few-label accuracy"
     check_at_least(1, n=n, draws=draws)
+    labels,valid = as_text_path(labels),as_text_path(valid)
     encoder = encoder_file(encoder)
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = encoder_settings(encoder, parse_size(size))

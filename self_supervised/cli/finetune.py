@@ -47,7 +47,7 @@ from ..evaluate.protocols import crop_and_flip, draw_part
 from ..transfer.encoder_file import load_encoder
 from ..transfer.finetune import class_learner, linear_on, split_layers, start_head
 from ..transfer.onnx import export_onnx
-from .options import command, how_to_read, listed_pictures, reading_options
+from .options import as_text_path, command, how_to_read, listed_pictures, reading_options
 from .pictures import Split, csv_and_column, labels_of, looked_up
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
@@ -469,7 +469,7 @@ def finetune(
     # Part to test on, in (0,1), or the name of a folder in `path`; None: the part that the run held out, or a fifth
     valid=None,
     # csv file with names and labels, or another value of `byol_pretrain --labels`; None takes the names of folders
-    labels:str|None=None,
+    labels:str|Path|None=None,
     size=None, # Side in pixels, or (h,w); None for the size in the encoder's file
     compare:bool=False, # Train the same network from scratch, too?
     flip_p:float=.5, # Probability that a picture is mirrored
@@ -480,6 +480,7 @@ def finetune(
     **settings
 )->tuple: # Content of results.json, and the folder
     "Train a classifier on few labels, test it, and write it to a run folder"
+    labels,valid = as_text_path(labels),as_text_path(valid)
     encoder = encoder_file(encoder)
     net = load_encoder(encoder)
     spec,size,stats = encoder_settings(encoder, parse_size(size))

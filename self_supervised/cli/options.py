@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/82_cli.options.ipynb #imports
+import os
 import sys
 from argparse import ArgumentParser, HelpFormatter
 from collections import Counter
@@ -129,6 +130,12 @@ def reading_options(
     return {name: value for name,value in locals().items() if value is not None}
 
 # %% ../../nbs/82_cli.options.ipynb #parts
+def as_text_path(
+    o, # Any value
+): # A path as text, other values as they are
+    "Turn a path into text, which settings are recorded as"
+    return os.fspath(o) if isinstance(o, os.PathLike) else o
+
 def how_to_read(
     options:dict, # Result of `reading_options`; other entries are ignored
 )->dict: # Arguments of `open_picture`

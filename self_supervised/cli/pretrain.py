@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from datetime import datetime
@@ -34,9 +35,9 @@ from fastcore.script import store_true
 from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
-from self_supervised.core import (
-    check_at_least, check_one_of, check_whole, checked, computing_threads, counted, invalid, plain_numbers, printable,
-    seed_everything)
+from ..core import (
+    check_at_least, check_one_of, check_whole, checked, computing_threads, counted, invalid, plain_numbers,
+    printable, seed_everything)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -57,7 +58,8 @@ from self_supervised.cli.budget import (
     NETWORKS, TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost, pixels,
     with_network)
 from .mend import Mend
-from .options import as_in_training, command, how_to_read, reader_name, reading_options, to_record
+from .options import (
+    as_in_training, as_text_path, command, how_to_read, reader_name, reading_options, to_record)
 from .pictures import (
     folder_dls, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
@@ -77,7 +79,8 @@ DIGITS = dict(
     m=.95,
     hidden_size=512,
     projection_size=64,
-    pool_type=PoolingType.CatAvgMax)
+    pool_type=PoolingType.CatAvgMax,
+    graphs=True)
 DIGIT_VIEWS = digit_views
 
 # Few photographs on one machine: the published views, and AdamW, which needs no large batch
@@ -93,6 +96,7 @@ PICTURES = dict(
     hidden_size=4096,
     projection_size=256,
     pool_type=PoolingType.CatAvgMax,
+    graphs=True,  # on a GPU, replay the passes of the networks as CUDA graphs
     keep=None)  # decoded pictures stay in memory if they fit
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94settingscode
@@ -123,13 +127,13 @@ def complete_settings(
 def _typed(s):
     "Return the settings that have a type, as that type"
     known = signature(_types).parameters
-    given = {k: s[k] for k in known if s.get(k) is not None}
+    given = {k: as_text_path(s[k]) for k in known if s.get(k) is not None}
     return {k: v for k,v in _types(**given).items() if k in given}
 
 @checked
-def _types(arch:str=None, n_in:int=None, bs:int=None, epochs:int=None, lr:float=None, wd:float=None, m:float=None,
-    hidden_size:int=None, projection_size:int=None, pool_type:str|bool=None, keep:bool=None, labels:str=None,
-    holdout:str|float=None, norm:str=None):
+def _types(arch:str=None, n_in:int=None, bs:int=None, epochs:int=None, lr:float=None, wd:float=None,
+    m:float|Callable=None, hidden_size:int=None, projection_size:int=None, pool_type:str|bool=None, keep:bool=None,
+    graphs:bool=None, labels:str=None, holdout:str|float=None, norm:str=None):
     return locals()
 
 def _default_views(s):
@@ -163,7 +167,7 @@ def check_settings(
     if s.minutes is not None: check_minutes(s.minutes)
     if s.lr<=0: raise invalid(f'lr={s.lr}', 'must be above 0', 'Pass e.g. lr=1e-3')
     if s.norm is not None: check_one_of(['group'], norm=s.norm)
-    if s.m is not None and not 0<=s.m<=1:
+    if s.m is not None and not callable(s.m) and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
     if s.init and not Path(s.init).is_file(): raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
     if s.init and s.pretrained:
@@ -203,8 +207,8 @@ def run_learner(
 )->Learner: # Learner, ready to fit
     "Make a learner with a BYOL model around `encoder`, and the callbacks of a run"
     model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=s.size, norm=s.norm)
-    cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast(), GraphedPasses(),
-           Mend(on_change=partial(_note, out, s))]
+    cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast(), Mend(on_change=partial(_note, out, s))]
+    if s.graphs: cbs.append(GraphedPasses())
     if s.bf16: cbs.append(MixedPrecision('bf16'))
     if not progress and not rank_distrib(): cbs += [Lines(), TimeLeft()]
     cbs += [History('history.csv'), Checkpoint(out/'checkpoints', minutes=5)]
@@ -461,9 +465,9 @@ def byol_pretrain(
     holdout:str=None,
     bf16:store_true=False, # Train in bfloat16: about 40 % faster where the processor supports it
     no_bf16:store_true=False, # Train in float32, also with --minutes, which else takes bfloat16 where it can
-    # Train as fast as this machine can: in bfloat16 if its GPU or processor computes in it. A GPU replays CUDA graphs
-    # with and without it
+    # Train as fast as this machine can: in bfloat16 if its GPU or processor computes in it
     fast:store_true=False,
+    no_graphs:store_true=False, # On a GPU, launch the networks' operations one by one: no CUDA graphs
     resume:store_true=False, # Resume the run in `out` with its settings, after a crash or Ctrl-C
     **kwargs
 ):
@@ -474,7 +478,7 @@ def byol_pretrain(
         arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
         workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, fast=fast,
-        no_bf16=no_bf16, init=init,
+        no_bf16=no_bf16, init=init, graphs=False if no_graphs else None,
         resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 

@@ -232,15 +232,15 @@ def _names(path, folder):
     lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
     names = [os.path.join(folder or path.parent, o.strip()) for o in lines if o.strip()]
     if names:
-        _refuse_labels_behind(names[0], path)
+        for name in names[:5]: _refuse_labels_behind(name, path, folder or path.parent)
         return names
     raise invalid(f'path={str(path)!r}', 'has no line', 'Write one path per line')
 
-def _refuse_labels_behind(name, path):
+def _refuse_labels_behind(name, path, folder):
     "Raise for a list whose lines hold a label after the name, as `cat.jpg 0`"
     parts = re.fullmatch(r'(.*[^\s,;])[\s,;]+[^\s,;]+', name)
     if os.path.exists(name) or not parts or not os.path.isfile(parts[1]): return
-    line = os.path.basename(name)
+    line = os.path.relpath(name, folder)
     raise invalid(f'path={str(path)!r}', f'has labels after the names, e.g. {line!r}',
                   "Write one path per line, or a csv file with a first line such as 'name,label', and pass its columns")
 
