@@ -24,7 +24,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from fractions import Fraction
 from inspect import Parameter, signature
 from pathlib import Path
@@ -680,7 +679,7 @@ def run(n, seed=0, first=0, only=None, every=5000, note=lambda rows: None):
 def summary(rows, **facts):
     "What goes into the JSON"
     by_name = table_of(rows)
-    return facts|dict(calls=len(rows), **Counter(r[3] for r in rows), functions=len(by_name), by_function=by_name)
+    return facts|dict(calls=len(rows), **{k: sum(r[3]==k for r in rows) for k in ('right','refused','fault')}, functions=len(by_name), by_function=by_name)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
