@@ -206,7 +206,7 @@ def test_names_link_to_entries(site):
 
 def test_files_outside_of_the_site_are_no_links(site):
     text = article(page_of(site, 'index'))
-    assert 'href="changelog.html">CHANGELOG</a>' in text and '<code>CONTRIBUTING</code>' in text and '<code>tests/golden</code>' in text
+    assert 'href="changelog.html">Changelog</a>' in text and '<code>CONTRIBUTING.md</code>' in text and 'CONTRIBUTING.md"' not in text
 
 def heads(df): return re.findall(r'<th>([^<]*)</th>', docs.table_of(df.to_html()).partition('</thead>')[0])
 
