@@ -1,9 +1,17 @@
 "Models of BYOL and SimSiam: features and projections of an encoder that keeps its map, and a target that is the online network"
+import io, warnings
+from contextlib import redirect_stdout
+
 import pytest, torch
 from torch import nn
 
+from self_supervised import fit # noqa: F401  (brings `Learner.fit_byol`)
+from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.demo import digits
+from self_supervised.ema import ema_update
+from self_supervised.lars import LARS
 from self_supervised.layers import create_encoder, create_mlp_module
-from self_supervised.vision.byol import BYOLModel, byol_loss, create_byol_model, create_simsiam_model, embeddings
+from self_supervised.vision.byol import BYOLModel, byol_learner, byol_loss, create_byol_model, create_simsiam_model, embeddings
 
 def tiny(**kwargs): return create_encoder('tiny_resnet', pretrained=False, n_in=1, **kwargs)
 
@@ -52,3 +60,31 @@ def test_simsiam_passes_each_view_once_and_stops_gradients():
     grads, = torch.autograd.grad(net.loss(v1, v2), weight)
     through, = torch.autograd.grad(byol_loss(net(v1, v2), net.online(v2), net.online(v1)), weight)
     assert not torch.allclose(grads, through, atol=1e-6)
+
+def test_a_plain_loop_trains():
+    "One object holds all, with every default; the loss falls and the target follows"
+    torch.manual_seed(0)
+    net = create_byol_model(tiny()).train()
+    views = torch.rand(16,1,8,8),torch.rand(16,1,8,8)
+    opt = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=.05)
+    was,losses = next(net.target.parameters()).clone(),[]
+    for _ in range(10):
+        losses.append(loss := net.loss(*views))
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        ema_update(net.target, net.online, .9)
+    assert losses[-1]<losses[0] and not torch.equal(was, next(net.target.parameters()))
+
+def test_a_rate_of_300_leaves_nothing_that_is_not_finite():
+    torch.manual_seed(0)
+    learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), create_byol_model(tiny(), 16, 8), [lambda x: x*.9, lambda x: x.flip(-1)], opt_func=LARS, lr=300.)
+    with warnings.catch_warnings(), learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        try: learn.fit(4)
+        except ValueError as e: assert 'in a row' in str(e)   # the guard ends a fit that has diverged for good
+    assert all(v.isfinite().all() for v in learn.model.state_dict().values())
+
+def test_a_small_batch_is_named_with_the_options_of_the_command():
+    learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), create_byol_model(tiny(), 16, 8), [lambda x: x]*2)
+    with pytest.warns(UserWarning, match='--bs 128.*--norm group'), learn.no_bar(), learn.no_logging(): learn.fit_byol(1)
