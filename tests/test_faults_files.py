@@ -627,6 +627,15 @@ def test_a_checkpoint_that_names_functions_alone_goes_on(tmp_path):
     torch.save(state, file)
     go(learn(), tmp_path)
 
+def test_an_older_checkpoint_of_a_stream_is_not_that_of_a_folder(tmp_path):
+    "Only functions are compared loosely with it"
+    go(small(), tmp_path)
+    file = checkpoint_files(tmp_path)[-1]
+    state = read_checkpoint(file)
+    state['facts'] = {k: v for k,v in state['facts'].items() if k not in ('steps of the loader','callbacks of your own')} | {'pictures': None}
+    torch.save(state, file)
+    with pytest.raises(ValueError, match='pictures None, and this one has pictures 32'): go(small(), tmp_path)
+
 def test_a_transform_of_torchvision_belongs_to_the_data(pics):
     def steps(size): return [as_made(o) for o in steps_of(torch.utils.data.DataLoader(ImageFolder(pics, T.Compose([T.Resize(size), T.ToTensor()])), batch_size=4))]
     assert steps(8)==steps(8)!=steps(10) and 'size=10' in steps(10)[0]

@@ -304,7 +304,7 @@ def check_same(
     for k in dict.fromkeys([*now, *was]):
         # An older checkpoint says nothing of data, callbacks and views; or of the loader
         if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
-        if OWN not in was and (k in (OWN,LOADER) or _function_of(now.get(k))==was.get(k)): continue
+        if OWN not in was and (k in (OWN,LOADER) or _is_the_function(k, was, now)): continue
         if k=='network' or k=='loss' and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
         elif k==OWN: _warn_of_others(k, was[k], now[k], given)
@@ -336,9 +336,9 @@ def _check_data(was, now, given):
     if changed: warnings.warn(f'{given}: the contents of {seen} differ from those that the fit began with. '
                               'It goes on, but not to the same end. Put the data back to repeat it.')
 
-def _function_of(fact):
-    "Return the name of a described function, which was all that older checkpoints have"
-    return fact.partition('(')[0] if isinstance(fact, str) else None
+def _is_the_function(k, was, now):
+    "Is an operation of now the function whose name is all that an older checkpoint has?"
+    return k.startswith('operation ') and k in was and now.get(k, '').partition('(')[0]==was[k]
 
 def _check_steps(was, now, given, fix):
     "Raise if pictures are read otherwise; warn if other steps of the loader differ, which may come from random numbers"
