@@ -188,12 +188,17 @@ def _rates(scheds, pct):
     return [s(pct) for s in scheds]
 
 # %% ../nbs/23_fit.ipynb #fit_print
-def _summary(r, opt_func, constant_predictor):
-    "Describe all choices in one line"
+def _summary(r, opt_func, constant_predictor, yours):
+    "Describe all choices in one line, and where they come from"
     predictor = ' (predictor: constant)' if constant_predictor else ''
     return (f"{_opt_name(r, opt_func)}: lr {brief(r.lr)}{predictor}, weight decay {brief(r.wd)}, "
             f"target momentum {_momentum_text(r.m)}, warm-up {brief(r.warmup)} of {r.epochs} epochs, "
-            f"batch {r.bs}; from {r.source}")
+            f"batch {r.bs}; {_origin(r, yours)}")
+
+def _origin(r, yours):
+    "Tell which settings are the caller's and which are a recipe's"
+    if not yours: return f'from {r.source}'
+    return f"{' and '.join(yours)} as you passed {'it' if len(yours)==1 else 'them'}, the rest from {r.source}"
 
 def _opt_name(r, opt_func):
     "Return the name of the optimizer"
@@ -347,7 +352,8 @@ def fit_byol(self:Learner,
     _set_optimizer(self, opt_func or _own_lars(self, r) or r.opt_func, constant_predictor, reset_opt)
     sched = _lr_schedule(self.opt, r, lr, constant_predictor)
     check_recipe(self)
-    if not rank_distrib(): print(_summary(r, self.opt_func, constant_predictor))
+    yours = [k for k,v in overrules.items() if v is not None]
+    if not rank_distrib(): print(_summary(r, self.opt_func, constant_predictor, yours))
     # A deadline ends the fit, and steps that turn out faster than planned leave time for more
     n = 100*epochs if any(isinstance(cb, Deadline) for cb in L(cbs)) else epochs
     self.fit(n, lr=r.lr, wd=r.wd, cbs=[ParamScheduler({'lr': sched}), *L(cbs)], start_epoch=start_epoch)

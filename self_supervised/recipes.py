@@ -145,7 +145,7 @@ def byol_recipe(
     opt:str='lars', # 'lars', 'sgd', 'adamw', or 'simsiam'
     n_items:int|None=None, # Number of training pictures; None assumes ImageNet
 )->Recipe: # Recipe with `lr`, `wd`, `m`, `warmup` and `opt_func` for this run; prints as a table
-    "Scale the nearest recipe to `bs`: rate times κ (√κ for AdamW), momentum to the power κ, ≥ 0.9 (arXiv:2307.13813)"
+    "Adapt the nearest recipe to your run: its rate to the batch size, its momentum to batch size and number of steps"
     epochs,bs,n_items = plain_numbers((epochs, bs, n_items))
     check_run(epochs, bs, opt, n_items)
     row = _nearest(epochs, bs, opt, n_items or _imagenet)
@@ -162,8 +162,9 @@ def _nearest(epochs, bs, opt, n_items):
 def _momentum(row, epochs, bs, n_items):
     "Return the target's momentum for `bs`; the target forgets in `1/(1-m)` steps, 40 times in every published run"
     if row.m is None: return None
-    # The rule holds near the batch of the row; AdamW at 4096 would get 0.08, and the target repeat the online network
-    scaled = max(row.m**(bs/row.bs), min(row.m, .9))
+    # The rule (arXiv:2307.13813) holds near the batch of the row; AdamW at 4096 would get 0.08, and the target repeat
+    # the online network. A row for any data was not tuned to its batch, so a larger one does not lower its momentum
+    scaled = max(row.m**(bs/row.bs), min(row.m, .99 if row.data=='any' else .9))
     if not n_items: return scaled   # the run's steps are not known
     # Rows measured here are short runs: theirs is a momentum for that many steps
     m = .996 if row.source==_here else scaled

@@ -85,6 +85,26 @@ def test_a_rate_of_300_leaves_nothing_that_is_not_finite():
         except ValueError as e: assert 'in a row' in str(e)   # the guard ends a fit that has diverged for good
     assert all(v.isfinite().all() for v in learn.model.state_dict().values())
 
+def test_a_loader_of_torch_alone_is_enough():
+    dl = torch.utils.data.DataLoader([(o,) for o in digits()[0][:32]], batch_size=16)
+    learn = byol_learner(dl, create_byol_model(tiny(), 16, 8), [lambda x: x*.9]*2)
+    was = next(learn.model.encoder.parameters()).clone()
+    with warnings.catch_warnings(), learn.no_bar(), learn.no_logging(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        learn.fit_byol(1)
+    assert not torch.equal(was, next(learn.model.encoder.parameters()))
+
+def test_the_printed_choice_tells_which_settings_are_yours(capsys):
+    learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), create_byol_model(tiny(), 16, 8), [lambda x: x*.9]*2)
+    def printed(**settings):
+        with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
+            warnings.simplefilter('ignore')
+            learn.fit_byol(1, 'adamw', **settings)
+        return capsys.readouterr().out
+    assert 'batch 16; from digits' in printed()
+    assert 'batch 16; lr as you passed it, the rest from digits' in printed(lr=.001)
+    assert 'batch 16; lr and m as you passed them, the rest from digits' in printed(lr=.001, m=.99)
+
 def test_a_small_batch_is_named_with_the_options_of_the_command():
     learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), create_byol_model(tiny(), 16, 8), [lambda x: x]*2)
     with pytest.warns(UserWarning, match='--bs 128.*--norm group'), learn.no_bar(), learn.no_logging(): learn.fit_byol(1)

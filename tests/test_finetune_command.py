@@ -1,11 +1,12 @@
 "byol_finetune, byol_embed --neighbors and byol_pretrain --init, as a user types them, beside independent references"
-import csv, html.parser, json, os, pickle, re, subprocess, sys, tomllib
+import csv, html.parser, json, os, pickle, re, subprocess, sys, tomllib, warnings
 from argparse import Namespace
 from types import SimpleNamespace
 from pathlib import Path
 
 import numpy as np, pytest, torch, torchvision
 from fastai.learner import load_learner
+from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
@@ -14,10 +15,12 @@ from torch import nn
 from self_supervised.cli import finetune as room
 from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, train_classifier
 from self_supervised.cli.neighbors import near_duplicates, nearest_of_all, outliers
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import write_mnist_tiny
 from self_supervised.data.reading import open_picture
 from self_supervised.evaluate.features import embed, linear_accuracy
 from self_supervised.layers import create_encoder
+from self_supervised.record import record_of, stats_lists
 from self_supervised.transfer.encoder_file import load_encoder, save_encoder
 from self_supervised.transfer.weights import load_weights
 
@@ -274,6 +277,22 @@ def test_init_reads_what_other_libraries_write(tmp_path):
     torch.testing.assert_close(grey.conv1.weight, net.conv1.weight.sum(1, keepdim=True))
 
 def make_folder(path): os.mkdir(path)
+
+def test_weights_that_do_not_tell_their_normalisation_are_named(tmp_path):
+    "Where features are computed, until it is known"
+    checkpoints(tmp_path)
+    dl = tensor_dls(torch.rand(8,3,32,32), bs=4).train
+    net = load_weights(tmp_path/'solo.ckpt', create_encoder('resnet18', pretrained=False))
+    with pytest.warns(UserWarning, match='weights come from solo.ckpt.*load_weights.*imagenet_stats.*stats=None'): embed(net, dl)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        plain = embed(net, dl, stats=None)[0]
+        told = load_weights(tmp_path/'solo.ckpt', create_encoder('resnet18', pretrained=False), stats=imagenet_stats)
+        assert record_of(told)['stats']==stats_lists(imagenet_stats)
+        assert not torch.allclose(embed(told, dl)[0], plain)
+        torch.testing.assert_close(embed(told, dl)[0], embed(net, dl, stats=imagenet_stats)[0])
+        embed(load_weights(tmp_path/'ours.safetensors', create_encoder('resnet18', pretrained=False)), dl)
+    with pytest.raises(ValueError, match='std'): load_weights(tmp_path/'solo.ckpt', net, stats=(.5,0))
 
 class Evil:
     call = make_folder

@@ -51,6 +51,7 @@ def test_what_is_broken_is_named_within_three_epochs(name):
     assert symptom in learn.health.ill and any(cause in o for o in said), said
     assert len(said)==len(learn.health.ill), 'each symptom once'
     assert not any('\n' in o for o in said)
+    assert ('Adam' in ''.join(said))==('Adam' in name), 'and the optimizer that there is'
     assert said==[f'epoch {e}: {m}' for e,m in learn.health.said], 'and kept for a report'
 
 @pytest.mark.parametrize('name', sound)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import check_one_of, check_whole, checked, checked_but, literal
 from ..layers import PoolFlat
+from ..lars import LARS
 from ..evaluate.features import effective_rank, mean_cosine, spread
 from .core import MetricCallback
 
@@ -147,12 +148,13 @@ def likely_cause(
     row:dict, # Metrics of the epoch
     model:nn.Module, # Network with `encoder`, `projector` and `predictor`
     grad:bool=False, # Did the targets carry gradients?
+    adapts:bool=False, # Is the optimizer LARS, which scales each step to the weights?
 )->str: # Cause, and how to fix it
     "Name the likely cause of a symptom, and how to fix it"
     if symptom=='standing target': return "nothing but the first, random, target is learned; pass m=.99 or so"
     if symptom in ('large steps','not finite') or row['update']>limits['update']:
-        return (f"the learning rate ({row['lr']:.2g}) is too large; divide it by 10, "
-                "a rate made for LARS is 100 times too large for Adam")
+        fix = 'halve it' if adapts else 'divide it by 10, a rate made for LARS is 100 times too large for Adam'
+        return f"the learning rate ({row['lr']:.2g}) is too large; {fix}"
     if not list(model.predictor.parameters()):
         return "the predictor has no weights; build the model with create_byol_model"
     if grad: return "the targets carry gradients; compute them under torch.no_grad()"
@@ -291,7 +293,7 @@ class Health(MetricCallback):
         for message in new: warn(f"epoch {self.epoch}: {message}", stacklevel=2)
 
     def _explained(self, symptom, what):
-        cause = likely_cause(symptom, self.latest, self.net, self.grad)
+        cause = likely_cause(symptom, self.latest, self.net, self.grad, isinstance(self.learn.opt, LARS))
         return f"{what}. Likely cause: {cause}"
 
 # %% ../../nbs/44_callback.health.ipynb #22c025

@@ -184,8 +184,10 @@ def _read(path):
         meta = json.loads(metadata.get('self_supervised', '{}'))
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
         if _is_zip(path):
-            problem = 'is a file of `torch.save`, as `learn.save` writes them'
-            raise invalid(given, problem, 'Use `load_old(path, encoder)`') from None
+            problem = 'is a file of `torch.save`'
+            fix = ('Use `load_old(path, encoder)` for one of `learn.save`, and `load_weights(path, encoder)` for one of '
+                   'lightly, solo-learn or Lightning; then `save_encoder`')
+            raise invalid(given, problem, fix) from None
         raise invalid(given, f'is not a whole safetensors file ({first_line(e)})', fix) from None
     check_record(given, meta)
     if isinstance(meta.get('spec'), (dict,type(None))): return weights,meta

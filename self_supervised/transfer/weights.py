@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..core import invalid
+from ..core import check_stats, invalid
 from ..layers import FlatEncoder
-from ..record import forget, remember, unwrapped
+from ..record import forget, remember, stats_lists, unwrapped
 from ..surgery import for_channels
 from .encoder_file import encoder_info, fill_weights, network_name
 from .legacy import why_not_read
@@ -100,8 +100,12 @@ def load_weights(
     # or any state dict of `torch.save`
     path,
     encoder:nn.Module, # Network to fill, of the same architecture; changed in place
+    # (mean,std) that its pictures were normalised with, e.g. fastai's `imagenet_stats` for lightly and solo-learn.
+    # None: those in a file of `save_encoder`; for another file they are unknown, and what embeds pictures warns
+    stats:tuple|None=None,
 )->nn.Module: # `encoder`
     "Fill `encoder` with the weights in a checkpoint of another run or library"
+    check_stats(stats)
     net = unwrapped(encoder)
     inner = net.net if isinstance(net, FlatEncoder) else net
     tensors = read_tensors(path)
@@ -109,7 +113,10 @@ def load_weights(
     if not weights: raise _nothing_found(path, tensors, inner)
     fill_weights(inner, _fitted(weights, inner), path, name=network_name(net), fix=_fix_network)
     forget(net)
-    if not _is_pickle(path): remember(net, **_record(path))
+    facts = {} if _is_pickle(path) else _record(path)
+    if stats is not None: facts['stats'] = stats_lists(stats)
+    elif 'stats' not in facts: facts['weights_from'] = Path(path).name
+    remember(net, **facts)
     return encoder
 
 _fix_network = 'Pass the architecture, size and channels it was trained with'

@@ -16,6 +16,7 @@ from random import SystemRandom
 
 import torch
 import torch.nn.functional as F
+from fastai.data.core import DataLoaders
 from fastai.imports import noop as fastai_noop
 from fastai.learner import CastToTensor, Learner
 from fastai.torch_core import TensorImage, get_model, no_random, num_distrib
@@ -583,7 +584,8 @@ def _stretched(v):
 @delegates(Learner.__init__)
 @checked
 def byol_learner(
-    dls, # `DataLoaders` of fastai or torch, labelled or not, with a validation part or without
+    # `DataLoaders`, or one loader of fastai or torch to train on; labelled or not, with a validation part or without
+    dls,
     model:BYOLModel, # Model to train
     aug_pipelines=None, # Two or more functions, one per view; None if your loader brings the views
     m=None, # Momentum of the target, see `BYOL`
@@ -598,4 +600,5 @@ def byol_learner(
         raise invalid(f'loss_func={BYOLLoss(func=loss_func)!r}', 'compares predictions with labels, and BYOL has none',
                       'Leave it out, or pass a loss of your own, called as byol_loss(preds, *targs) is', TypeError)
     check_model(get_model(model))
+    if not hasattr(dls, 'train'): dls = DataLoaders(dls)
     return Learner(dls, model, loss_func=loss_func or BYOLLoss(), cbs=[BYOL(aug_pipelines, m), *L(cbs)], **kwargs)
