@@ -7,13 +7,14 @@ __all__ = ['seed_everything', 'adapt_input', 'checkpoint_activations', 'to_group
            'PoolingType', 'create_cls_module', 'create_encoder', 'create_mlp_encoder', 'create_mlp_module',
            'get_batch_augs', 'get_multi_aug_pipelines', 'digits', 'write_mnist_tiny', 'tensor_dls', 'check_pictures',
            'image_dls', 'get_vector_aug_pipelines', 'table_dls', 'constant_momentum', 'cosine_momentum', 'ema_update',
-           'LARS', 'byol_recipe', 'byol_splitter', 'compare_features', 'effective_rank', 'embed', 'few_label_accuracy',
-           'knn_accuracy', 'knn_predict', 'linear_accuracy', 'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe',
-           'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
-           'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
-           'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
-           'class_learner', 'start_head', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index',
-           'load_old', 'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain']
+           'LARS', 'TorchLARS', 'byol_recipe', 'warmup_cosine', 'byol_splitter', 'remember', 'compare_features',
+           'effective_rank', 'embed', 'few_label_accuracy', 'knn_accuracy', 'knn_predict', 'linear_accuracy',
+           'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe', 'Checkpoint', 'plot_draws', 'plot_embedding',
+           'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel', 'byol_learner', 'byol_loss', 'create_byol_model',
+           'create_simsiam_model', 'digit_views', 'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info',
+           'load_encoder', 'save_encoder', 'class_learner', 'start_head', 'segment_learner', 'save_hub_folder',
+           'export_onnx', 'retrieval_index', 'load_old', 'load_weights', 'evaluate_encoder', 'finetune_eval',
+           'knn_protocol', 'linear_eval', 'write_report', 'pretrain']
 
 # %% ../nbs/99_all.ipynb #imports
 from .core import seed_everything
@@ -27,8 +28,9 @@ from .data.skipped import check_pictures
 from .data.images import image_dls
 from .data.tables import get_vector_aug_pipelines, table_dls
 from .ema import constant_momentum, cosine_momentum, ema_update
-from .lars import LARS
-from .recipes import byol_recipe
+from .lars import LARS, TorchLARS
+from .recipes import byol_recipe, warmup_cosine
+from .record import remember
 from .fit import byol_splitter
 from self_supervised.evaluate.features import (
     compare_features, effective_rank, embed, few_label_accuracy, knn_accuracy, knn_predict, linear_accuracy,
@@ -48,7 +50,8 @@ from .transfer.hub import save_hub_folder
 from .transfer.onnx import export_onnx
 from .transfer.retrieval import retrieval_index
 from .transfer.legacy import load_old
-from .evaluate.protocols import evaluate_encoder, finetune_eval, linear_eval
+from .transfer.weights import load_weights
+from .evaluate.protocols import evaluate_encoder, finetune_eval, knn_protocol, linear_eval
 from .cli.report import write_report
 from .cli.pretrain import pretrain
 
@@ -58,11 +61,11 @@ _all_ = [
     'PoolingType', 'create_cls_module', 'create_encoder', 'create_mlp_encoder', 'create_mlp_module',
     'get_batch_augs', 'get_multi_aug_pipelines', 'digits', 'write_mnist_tiny', 'tensor_dls', 'check_pictures',
     'image_dls', 'get_vector_aug_pipelines', 'table_dls', 'constant_momentum', 'cosine_momentum', 'ema_update',
-    'LARS', 'byol_recipe', 'byol_splitter', 'compare_features', 'effective_rank', 'embed', 'few_label_accuracy',
-    'knn_accuracy', 'knn_predict', 'linear_accuracy', 'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe',
+    'LARS', 'TorchLARS', 'byol_recipe', 'warmup_cosine', 'byol_splitter', 'remember', 'compare_features',
+    'effective_rank', 'embed', 'few_label_accuracy', 'knn_accuracy', 'knn_predict', 'linear_accuracy', 'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe',
     'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
     'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
     'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
     'class_learner', 'start_head', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
-    'evaluate_encoder', 'finetune_eval', 'linear_eval', 'write_report', 'pretrain',
+    'load_weights', 'evaluate_encoder', 'finetune_eval', 'knn_protocol', 'linear_eval', 'write_report', 'pretrain',
 ]

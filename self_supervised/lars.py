@@ -30,7 +30,7 @@ def trust_ratio(
     g_norm:Tensor, # Norms of their gradients, decay included
     eta:float, # Trust coefficient: part of a weight's own length that it moves at a learning rate of 1
 )->Tensor: # Factor for each gradient
-    "Return `eta*|p|/|g|`, or 1 if a norm is 0 (arXiv:1708.03888, eq. 6)"
+    "Return `eta*|p|/|g|`, or 1 if a norm is 0 (after arXiv:1708.03888, eq. 6)"
     return torch.where((p_norm>0) & (g_norm>0), eta*p_norm/g_norm, 1.)
 
 # %% ../nbs/21_lars.ipynb #03c008

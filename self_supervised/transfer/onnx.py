@@ -54,7 +54,7 @@ def _needs(*names):
     "Import the packages of the extra `onnx`"
     try: return [import_module(n) for n in names]
     except ImportError as e:
-        fix = "Run pip install 'self_supervised[onnx]'"
+        fix = "Run pip install '.[onnx]' in the folder of this library, or pip install onnx onnxruntime onnxscript"
         raise invalid('export_onnx', f'needs {e.name}', fix, ImportError) from None
 
 def _to_onnx(net, x):
