@@ -22,7 +22,7 @@ from self_supervised.cli.embed import byol_embed, encoder_file
 from self_supervised.cli.evaluate import part_to_test
 from self_supervised.cli.pictures import labels_of, run_pictures, split_pictures
 from self_supervised.cli.pretrain import (
-    byol_pretrain, complete_settings, normalise_as, pretrain, starting_encoder, within_minutes)
+    byol_pretrain, choose_views, complete_settings, normalise_as, pretrain, starting_encoder, within_minutes)
 from self_supervised.cli.verdict import advice, difference, standing, verdict, verdict_text
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
@@ -380,6 +380,54 @@ def test_advice_fits_the_run():
     # 100 steps in 60 of 120 seconds: 1,000 take 600 seconds, and a minute to measure
     assert '--minutes 11' in advice(FACTS | dict(steps=100, minutes=2, training=60.))[0]
     assert advice(FACTS | dict(steps=1))[0].startswith('1 step is few')
+    # A few steps do not tell the pace of a thousand, and their rank falls in good runs
+    assert advice(FACTS | dict(steps=9, minutes=1, training=30., ranks=(74,33)))[0].endswith('--minutes 20, or train on smaller pictures: --size 64')
+    assert not any('few directions' in o for o in advice(FACTS | dict(steps=9, ranks=(74,33)), 9))
+    assert any('few directions' in o for o in advice(FACTS | dict(steps=2000, ranks=(74,33)), 9))
+
+COLOURS = dict(jitter=False, bw=False, solarize=False)
+
+@pytest.mark.parametrize('typed, off', [({}, {}), (dict(no_colour=True), COLOURS), (dict(no_flip=True), dict(flip_p=0.)),
+                                        (dict(no_flip=True, no_colour=True), COLOURS | dict(flip_p=0.))])
+def test_what_must_not_change_is_switched_off_in_any_set_of_views(typed, off, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(cli, 'pretrain', lambda *_, views, **__: seen.append(views) or (None,None,tmp_path))
+    monkeypatch.setattr(cli, '_print_summary', lambda _: None)
+    for named in ({}, dict(views='symbols')): byol_pretrain(['pics'], **typed, **named)
+    assert (seen[0] or {})==off and (seen[1]==views_for('symbols') | off if off else seen[1]=='symbols')
+    path = str(_flat(tmp_path/'p'))
+    s = settings_for(path=path, n_in=3, views=off or None)
+    choose_views(s, run_pictures(s))
+    assert s.views.items()>=(views_for('symbols') | off).items()
+
+def test_an_estimate_is_measured_on_the_threads_of_the_run(tmp_path, monkeypatch):
+    "Tiny pictures train on one: on two, which wait for each other, the estimate was a hundred times too long"
+    seen = {}
+    monkeypatch.setattr(cli, 'picture_cost', lambda s, size, n=16: seen.setdefault(size, torch.get_num_threads()) and Cost(1e-3, 0., 1., 1.))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for size in (8,32):
+            s = settings_for(path=str(write_mnist_tiny(tmp_path/str(size))), size=size, n_in=1, minutes=1)
+            within_minutes(s, run_pictures(s), dict(size=size))
+    finally: torch.set_num_threads(threads)
+    assert seen=={8: 1, 32: 2}
+
+def test_grey_pictures_bring_no_warning_of_colours(tmp_path):
+    "By the command, which knows the channels; the views are the same to the bit"
+    for views in (None, views_for('symbols'), dict(jitter_s=(.1,.2,.3,.1)), dict(jitter=False)):
+        s = settings_for(path='p', n_in=1, views=views)
+        given = s.views | {k: (views or {}).get(k, v) for k,v in dict(bw=True, jitter_s=.5).items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            x = torch.rand(32,1,24,24)
+            torch.manual_seed(0)
+            got = [aug(x) for aug in get_byol_aug_pipelines(16, **s.views)]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            torch.manual_seed(0)
+            want = [aug(x) for aug in get_byol_aug_pipelines(16, **given)]
+        assert all(torch.equal(a, b) for a,b in zip(got, want))
 
 def test_pages_read_pictures_as_the_encoder_does(tmp_path, monkeypatch):
     path,seen = write_mnist_tiny(tmp_path/'pics'),[]
@@ -452,12 +500,11 @@ def _flat(folder, n=20, grey=False, noise=False, kind='png'):
                                        (dict(noise=True, kind='jpg'), 'photo'), (dict(noise=True, grey=True), 'grey')])
 def test_views_follow_the_look_of_the_pictures_unless_you_name_them(tmp_path, how, kind, capsys):
     "Drawings lie on a ground of one colour; what is chosen is printed, recorded and used"
-    from self_supervised.cli.pretrain import choose_views
     path = str(_flat(tmp_path/'p', **how))
     s = settings_for(path=path, n_in=3)
     choose_views(s, run_pictures(s))
     assert {k: s.views[k] for k in views_for(kind)}==views_for(kind) if kind!='photo' else set(s.views)=={'stats'}
-    assert (f'Views for {kind}' in capsys.readouterr().out)==(kind!='photo')
+    assert f'Views for {kind}, as ' in capsys.readouterr().out
     if how: return
     kw = dict(arch='tiny_resnet', size=16, bs=8, epochs=1, hidden_size=32, projection_size=16, progress=False)
     pretrain(path, tmp_path/'a', **kw)

@@ -17,6 +17,8 @@ from datetime import datetime
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from inspect import signature
+from itertools import product
+from numbers import Real
 from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
@@ -64,7 +66,7 @@ from .pictures import (
     folder_dls, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
 from .run_folder import recorded_settings, run_facts, run_folder, write_run, write_settings
-from .verdict import verdict_text
+from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
 # Chosen on a third of the digits' training part, held out from it; the test part was not looked at
@@ -121,7 +123,7 @@ def complete_settings(
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
     s.update(_typed(s))
     s.size = parse_size(s.size)
-    s.views = _default_views(s) | (views or {})
+    s.views = _for_channels(s.n_in, _default_views(s) | (views or {}))
     return s
 
 def _typed(s):
@@ -135,6 +137,13 @@ def _types(arch:str=None, n_in:int=None, bs:int=None, epochs:int=None, lr:float=
     m:float|Callable=None, hidden_size:int=None, projection_size:int=None, pool_type:str|bool=None, keep:bool=None,
     graphs:bool=None, labels:str=None, holdout:str|float=None, norm:str=None):
     return locals()
+
+def _for_channels(n_in, views):
+    "Switch off what needs red, green and blue, which would warn of it"
+    if n_in==3: return views
+    strength = views.get('jitter_s', .5)
+    light = (.8*strength,)*2 if isinstance(strength, Real) else tuple(strength)[:2]
+    return views | dict(bw=False) | (dict(jitter_s=(*light,0.,0.)) if views.get('jitter', True) else {})
 
 def _default_views(s):
     "Return the arguments of `get_byol_aug_pipelines` for this kind of data"
@@ -269,27 +278,37 @@ def within_minutes(
     if s.pretrained or s.init: kept |= {k: s[k] for k in ('arch','hidden_size','projection_size')}
     if 'bf16' not in kept: s.bf16 = computes_in_bfloat16(default_device())
     n = len(split_pictures(s, items, tell=False).train)
-    def cost(size, arch): return picture_cost(with_network(s, arch, kept), size)
+    def cost(size, arch):
+        with threads_for(size): return picture_cost(with_network(s, arch, kept), size)
     chosen = choose(.8*60*s.minutes, n, native_side(items), cost, *map(kept.get, ('size','bs','arch')))
     s.update(with_network(s, chosen['arch'], {k: chosen[k] for k in ('size','bs','lr')} | kept))
     print(f'{s.minutes:g} min: {s.arch}, pictures of {pixels(s.size)}, batches of {s.bs}'
           f"{', in bfloat16' if s.bf16 else ''}", flush=True)
 
-NO_FLIP = dict(flip_p=0.)   # of `--no_flip`, which does not name a set of views
+def switched_off(
+    no_flip:bool, # Never mirror?
+    no_colour:bool, # Never change colours?
+)->dict: # Arguments of `get_byol_aug_pipelines`
+    "Return the views that options of the command switch off"
+    colours = dict(jitter=False, bw=False, solarize=False) if no_colour else {}
+    return colours | (dict(flip_p=0.) if no_flip else {})
 
-_why = dict(symbols='most pictures have few colours', grey='the pictures have no colours')
+# None of them names a set of views
+_unnamed = None,*(switched_off(*o) for o in product((False,True), repeat=2))
+
+_why = dict(symbols='most pictures have few colours', grey='the pictures have no colours',
+            photo='most pictures have many colours')
 
 def choose_views(
     s, # Settings of the run; `views` is changed in place
     items, # Pictures
 )->None:
-    "Choose the set of views by the look of some pictures, and print the choice unless it is the published one"
+    "Choose the set of views by the look of some pictures, and print the choice"
     if s.n_in!=3 or s.get('reader') is not None: return
     kind = kind_of(items, **how_to_read(s))
-    if kind=='photo': return
-    s.views = views_for(kind) | s.views
-    if not rank_distrib():
-        print(f'Views for {kind}, as {_why[kind]}. For those of photographs pass --views photo', flush=True)
+    if kind!='photo': s.views = views_for(kind) | s.views   # those of photographs are the default
+    other = 'another kind pass e.g. --views texture' if kind=='photo' else 'photographs pass --views photo'
+    if not rank_distrib(): print(f'Views for {kind}, as {_why[kind]}. For {other}', flush=True)
 
 def _time_left(s, learn, begun):
     "Time a few steps, and choose their number for the rest of the minutes"
@@ -302,6 +321,8 @@ def _time_left(s, learn, begun):
     s.epochs = math.ceil(s.steps/len(learn.dls.train))
     print(f'{counted(s.steps, "step")} of {pace.step:.2g} s, about {s.steps/len(learn.dls.train):.1f} epochs; '
           f'then {duration(after)} to measure and draw', flush=True)
+    if s.steps<TOO_FEW_STEPS:
+        print(f'That is too short to learn from. Pass more minutes, e.g. --minutes {FAIR_MINUTES}', flush=True)
 
 def plan(
     s, # Settings of the run, completed in place
@@ -319,7 +340,8 @@ def _say_how_long(s, learn, items):
     "Print how long the run will take"
     n = len(learn.dls.train_ds)
     @lru_cache
-    def cost(size, arch): return picture_cost(with_network(s, arch, {} if arch is None else able), size, n=8)
+    def cost(size, arch):
+        with threads_for(size): return picture_cost(with_network(s, arch, {} if arch is None else able), size, n=8)
     able = dict(bf16=s.bf16 or computes_in_bfloat16(default_device()))   # as `within_minutes` chooses
     keep = s.arch if s.pretrained or s.init or s.arch not in NETWORKS else None
     text = estimate_text(s, n, native_side(items), cost, keep)
@@ -395,7 +417,7 @@ def pretrain(
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
-    if views in (None, NO_FLIP) and items is not None and not resume: choose_views(s, items)
+    if views in _unnamed and items is not None and not resume: choose_views(s, items)
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
@@ -454,6 +476,7 @@ def byol_pretrain(
     views:str=None,
     norm:str=None, # 'group' for batch sizes below 128 (batchnorm)
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and other pictures with a left and a right
+    no_colour:store_true=False, # Never change brightness, contrast or colours: where they are what a picture shows
     pretrained:store_true=False, # Start from published weights
     init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
     unlabelled:store_true=False, # Do not use folder names as labels
@@ -473,7 +496,7 @@ def byol_pretrain(
 ):
     "Train an encoder on pictures without labels (BYOL), and measure its features"
     _,_,folder = one_line_errors(
-        'byol_pretrain', _pretrain, path, out, views, no_flip,
+        'byol_pretrain', _pretrain, path, out, views, switched_off(no_flip, no_colour),
         stopped=f'stopped; go on with `byol_pretrain --resume --out {out}`', progress=sys.stdout.isatty(),
         arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
@@ -482,13 +505,12 @@ def byol_pretrain(
         resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 
-def _pretrain(path, out, views, no_flip, fast=False, no_bf16=False, **settings):
-    "Call `pretrain` with a named set of views, no mirror images if `no_flip`, bfloat16 if `fast` and able"
+def _pretrain(path, out, views, off, fast=False, no_bf16=False, **settings):
+    "Call `pretrain` with a named set of views without those in `off`, and with bfloat16 if `fast` and able"
     if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
     # Unasked, `within_minutes` chooses
     if settings.get('minutes') and not (settings['bf16'] or no_bf16): settings['bf16'] = None
-    if views and no_flip: views = views_for(views) | dict(flip_p=0.)
-    elif no_flip: views = NO_FLIP
+    if off: views = (views_for(views) if views else {}) | off
     return pretrain(path, out, views=views, **settings)
 
 def _print_summary(folder):

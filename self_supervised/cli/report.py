@@ -223,7 +223,7 @@ _meanings = dict(
     mean_cosine=('how alike the projections of two pictures are: 0 when unrelated, 1 when the same',
                  f"below {limits['mean_cosine']}"),
     rank=('directions that the projections use',
-          'falls in good runs, too: the digits go from 53 to 24. A bad sign only where spread or mean_cosine is bad'),
+          'falls in good runs, too: the digits go from 53 to 24. A bad sign where spread or mean_cosine is bad too'),
     feature_rank=('directions that the features use, of which a classifier makes its choice',
                   f"at least {limits['feature_rank_kept']} of that in the first steps"))
 

@@ -41,10 +41,10 @@ _opening = dict(
     better_same=('yes', 'Training helped, though raw pixels are about as good'),
     better_mixed=('partly', 'Training helped, and against raw pixels the measures disagree'),
     better_worse=('partly', 'Training improved the network, but raw pixels are still better'),
-    same_better=('no', 'Training made no difference beyond the spread: the network was better than raw pixels before'),
-    same_same=('no', 'Training made no difference beyond the spread'),
-    same_mixed=('no', 'Training made no difference beyond the spread'),
-    same_worse=('no', 'Training made no difference beyond the spread, and raw pixels are better'),
+    same_better=('no', 'Training made no measurable difference; the network was better than raw pixels as it started'),
+    same_same=('no', 'Training made no measurable difference'),
+    same_mixed=('no', 'Training made no measurable difference'),
+    same_worse=('no', 'Training made no measurable difference, and raw pixels are better'),
     worse_better=('no', 'Training made the features worse than those of the network as it started'),
     worse_same=('no', 'Training made the features worse'),
     worse_mixed=('no', 'Training made the features worse'),
@@ -74,7 +74,7 @@ def _labelled_verdict(results):
     trained = list(results['measured'].values())[-1]
     first,*others = [_sentence(column, compared[column], trained[column], pixels, start)
                      for column in columns if column in results['rows'][pixels]]
-    chance = f"Chance is {results['chance']['accuracy']:.3f}"
+    chance = f"Naming the largest class every time would score {results['chance']['accuracy']:.3f}"
     if 'balanced linear' in results['rows'][pixels]: chance += f", balanced {results['chance']['balanced']:.3f}"
     return dict(helped=helped, headline=f'{opening}: {first}.', details=[*others, chance], compared=compared)
 
@@ -95,6 +95,8 @@ def _unlabelled_verdict(results):
 # %% ../../nbs/86_cli.verdict.ipynb #advice_code
 # Below: features rarely pass raw pixels
 ENOUGH_STEPS,ENOUGH_PICTURES = 1000,2000
+# Below: too few steps to tell the pace of a longer run, and the minutes to try next
+TOO_FEW_STEPS,FAIR_MINUTES = 50,20
 # Above: predictions and targets have a mean cosine below 0.5; 4 is the loss of unrelated views
 FAR_APART = 2.
 
@@ -106,9 +108,9 @@ def _of_alarm(f):
     return f"The projections collapsed. Halve the rate and slow the target down: --lr {f['lr']/2:.2g} --m {m:.4g}"
 
 def _of_rank(f):
-    "Advise on projections that narrow without an alarm"
+    "Advise on projections that narrow without an alarm; in a short run they do so in any case"
     before,now = f.get('ranks') or (0,0)
-    if f.get('collapsed') or not now<limits['rank_half']*before: return None
+    if f.get('collapsed') or f['steps']<ENOUGH_STEPS or not now<limits['rank_half']*before: return None
     m = 1-(1-f['m'])/2 if f.get('m') is not None else .99
     return (f'The projections use few directions, {now:.0f} of {before:.0f} in the first steps, as some good runs do. '
             f"Slow the target down or lower the rate: --m {m:.4g}, or --lr {f['lr']/2:.2g}")
@@ -122,6 +124,7 @@ def _of_steps(f):
         # Measuring and drawing take no longer for it
         training = f.get('training') or 60*f['minutes']
         longer = f"--minutes {math.ceil(f['minutes']+(more-1)*training/60)}"
+        if f['steps']<TOO_FEW_STEPS and f['minutes']<FAIR_MINUTES: longer = f'--minutes {FAIR_MINUTES}'
     smaller = f", or train on smaller pictures: --size {f['size']//2}" if _side(f)>64 else ''
     is_few = 'is few' if f['steps']==1 else 'are few'
     few = f"{counted(f['steps'], 'step')} {is_few}, and {ENOUGH_STEPS:,} are a fair start"
