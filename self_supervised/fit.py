@@ -196,9 +196,9 @@ def _summary(r, opt_func, constant_predictor, yours):
             f"batch {r.bs}; {_origin(r, yours)}")
 
 def _origin(r, yours):
-    "Tell which settings are the caller's and which are a recipe's"
+    "Tell which settings were passed and which are a recipe's"
     if not yours: return f'from {r.source}'
-    return f"{' and '.join(yours)} as you passed {'it' if len(yours)==1 else 'them'}, the rest from {r.source}"
+    return f"{', '.join(yours)} as passed, the rest from {r.source}"
 
 def _opt_name(r, opt_func):
     "Return the name of the optimizer"

@@ -102,8 +102,8 @@ def test_the_printed_choice_tells_which_settings_are_yours(capsys):
             learn.fit_byol(1, 'adamw', **settings)
         return capsys.readouterr().out
     assert 'batch 16; from digits' in printed()
-    assert 'batch 16; lr as you passed it, the rest from digits' in printed(lr=.001)
-    assert 'batch 16; lr and m as you passed them, the rest from digits' in printed(lr=.001, m=.99)
+    assert 'batch 16; lr as passed, the rest from digits' in printed(lr=.001)
+    assert 'batch 16; lr, m as passed, the rest from digits' in printed(lr=.001, m=.99)
 
 def test_a_small_batch_is_named_with_the_options_of_the_command():
     learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), create_byol_model(tiny(), 16, 8), [lambda x: x]*2)
