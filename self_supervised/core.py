@@ -107,6 +107,13 @@ def check_at_least(
         if not all(isinstance(v, Real) and v>=least for v in values):
             raise invalid(f'{name}={value!r}', f'must be {least} or more', f'Pass e.g. {name}={max(least, 1)}')
 
+def check_not_empty(
+    **settings # name=value
+)->None:
+    "Raise for a path that is an empty text, as of a shell variable that is not set: it would be the current folder"
+    for name,value in settings.items():
+        if value=='': raise invalid(f"{name}=''", 'is an empty text', f'Pass a path; the current folder is {name}=.')
+
 def check_whole(
     least:int, # Smallest value allowed
     **settings # name=value

@@ -164,3 +164,27 @@ def test_a_second_run_says_where_it_goes_and_resume_does_not_take_the_wrong_one(
     assert capsys.readouterr().out==f"{tmp_path/'byol'} holds a run already: this one goes to {tmp_path/'byol-3'}\n"
     with pytest.raises(ValueError, match='is finished, and .*byol-2 is not. Pass --out .*byol-2'): run_folder.recorded_settings(tmp_path/'byol', {})
     assert run_folder.recorded_settings(tmp_path/'byol-2', {})=={'views': {}}
+
+# K5: contradictions, empty texts, and the advice of an interrupt
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(bf16=True, no_bf16=True), 'no_bf16 contradicts bf16'), (dict(fast=True, no_bf16=True), 'no_bf16 contradicts fast'),
+    (dict(unlabelled=True, labels='l.csv', path=['p']), 'and unlabelled contradict each other'), (dict(labels='l.csv'), 'no path was passed'),
+    (dict(holdout='valid'), 'no path was passed'), (dict(out=''), "out='' is an empty text"), (dict(path=['']), "path='' is an empty text")])
+def test_what_contradicts_or_names_nothing_is_refused(kwargs, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CliError) as e: byol_pretrain(**kwargs)
+    assert words in str(e.value) and '\n' not in str(e.value) and not list(tmp_path.iterdir())
+
+def test_after_an_interrupt_the_run_that_was_stopped_is_named(tmp_path, monkeypatch):
+    "It may lie in another folder than the one that was asked for, whose name has blanks"
+    from self_supervised.cli import pretrain as room
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'two runs').mkdir()
+    (tmp_path/'two runs/settings.json').write_text('{}')
+    def stop(folder): raise KeyboardInterrupt
+    monkeypatch.setattr(room, 'fit_run', lambda *_: stop(0))
+    kw = dict(arch='tiny_resnet', size=8, bs=128, epochs=1, hidden_size=16, projection_size=8, out='two runs')
+    with pytest.raises(CliError, match="go on with `byol_pretrain --resume --out 'two runs-2'`"): room.byol_pretrain(**kw)
+    monkeypatch.setattr(room, 'check_settings', lambda _: stop(0))
+    with pytest.raises(CliError, match='stopped before the run began'): room.byol_pretrain(**kw)

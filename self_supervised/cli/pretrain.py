@@ -8,6 +8,7 @@ __all__ = ['DIGITS', 'DIGIT_VIEWS', 'PICTURES', 'pretrain', 'byol_pretrain']
 # %% ../../nbs/91_cli.pretrain.ipynb #imports
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -38,8 +39,8 @@ from torch import nn
 
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
 from ..core import (
-    check_at_least, check_one_of, check_whole, checked, computing_threads, counted, invalid, plain_numbers,
-    printable, seed_everything)
+    check_at_least, check_not_empty, check_one_of, check_whole, checked, computing_threads, counted, invalid,
+    plain_numbers, printable, seed_everything)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -182,6 +183,11 @@ def check_settings(
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
+    if s.unlabelled and s.get('labels') is not None:
+        raise invalid(f'labels={s.labels!r}', 'and unlabelled contradict each other', 'Leave one of them out')
+    for name in ('labels','holdout','reader'):
+        if s.path is not None or s.get(name) is None: continue
+        raise invalid(f'{name}={s[name]!r}', 'is for pictures, and no path was passed', 'Pass their folder')
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c008
 def digit_dls(
@@ -350,6 +356,7 @@ def _say_how_long(s, learn, items):
 # %% ../../nbs/91_cli.pretrain.ipynb #50c016
 def _as_recorded(path):
     "Return a path, or a list of paths, as text; the command passes one path as a list, too"
+    for o in path if isinstance(path, (list,tuple)) else [path]: check_not_empty(path=o)
     if path is None or isinstance(path, (list,tuple)) and not path: return None
     if isinstance(path, (list,tuple)): return [str(o) for o in path] if len(path)>1 else str(path[0])
     return str(path)
@@ -403,6 +410,7 @@ def pretrain(
     "Train an encoder with BYOL and write it to a run folder"
     begun = time.perf_counter()
     check_names(settings)
+    check_not_empty(out=out)
     settings |= dict(reader=reader_name(settings.get('reader')))
     if isinstance(views, str): views = views_for(views)
     asked = dict(path=_as_recorded(path), seed=seed, workers=workers, pretrained=pretrained, unlabelled=unlabelled,
@@ -421,7 +429,9 @@ def pretrain(
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
-    with run_folder(out, resume) as folder: return _run(s, items, bs, folder, resume, progress, begun)
+    with run_folder(out, resume) as folder:
+        try: return _run(s, items, bs, folder, resume, progress, begun)
+        except KeyboardInterrupt: raise KeyboardInterrupt(folder) from None   # may be another one than `out`
 
 def _run(s, items, bs, out, resume, progress, begun):
     "Train, measure, and write the results to the folder of the run"
@@ -497,7 +507,7 @@ def byol_pretrain(
     "Train an encoder on pictures without labels (BYOL), and measure its features"
     _,_,folder = one_line_errors(
         'byol_pretrain', _pretrain, path, out, views, switched_off(no_flip, no_colour),
-        stopped=f'stopped; go on with `byol_pretrain --resume --out {out}`', progress=sys.stdout.isatty(),
+        stopped=_how_to_go_on, progress=sys.stdout.isatty(),
         arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
         workers=workers, seed=seed, pretrained=pretrained, unlabelled=unlabelled, bf16=bf16, fast=fast,
@@ -505,8 +515,16 @@ def byol_pretrain(
         resume=resume, labels=labels, holdout=holdout, **reading_options(**kwargs))
     if not rank_distrib(): _print_summary(folder)
 
+def _how_to_go_on(e):
+    "Name the call that resumes a run which was stopped by `e`"
+    folder = next((o for o in e.args if isinstance(o, Path)), None)
+    if folder is None or not (folder/'settings.json').exists(): return 'stopped before the run began'
+    return f'stopped; go on with `byol_pretrain --resume --out {shlex.quote(str(folder))}`'
+
 def _pretrain(path, out, views, off, fast=False, no_bf16=False, **settings):
     "Call `pretrain` with a named set of views without those in `off`, and with bfloat16 if `fast` and able"
+    if no_bf16 and (fast or settings['bf16']):
+        raise invalid('no_bf16', f"contradicts {'fast' if fast else 'bf16'}", 'Leave one of them out')
     if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
     # Unasked, `within_minutes` chooses
     if settings.get('minutes') and not (settings['bf16'] or no_bf16): settings['bf16'] = None

@@ -70,13 +70,13 @@ def one_line_errors(
     name:str, # Name of the command, printed before the error
     f:Callable, # Function that does the work of the command
     *args, # Passed to `f`
-    stopped:str='stopped', # Message after Ctrl-C
+    stopped:str|Callable='stopped', # Message after Ctrl-C, or a function of the interrupt that returns it
     **kwargs # Passed to `f`
 ): # Result of `f`
     "Call `f`; turn an error into one line and exit code 1, and print each warning in one line"
     try:
         with one_line_warnings(name): return f(*args, **kwargs)
-    except KeyboardInterrupt: raise CliError(f'{name}: {stopped}') from None
+    except KeyboardInterrupt as e: raise CliError(f'{name}: {stopped(e) if callable(stopped) else stopped}') from None
     except _correctable as e: raise CliError(f'{name}: {last_line(e)}') from None
 
 # %% ../../nbs/81_cli.terminal.ipynb #50c012

@@ -185,8 +185,8 @@ def _read(path):
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
         if _is_zip(path):
             problem = 'is a file of `torch.save`'
-            fix = ('Use `load_old(path, encoder)` for one of `learn.save`, and `load_weights(path, encoder)` for one of '
-                   'lightly, solo-learn or Lightning; then `save_encoder`')
+            fix = ('Use `load_old(path, encoder)` for one of `learn.save`, and `load_weights(path, encoder)` for one '
+                   'of lightly, solo-learn or Lightning; then `save_encoder`')
             raise invalid(given, problem, fix) from None
         raise invalid(given, f'is not a whole safetensors file ({first_line(e)})', fix) from None
     check_record(given, meta)
