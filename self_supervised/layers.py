@@ -24,9 +24,11 @@ from fastai.layers import ConvLayer, LinBnDrop, ResBlock
 from fastai.vision.core import imagenet_stats
 from fastai.vision.models import xresnet
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from .core import brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list, undisturbed
+from .core import (brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list,
+                                  undisturbed, unwrapped)
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
 
 _all_ = ['create_timm_encoder']
@@ -70,8 +72,9 @@ class PoolFlat(nn.Module):
 class Unflattenable(TypeError):
     "The output of a network is no tensor (bs,...), and holds not exactly one that could be meant"
 
-# The first of these counts: torchvision's map, tokens or map of Hugging Face, tokens of DINOv2, vector of Hugging Face
-_outputs = ('out', 'last_hidden_state', 'x_norm_patchtokens', 'pooler_output')
+# The first of these counts: torchvision's map, tokens or map of Hugging Face, tokens of DINOv2, vector of Hugging Face,
+# main output of GoogLeNet and Inception in training mode
+_outputs = ('out', 'last_hidden_state', 'x_norm_patchtokens', 'pooler_output', 'logits')
 
 def _tensor(
     out, # Tensor, or a dict, tuple or dataclass of tensors
@@ -113,10 +116,15 @@ def _unflattenable(out, n, who):
     return invalid(who, problem, f"{fix} with {', '.join(map(repr, _outputs))} in it", Unflattenable)
 
 def _checked(net):
-    "Return `net`, or raise if it is no network"
-    if isinstance(net, nn.Module): return net
-    fix = f'Pass a network, or create_encoder({brief_repr(net)}) for one by name'
-    raise invalid(f'net={brief_repr(net)}', 'is no nn.Module', fix, TypeError)
+    "Return `net`, or raise if it is no network, or not whole yet"
+    if not isinstance(net, nn.Module):
+        fix = f'Pass a network, or create_encoder({brief_repr(net)}) for one by name'
+        raise invalid(f'net={brief_repr(net)}', 'is no nn.Module', fix, TypeError)
+    # An empty input would fix their width, and perhaps to a wrong one
+    lazy = [type(m).__name__ for m in net.modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+    if not lazy: return net
+    problem = f'has a layer without weights yet ({lazy[0]})'
+    raise invalid(f'net={type(net).__name__}', problem, 'Run it on one batch first, e.g. net(torch.rand(2,3,64,64))')
 
 # %% ../nbs/02_layers.ipynb #00c011b
 _layouts = ('map', 'tokens', 'channels_last')
@@ -128,7 +136,7 @@ _channels_first = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-_channels_last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+_channels_last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 
 def _axis_of(m):
     "Return the axis of the channels in a layer's output, 1 or -1; None if its kind does not tell"
@@ -164,6 +172,7 @@ class _Trace:
             for h in hooks: h.remove()
 
     def note(self, m, inputs, out):
+        if isinstance(out, tuple): out = out[0]  # recurrent layers and attention return something else besides
         if isinstance(out, Tensor) and out.ndim > 2: self.seen.append((m, tuple(out.shape)))
 
     @property
@@ -196,6 +205,7 @@ def _unmoved(a, b):
 def _stated_axis(net, shape):
     "Return the axis of a length that `net` states as its width, 1 or -1; None if neither is, or both are"
     widths = set()
+    net = unwrapped(net)
     for o in (net, getattr(net, 'config', None)):
         for name in ('num_features', 'embed_dim', 'hidden_dim', 'hidden_size'):
             if isinstance(getattr(o, name, None), int): widths.add(getattr(o, name))
@@ -324,15 +334,17 @@ class LayerEncoder(FlatEncoder):
     "Return the output of a hidden layer of `net` as a vector; later layers do not run"
     @checked
     def __init__(self,
-        net:nn.Module, # Any network; it is not copied, `net.state_dict()` holds the trained weights
+        # Any network; it is not copied, `net.state_dict()` holds the trained weights.
+        # Of a compiled or parallel network the one inside is taken
+        net:nn.Module,
         # Dotted name ('layer4.1'), or index among the children (-2 is the last but one); its first call counts
         layer:str|int,
         pool:str|bool|None=None, # One of `PoolingType` for a map or tokens; None flattens them, False keeps a map
         layout:str|None=None, # Place of the channels, see `FlatEncoder`; None finds out
         prefix_tokens:int|None=None, # Number of class and register tokens, left out of the pooling; None finds out
     ):
-        super().__init__(net, pool, layout, prefix_tokens)
-        _hidden(net, layer)
+        super().__init__(unwrapped(net), pool, layout, prefix_tokens)  # no wrapper runs up to a layer
+        _hidden(self.net, layer)
         self.layer = layer  # as given, which a file can hold
 
     def output(self, x):
@@ -377,7 +389,7 @@ def input_channels(
     encoder:nn.Module, # Any network
 )->int: # Channels of a picture, features of a vector
     "Read the number of input channels from the first convolution or linear layer of `encoder`"
-    first,_ = _first_layer(encoder)
+    first,_ = _first_layer(_checked(encoder))
     if first is None:
         problem = 'has no convolution or linear layer to read its channels from'
         raise invalid(f'encoder={type(encoder).__name__}', problem, 'Pass n_in')
@@ -406,7 +418,8 @@ def num_features(
     size:int|tuple|None=None,
 )->int: # Number of features nf
     "Return the width of the output; weights, buffers, training flags and random state stay as they are"
-    stated = _stated_width(_checked(encoder))
+    encoder = unwrapped(_checked(encoder))
+    stated = _stated_width(encoder)
     if stated: return stated
     x,out = probe(encoder, n_in, size)
     out = _tensor(out, f'encoder={type(encoder).__name__}')
@@ -419,6 +432,7 @@ def channels_at_end(
     out, # Its output for `x`
 )->bool: # False if they are at axis 1, as in a map or a vector
     "Are the channels of the output at the last axis?"
+    encoder = unwrapped(encoder)
     if not isinstance(out, Tensor) or out.ndim < 3 or isinstance(encoder, FlatEncoder): return False
     return _find_layout(encoder, x, None, 0)[0] != 'map'
 
@@ -435,11 +449,14 @@ def probe(
     fill=torch.zeros, # Function of a shape that makes the input
 )->tuple: # The input (1,n_in,...), and the output for it
     "Show a network one input, empty unless `fill` makes another"
+    net = unwrapped(net)
     if n_in is not None: check_whole(1, n_in=n_in)
     p = next(net.parameters(), torch.zeros(()))
     for shape in _probe_shapes(net, input_dims(net), size):
         x = fill((1, n_in or input_channels(net), *shape)).to(p.device, p.dtype)
-        try: return x,output_for(net, x)
+        # What is compiled inside is not compiled again for this input
+        try:
+            with torch.compiler.set_stance('force_eager'): return x,output_for(net, x)
         except Unflattenable: raise
         # Any error of a strange network is reported below
         except Exception as e: error = e
@@ -450,6 +467,7 @@ def probe(
 def _probe_shapes(net, dims, size):
     "List the shapes (without channels) to try, the likely one first"
     if size is None: size = _stated_size(net)
+    if dims is None and size is None: return [(), (64,64), (224,224)]
     # A linear layer may look at patches: a size says so
     dims = dims or (0 if size is None else 2)
     if is_list(size) and not size: raise invalid(f'{size=}', 'holds no side', 'Pass pixels, or (h,w)')
@@ -471,16 +489,40 @@ def check_vectors(
     maps:bool=False, # Does the projector pool maps (bs,nf,...)?
 )->None:
     "Raise unless `encoder` returns vectors (bs,nf), or such maps"
-    try: x,out = probe(_checked(encoder), n_in, size)
+    _checked(encoder)
+    try: x,out = probe(encoder, n_in, size)
     except ValueError: return  # its width is stated, its input of another kind
     given = f'encoder={type(encoder).__name__}'
     fix = 'Pass create_encoder(net), which makes vectors of them'
     if not isinstance(out, Tensor):
         raise invalid(given, f'returns a {type(out).__name__}, and the projector takes vectors (bs,nf)', fix)
+    other = _other_in_training(encoder, x)
+    if other is not None:
+        problem = f'returns a {type(other).__name__} in training mode, and the projector takes vectors (bs,nf)'
+        if not _has_main(other): fix = 'Choose a layer, create_encoder(net, layer=...), or switch off its extra heads'
+        raise invalid(given, problem, fix)
     if out.ndim == 2: return
     if maps and not channels_at_end(encoder, x, out): return
     if not maps: fix += ', or pool=True where they are maps (bs,nf,...)'
     raise invalid(given, f'returns {tuple(out.shape)}, and the projector takes vectors (bs,nf)', fix)
+
+def _other_in_training(net, x):
+    "Return the output of `net` in training mode if it is no tensor, as of extra heads; else None"
+    net = unwrapped(net)
+    for times in (1,2):  # extra heads may need larger pictures: those of Inception
+        # Two of them, for batchnorm
+        pictures = x.new_zeros(2, x.shape[1], *(times*n for n in x.shape[2:]))
+        buffers = {n:b.clone() for n,b in net.named_buffers()}
+        with undisturbed(net), warnings.catch_warnings(), torch.compiler.set_stance('force_eager'):
+            warnings.simplefilter('ignore')
+            try: out = torch.func.functional_call(net.train(), buffers, (pictures,))
+            except Exception: continue  # an error of a strange network shows in training, too
+        return None if isinstance(out, Tensor) else out
+    return None
+
+def _has_main(out):
+    "Does an output of several tensors name its main one?"
+    return any(isinstance(_named(out).get(k), Tensor) for k in _outputs)
 
 # %% ../nbs/02_layers.ipynb #00c030
 def _warn(message):
@@ -532,7 +574,8 @@ def _unseen(net, name):
     "Describe the pixels that patches leave out; None if they cover the picture"
     patches = getattr(net, 'patch_embed', None)
     size,patch = getattr(patches, 'img_size', None),getattr(patches, 'patch_size', None)
-    if not size or not patch or not any(s % p for s,p in zip(size, patch)): return None
+    # One number is the stride of several convolutions, with borders: XCiT
+    if not is_list(size) or not is_list(patch) or not any(s % p for s,p in zip(size, patch)): return None
     cuts = f'{name} cuts {size[0]}×{size[1]} px into patches of {patch[0]}×{patch[1]} and leaves the rest unseen'
     return f'{cuts}. Choose a multiple as size, or pass patch_size.'
 
@@ -701,6 +744,7 @@ def create_encoder(
     check_one_of(['group', None], norm=norm)
     check_whole(1, n_in=n_in)
     built = isinstance(arch, nn.Module)
+    if built: _checked(arch)
     if built and kwargs: raise _too_late(kwargs)
     net = arch if built else _builder(arch)(arch, pretrained, n_in, pool_type, size, **kwargs)
     if small_stem: shrink_stem(net)
@@ -713,7 +757,7 @@ def create_encoder(
         # Plain values, which a file can hold
         net.spec = dict(arch=arch, n_in=int(n_in), pool_type=pool_type, size=size, layer=layer)
         net.spec |= dict(small_stem=small_stem, norm=norm, **where, **kwargs)
-    if isinstance(net, FlatEncoder): _settle(net, size)
+    if isinstance(net, FlatEncoder): _settle(net, n_in, size)
     return net
 
 def _not_pooled_here(arch, where):
@@ -721,9 +765,9 @@ def _not_pooled_here(arch, where):
     given = ', '.join(f'{k}={v!r}' for k,v in where.items())
     return invalid(given, f'has no effect on {arch}, which pools for itself', 'Leave it out, or choose a layer')
 
-def _settle(net, size):
+def _settle(net, n_in, size):
     "Find the layout of a `FlatEncoder` now, if an empty input can tell it"
-    try: probe(net, size=size)
+    try: probe(net, _unread(net, n_in), size)
     except Unflattenable: raise
     except ValueError: pass  # inputs of its own kind: the first of them will tell
 
@@ -735,16 +779,25 @@ def _too_late(kwargs):
 
 def _up_to(net, layer, pool_type, where):
     "Return `net` up to `layer`; a map there is pooled, unless the layer has pooled it already"
-    return LayerEncoder(net, layer, None if _pools_globally(_hidden(net, layer)) else pool_type, **where)
+    pools = _pools_globally(_hidden(unwrapped(net), layer))
+    return LayerEncoder(net, layer, None if pools else pool_type, **where)
 
 def _take(net, n_in, pool_type, size, where):
     "Return `net` as an encoder: itself if it returns vectors, else with its map or dict turned into one"
-    if n_in != 3 and input_channels(net) != n_in:
+    unread = _unread(net, n_in)
+    if n_in != 3 and not unread and input_channels(net) != n_in:
         problem = f'does not fit the network passed in, which takes {input_channels(net)} channels'
         raise invalid(f'{n_in=}', problem, f'Call adapt_input(net, {n_in}) first, or leave n_in out')
-    try: _,out = probe(net, size=size)
+    try: x,out = probe(net, unread, size)
     except ValueError: return net  # inputs of its own kind, such as tables or tokens
-    return net if isinstance(out, Tensor) and out.ndim == 2 else FlatEncoder(net, pool_type, **where)
+    vectors = isinstance(out, Tensor) and out.ndim == 2
+    # In training mode some return the outputs of extra heads, too: GoogLeNet, Inception
+    if vectors and not _has_main(_other_in_training(net, x)): return net
+    return FlatEncoder(net, pool_type, **where)
+
+def _unread(net, n_in):
+    "Return `n_in` if no layer of `net` tells its channels, as with an LSTM; else None"
+    return n_in if _first_layer(net)[0] is None else None
 
 # %% ../nbs/02_layers.ipynb #00c036d
 create_timm_encoder = create_encoder

@@ -138,9 +138,7 @@ def _layout(spec):
 def _other_features(net, spec, weights, size):
     "Say so if the network that `spec` describes returns others than `net`, for random pictures"
     twin = _twin(spec, weights)
-    # A network that is compiled is not compiled again for these pictures
-    with torch.compiler.set_stance('force_eager'):
-        if twin is None or all(_returns(twin, *seen) for seen in _seen(net, spec.get('n_in'), size)): return ''
+    if twin is None or all(_returns(twin, *seen) for seen in _seen(net, spec.get('n_in'), size)): return ''
     return 'it returns other features (a layer without weights or a setting of one has changed)'
 
 def _twin(spec, weights):
