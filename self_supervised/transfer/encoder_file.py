@@ -81,6 +81,12 @@ def check_encoder(
     if hasattr(net, 'online'):
         raise invalid(f'encoder={type(net).__name__}', 'is more than an encoder', 'Pass its .encoder', TypeError)
 
+def height_width(
+    size:int|tuple, # Side in pixels, or (h,w)
+)->tuple[int,int]: # (h,w)
+    "Return the height and width of pictures of a `size`, which may be one side"
+    return tuple(size) if is_list(size) else (size,size)
+
 def meta_text(
     meta:dict, # Facts that a file records besides the weights
 )->str: # JSON
@@ -244,8 +250,8 @@ def _read(path):
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
         if _is_zip(path):
             problem = 'is a file of `torch.save`'
-            fix = ('Use `load_old(path, encoder)` for one of `learn.save`, and `load_weights(path, encoder)` for one of '
-                   'lightly, solo-learn or Lightning; then `save_encoder`')
+            fix = ('Use `load_old(path, encoder)` for one of `learn.save`, and `load_weights(path, encoder)` for one '
+                   'of lightly, solo-learn or Lightning; then `save_encoder`')
             raise invalid(given, problem, fix) from None
         raise invalid(given, f'is not a whole safetensors file ({first_line(e)})', fix) from None
     check_record(given, meta)
@@ -347,10 +353,3 @@ def _no_larger_than(weights):
 
 class _TooLarge(ValueError):
     "A file describes a network that its weights cannot fill"
-
-# %% ../../nbs/70_transfer.encoder_file.ipynb #31c018
-def height_width(
-    size:int|tuple, # Side in pixels, or (h,w)
-)->tuple[int,int]: # (h,w)
-    "Return the height and width of pictures of a `size`, which may be one side"
-    return tuple(size) if is_list(size) else (size,size)
