@@ -26,6 +26,8 @@ from warnings import catch_warnings, filterwarnings, warn
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 
@@ -430,6 +432,17 @@ def laid_out_like(
     return t if same_layout(t, p) else torch.empty_like(p, dtype=t.dtype, device=t.device).copy_(t)
 
 # %% ../nbs/00_core.ipynb #loaders
+_wrappers = (nn.DataParallel, DistributedDataParallel, AveragedModel)
+
+def unwrapped(
+    net:nn.Module, # Any network, or a wrapper of torch around one
+)->nn.Module: # The network itself
+    "Remove torch's wrappers from a network: compiled, parallel, distributed, averaged"
+    while True:
+        if isinstance(net, _wrappers): net = net.module
+        elif '_orig_mod' in getattr(net, '_modules', ()): net = net._modules['_orig_mod']  # of `torch.compile`
+        else: return net
+
 def device_of(
     net:nn.Module, # Any network
 )->torch.device: # Device of its first parameter; the CPU if it has none

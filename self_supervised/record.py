@@ -15,24 +15,11 @@ from numbers import Integral
 import torch
 from fastcore.foundation import L
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
-from .core import check_stats, invalid, warn_once
+from .core import check_stats, invalid, unwrapped, warn_once
 from .layers import ClipEncoder, FlatEncoder
 
 # %% ../nbs/06_record.ipynb #find
-_wrappers = (nn.DataParallel, DistributedDataParallel, AveragedModel)
-
-def unwrapped(
-    net:nn.Module, # Any network, or a wrapper of torch around one
-)->nn.Module: # The network itself
-    "Remove torch's wrappers from a network: compiled, parallel, distributed, averaged"
-    while True:
-        if isinstance(net, _wrappers): net = net.module
-        elif '_orig_mod' in getattr(net, '_modules', ()): net = net._modules['_orig_mod']  # of `torch.compile`
-        else: return net
-
 def record_of(
     encoder:nn.Module, # Any network
 )->dict: # `stats`, `size`, `n_in`, and other facts of its file; empty without a record

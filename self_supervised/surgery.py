@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from .core import check_whole, checked, invalid
+from .core import check_whole, checked, invalid, unwrapped
 
 # %% ../nbs/01_surgery.ipynb #04c006
 @checked
@@ -31,7 +31,14 @@ def adapt_input(
     new.weight.data = for_channels(conv.weight.data, n_in)
     if conv.bias is not None: new.bias = conv.bias
     net.set_submodule(name, new)
+    _describe(net, n_in=int(n_in))
     return net
+
+def _describe(net, **changes):
+    "Write changes into the description of a network that `create_encoder` made"
+    net = unwrapped(net)
+    # A new dictionary: a copy keeps its own
+    if isinstance(getattr(net, 'spec', None), dict): net.spec = net.spec | changes
 
 def _first_conv(net, n_in):
     "Return name and module of the first convolution inside `net`"
@@ -67,6 +74,7 @@ def shrink_stem(
     conv,pool,borders = _stem(net)
     net.set_submodule(conv, _without_stride(net.get_submodule(conv)))
     for name in (_alone(net, pool), *borders): net.set_submodule(name, nn.Identity())
+    _describe(net, small_stem=True)
     return net
 
 def _stem(net):
@@ -133,6 +141,8 @@ def to_group_norm(
         if isinstance(m, _batchnorms): model.set_submodule(name, _group_norm(m, groups))
         elif standardize and _can_standardize(m):
             parametrize.register_parametrization(m, 'weight', StandardizedWeight())
+    if groups is None and standardize:
+        for m in model.modules(): _describe(m, norm='group')
     return model
 
 def _can_standardize(m):

@@ -474,6 +474,100 @@ def test_a_changed_network_is_saved_and_named(tmp_path):
     with pytest.raises(ValueError, match='does not describe its network'): load_encoder(file)
     assert load_encoder(file, encoder=changed()).meta==tiny().meta
 
+# Changes that leave names and shapes of weights as they are
+
+def made(arch='resnet18', **kw):
+    e = create_encoder(arch, pretrained=False, pool_type='avg', **kw).eval()
+    for m in e.modules():
+        if isinstance(m, nn.BatchNorm2d): m.weight.data.fill_(1)   # timm starts the last of a block at 0
+    return e
+def no_pooling(e): e.maxpool = nn.Identity()
+def no_stride(e): e.conv1.stride = (1,1)
+def other_eps(e): [setattr(m, 'eps', .1) for m in e.modules() if isinstance(m, nn.BatchNorm2d)]
+def other_act(e): [e.set_submodule(n, nn.SiLU()) for n,m in [*e.named_modules()] if isinstance(m, nn.ReLU)]
+def other_pool(e): e.global_pool = layers.PoolFlat('max')
+def dilated(e): [vars(m).update(dilation=(2,2), padding=(2,2)) for m in e.layer4.modules() if isinstance(m, nn.Conv2d) and m.kernel_size==(3,3)]
+def hooked(e): e.register_forward_hook(lambda m, x, out: nn.functional.normalize(out))
+def ceiled(e): e.maxpool.ceil_mode = True
+
+@pytest.mark.parametrize('change', [no_pooling, no_stride, other_eps, other_act, other_pool, dilated, hooked, ceiled])
+def test_a_change_without_weights_is_noticed(change, tmp_path):
+    "Stem of CIFAR, activations, pooling: the file did not describe them, and features changed on the way through it"
+    e = made()
+    change(e)
+    remember(e, stats=None, size=25)
+    state,rng = deepcopy(e.train().state_dict()),torch.get_rng_state()
+    e.layer1.eval()
+    flags = [m.training for m in e.modules()]
+    with pytest.warns(UserWarning, match='returns other features.*load_encoder\\(path, encoder=net\\)'): file = save_encoder(e, tmp_path/'e')
+    assert encoder_info(file)['spec'] is None and '\n' not in str(encoder_info(file))
+    assert torch.equal(torch.get_rng_state(), rng) and flags==[m.training for m in e.modules()]
+    assert all(torch.equal(v, state[k]) for k,v in e.state_dict().items())
+    again = made()
+    change(again)
+    x = torch.rand(2, 3, 25, 25)
+    assert torch.equal(embed(load_encoder(file, encoder=again), x)[0], embed(e, x)[0])
+    with pytest.raises(ValueError, match='does not describe its network'): load_encoder(file)
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('kw', [dict(arch='resnet10t'), dict(arch='xresnet18', norm='group'), dict(arch='test_vit', size=32), dict(arch='shufflenet_v2_x0_5'),
+                                dict(arch='resnet10t', layer='layer3'), dict(arch='resnet10t', drop_path_rate=.2, small_stem=True)])
+def test_an_unchanged_encoder_is_described(kw, dtype, tmp_path, recwarn):
+    "In every precision"
+    e = made(**kw).to(dtype)
+    assert encoder_info(save_encoder(e, tmp_path/'e', size=32))['spec']['arch']==kw['arch']
+    assert not [o for o in recwarn if 'describe' in str(o.message)]
+
+@pytest.mark.parametrize('size', [None, np.int64(25), [25,32], (25,25), 3000])
+def test_a_changed_encoder_is_noticed_at_any_size(size, tmp_path):
+    e = made('resnet10t')
+    assert encoder_info(save_encoder(e, tmp_path/'e', size=size))['spec']
+    e.maxpool = nn.Identity()
+    with pytest.warns(UserWarning, match='returns other features'): save_encoder(e, tmp_path/'e', size=size)
+
+def test_broken_weights_are_kept_with_their_description(tmp_path, recwarn):
+    e = tiny()
+    e[0][0].weight.data[0] = float('nan')
+    assert encoder_info(save_encoder(e, tmp_path/'e'))['spec'] and not recwarn
+
+def test_a_compiled_encoder_is_not_compiled_for_its_file(tmp_path):
+    seen = []
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+    e = tiny()
+    e.compile(backend=backend)
+    assert encoder_info(save_encoder(e, tmp_path/'e'))['spec'] and not seen
+
+@pytest.mark.parametrize('arch', ['resnet18','resnet18d','xresnet18'])
+@pytest.mark.parametrize('wrap', [lambda e: e, nn.DataParallel])
+def test_our_own_surgery_is_described(arch, wrap, tmp_path):
+    "Small stem, channels and group norm after `create_encoder`: the file is of the changed network"
+    from self_supervised.surgery import adapt_input, shrink_stem, to_group_norm
+    first = made(arch)
+    e = deepcopy(first)
+    shrink_stem(wrap(e))
+    adapt_input(wrap(e), 2)
+    to_group_norm(wrap(e))
+    assert first.spec['small_stem'] is False
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = load_encoder(save_encoder(e, tmp_path/'e'))
+    assert (again.spec['small_stem'],again.spec['n_in'],again.spec['norm'])==(True,2,'group')
+    x = torch.rand(2, 2, 32, 32)
+    torch.testing.assert_close(embed(again, x)[0], embed(e, x)[0])
+    with pytest.warns(UserWarning, match='create_encoder made any more'): assert encoder_info(save_encoder(to_group_norm(made(arch), 1), tmp_path/'g'))['spec'] is None
+
+@pytest.mark.parametrize('arch,kw', [('xresnet18',dict(act_cls=nn.SiLU)), ('resnet10t',dict(norm_layer=nn.BatchNorm2d)), ('resnet10t',dict(act_layer=partial(nn.ReLU)))])
+def test_an_argument_that_is_no_text_does_not_stop_the_save(arch, kw, tmp_path):
+    "A class, a function: weights and record are written, the description is not"
+    e = made(arch, **kw)
+    remember(e, stats=STATS, n_in=3)
+    with pytest.warns(UserWarning, match=f'{next(iter(kw))}=.*cannot be written as text. So the file') as w: file = save_encoder(e, tmp_path/'e')
+    assert len(w)==1 and encoder_info(file)['spec'] is None and encoder_info(file)['stats']==STATS
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(embed(load_encoder(file, encoder=made(arch, **kw)), x)[0], embed(e, x)[0])
+
 def test_saving_draws_no_random_number(tmp_path):
     torch.manual_seed(1)
     want = torch.rand(1)

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import zip_longest
+from math import prod
 from numbers import Number
 from pathlib import Path
 from warnings import catch_warnings, simplefilter, warn
@@ -23,8 +25,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import parametrize
 
 from .. import __version__
-from ..core import checked, first_line, invalid, shape_in_words, undisturbed, write_atomic
-from ..layers import create_encoder
+from ..core import brief_repr, checked, first_line, invalid, is_list, shape_in_words, undisturbed, write_atomic
+from ..layers import Unflattenable, create_encoder, output_for, probe, tensors_in
 from ..record import check_record, record_of, unwrapped
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c006
@@ -44,7 +46,7 @@ def save_encoder(
     net = unwrapped(encoder)
     check_encoder(net)
     meta = check_record('meta', record_of(net) | meta)
-    weights,spec = _to_write(net)
+    weights,spec = _to_write(net, meta.get('size'))
     text = meta_text(dict(spec=spec, version=__version__, **meta))
     data = save(weights, {'self_supervised': text, _digest_key: _digest(weights, text)})
     _check_written(data, weights, path)
@@ -79,6 +81,12 @@ def check_encoder(
     if hasattr(net, 'online'):
         raise invalid(f'encoder={type(net).__name__}', 'is more than an encoder', 'Pass its .encoder', TypeError)
 
+def height_width(
+    size:int|tuple, # Side in pixels, or (h,w)
+)->tuple[int,int]: # (h,w)
+    "Return the height and width of pictures of a `size`, which may be one side"
+    return tuple(size) if is_list(size) else (size,size)
+
 def meta_text(
     meta:dict, # Facts that a file records besides the weights
 )->str: # JSON
@@ -94,20 +102,36 @@ def _as_lists(o):
     return json.JSONEncoder().default(o)  # raises
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #readable
-def _to_write(net):
+def _to_write(net, size):
     "Return the weights of `net` on the CPU, under the names `load_encoder` expects, and its spec; None if it misfits"
     spec = getattr(net, 'spec', None)
-    shapes = _layout(spec) if spec else None
+    problem = _no_text(spec or {})
+    shapes = _layout(spec) if spec and not problem else None
     # Copies: safetensors refuses tensors that share memory, as tied weights do
     weights = {k: v.detach().cpu().contiguous().clone() for k,v in _named_weights(net, shapes).items()}
-    if shapes is None or shapes=={k: v.shape for k,v in weights.items()}: return weights,spec
-    warn(f"The encoder is not the {spec['arch']} that create_encoder made any more: {_first_misfit(shapes, weights)}. "
-         'So the file does not describe it. Load it with load_encoder(path, encoder=net).')
+    if shapes is not None:
+        changed = _first_misfit(shapes, weights) or _other_features(net, spec, weights, size)
+        if changed: problem = f"The encoder is not the {spec['arch']} that create_encoder made any more: {changed}"
+    if not problem: return weights,spec
+    warn(f'{problem}. So the file does not describe it. Load it with load_encoder(path, encoder=net).')
     return weights,None
 
+def _no_text(spec):
+    "Name the arguments that a file cannot hold, such as a class; empty if there are none"
+    return '; '.join(f"{k}={getattr(v, '__name__', brief_repr(v))} of create_encoder cannot be written as text"
+                     for k,v in spec.items() if not _is_plain(v))
+
+def _is_plain(v):
+    "Can `v` be written as text?"
+    try: json.dumps(v, default=_as_lists)
+    except TypeError: return False
+    return True
+
 def _first_misfit(shapes, weights):
-    "Name a weight that differs"
-    k = min(k for k in shapes.keys() | weights.keys() if k not in weights or shapes.get(k)!=weights[k].shape)
+    "Name a weight that differs; empty if there is none"
+    differ = [k for k in shapes.keys() | weights.keys() if k not in weights or shapes.get(k)!=weights[k].shape]
+    if not differ: return ''
+    k = min(differ)
     return f'its weight {k!r} differs' if k in shapes else f'its weight {k!r} is new'
 
 def _layout(spec):
@@ -116,6 +140,47 @@ def _layout(spec):
         with suppress(Exception), catch_warnings(), torch.random.fork_rng(devices=[]), torch.device(device):
             simplefilter('ignore')
             return {k: v.shape for k,v in create_encoder(**spec | dict(pretrained=False)).state_dict().items()}
+
+def _other_features(net, spec, weights, size):
+    "Say so if the network that `spec` describes returns others than `net`, for random pictures"
+    twin = _twin(spec, weights)
+    if twin is None or all(_returns(twin, *seen) for seen in _seen(net, spec.get('n_in'), size)): return ''
+    return 'it returns other features (a layer without weights or a setting of one has changed)'
+
+def _twin(spec, weights):
+    "Make the network that `spec` describes, with `weights`; None if it cannot be made"
+    with suppress(Exception), catch_warnings(), torch.random.fork_rng(devices=[]):
+        simplefilter('ignore')
+        # What a file holds: lists in place of tuples
+        twin = create_encoder(**json.loads(meta_text(spec)) | dict(pretrained=False))
+        twin.load_state_dict(weights, assign=True)  # of the same types: half precision rounds alike
+        return twin
+
+def _seen(net, n_in, size)->Iterator:
+    "Yield random pictures that `net` takes, with its features: the usual size, and the recorded one if it is moderate"
+    # A pooling and its like tell nothing on a map of one pixel
+    sizes = [None, size] if size and prod(height_width(size))<=256*256 else [None]
+    for s in sizes:
+        with suppress(ValueError, Unflattenable): yield probe(net, n_in, s, _random_picture)
+
+def _random_picture(shape):
+    "Return the same numbers each time, from a generator of their own"
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+def _returns(twin, x, want):
+    "Does `twin` return `want`, up to rounding?"
+    try: got = output_for(twin.to(x.device), x)
+    except torch.OutOfMemoryError: return True  # nobody knows
+    except Exception: return False  # it does not take what the network took
+    pairs = [*zip_longest(tensors_in(want), tensors_in(got))]
+    return all(b is not None and _close(a, b) for a,b in pairs)
+
+def _close(a, b):
+    "Are two tensors the same up to rounding? One that is not finite tells nothing"
+    if a is None or a.shape!=b.shape: return False
+    if not a.is_floating_point() or not a.isfinite().all(): return True
+    most = max(1e-3, torch.finfo(a.dtype).eps**.5)
+    return bool((a.double()-b.double()).norm() <= most*a.double().norm())
 
 # Parts that wrappers inside a network add to the names of weights
 _wrapped = ('_orig_mod','_checkpoint_wrapped_module','_fsdp_wrapped_module','module')
@@ -288,10 +353,3 @@ def _no_larger_than(weights):
 
 class _TooLarge(ValueError):
     "A file describes a network that its weights cannot fill"
-
-# %% ../../nbs/70_transfer.encoder_file.ipynb #31c018
-def height_width(
-    size:int|tuple, # Side in pixels, or (h,w)
-)->tuple[int,int]: # (h,w)
-    "Return the height and width of pictures of a `size`, which may be one side"
-    return (size,size) if isinstance(size, int) else tuple(size)
