@@ -83,10 +83,10 @@ def _tell(what):
     if not rank_distrib(): print(f'left out: {what}')
 
 # %% ../../nbs/15_data.images.ipynb #labels_code
-def _label_tfms(items, splits, label_func):
+def _label_tfms(labels, splits, label_func):
     "Return the steps from an item to the number of its class; None without labels"
     if label_func is None: return None
-    _check_classes(items, splits, label_func)
+    _check_classes(labels, splits)
     return [label_func, Categorize()]
 
 def _with_labels(items, label_func):
@@ -104,8 +104,7 @@ def _with_labels(items, label_func):
     return L(Picture(os.fspath(o), f, y) for o,f,y in zip(items, where, labels)),attrgetter('label')
 
 def _labelled(items, label_func):
-    "Return the indices of the pictures with a label, all without `label_func`; print the number of the others"
-    if label_func is None: return list(range(len(items)))
+    "Return the indices of the pictures with a label, and their labels; print the number of the others"
     labels = known_labels([label_func(o) for o in items])
     found = [i for i,o in enumerate(labels) if o is not None]
     n = len(items)-len(found)
@@ -115,14 +114,13 @@ def _labelled(items, label_func):
         raise invalid('label_func', f'gives {brief_repr(several)}, and a label is one word or number', fix)
     if not found:
         raise invalid('label_func', 'gives no picture a label', 'Pass another, or None to train without labels')
-    if not n: return found
-    first = next(o for o,label in zip(items, labels) if label is None)
-    _tell(f"{n} {plural(n, 'picture')} without a label, e.g. {printable(first)}")
-    return found
+    first = next((o for o,label in zip(items, labels) if label is None), None)
+    if n: _tell(f"{n} {plural(n, 'picture')} without a label, e.g. {printable(first)}")
+    return found,labels
 
-def _check_classes(items, splits, label):
+def _check_classes(labels, splits):
     "Raise for classes that are held out as a whole"
-    train,held = ({str(label(items[i])) for i in idxs} for idxs in splits)
+    train,held = ({str(labels[i]) for i in idxs} for idxs in splits)
     lost = sorted(held-train)
     if not lost: return
     names = ', '.join(map(repr, lost[:5])) + (', …' if len(lost)>5 else '')
@@ -177,16 +175,17 @@ def image_dls(
     if not is_array(items[0]): check_channels(n_in, read.reader)
     if items.left_out: _tell(left_out_text(items.left_out))
     items,label_func = _with_labels(items, label_func)
-    good = _labelled(items, label_func)
+    good,labels = (list(range(len(items))),None) if label_func is None else _labelled(items, label_func)
     skipped = Skipped(len(good), max_bad, log)
     remarks = Remarks(len(good), 1.)
     check_workers(workers)
     if keep and workers: raise invalid(f'keep=True, {workers=}', 'are two ways to read ahead', 'Leave workers out')
     if check: good = _readable(items, good, skipped, read, workers)
     items,splits = _parts(items, good, source, valid, seed)
+    if labels: labels = [labels[i] for i in good]
     check_batch_fits(bs, len(splits[0]))
     if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
-    data = picture_data(items, splits, read, _label_tfms(items, splits, label_func), skipped, remarks)
+    data = picture_data(items, splits, read, _label_tfms(labels, splits, label_func), skipped, remarks)
     report = partial(_report, skipped, remarks)
     dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device,
                            dl_type=PictureDL)

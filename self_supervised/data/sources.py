@@ -604,7 +604,7 @@ def _no_label_file(given, shard, files, picture, name, ext):
     "Return the error for a picture without a file of its label; raise it if only the rule for names hides the file"
     whole = f'{os.path.splitext(picture)[0]}.{ext}'
     fix = 'Name another, or pass a function of an item'
-    if whole in files: fix = f'As in WebDataset, names are cut at the first dot: name both files without another dot'
+    if whole in files: fix = 'As in WebDataset, names are cut at the first dot: name both files without another dot'
     error = invalid(given, f'must name a file beside each picture, and {shard} has no {name}', fix)
     if whole in files: raise error
     return error
