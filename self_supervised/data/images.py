@@ -210,7 +210,7 @@ def _check_how(how):
         raise invalid(f'{name}={brief_repr(value)}', 'is no argument of image_dls', fix, TypeError)
 
 def _readable(items, good, skipped, read, workers):
-    "Return those of the indices `good` whose pictures can be read; note the others"
+    "Return the indices among `good` of pictures that can be read; note the others"
     bad = check_pictures(items[good], read.size, read.n_in, workers=workers, ground=read.ground,
                          full_scale=read.full_scale, max_pixels=read.max_pixels, reader=read.reader)
     for name,reason in bad.items(): skipped.add(name, reason)

@@ -218,7 +218,7 @@ def open_table(
                   "Add a first line with names of the columns, e.g. 'name,label'")
 
 def _read_csv(file, **how):
-    "Read a csv file with commas, semicolons or tabs, whichever its first line has most of, as a table of texts"
+    "Read a csv file as a table of texts; its separator is the comma, semicolon or tab that its first line has most of"
     import pandas as pd
     with open(file, encoding='utf-8', errors='replace') as f: first = f.readline()
     how |= dict(sep=max(',;\t', key=first.count), dtype=str, keep_default_na=False, encoding='utf-8-sig')
@@ -258,6 +258,7 @@ def _in_path(path, column, label, folder, suffixes, any_file):
         return _listed(items, dict(Counter(items.left_out)+Counter(others)))
     if path.is_file(): return _in_file(path, column, label, folder, is_wanted)
     if not path.exists() and glob.has_magic(os.fspath(path)): return _in_pattern(path, column, label, is_wanted)
+    if path.is_dir() and any(map(_is_tar, path.glob('*'))): _refuse_parts(column, label, f"Pass the tars, '{path}/*.tar'")
     _refuse_parts(column, label)
     if path.exists(): return picture_files(path, suffixes)
     if path.suffix:
@@ -266,7 +267,7 @@ def _in_path(path, column, label, folder, suffixes, any_file):
     return picture_files(path, suffixes)
 
 def _shards(path, suffixes):
-    "List the tars in a folder; none if it has pictures in it or below, whose archive or backup a tar may be"
+    "List the tars in a folder; none if it has pictures in it or below, since a tar may be their archive"
     tars = sorted(f for f in path.glob('*') if _is_tar(f))
     if not tars: return []
     is_picture = _ending_in(None if suffixes=='*' else suffixes)
@@ -327,12 +328,11 @@ def _at(source, i):
     item = source[i]
     return item[0] if isinstance(item, tuple) else item
 
-def _refuse_parts(column, label):
+def _refuse_parts(column, label, fix='Leave it out, or for labels pass a function of a path'):
     "Raise if a column or a label is named in a source that has none"
     for name,value in dict(column=column, label_func=label).items():
         if value is None: continue
-        raise invalid(f'{name}={value!r}', 'names a part of a table or of a tar shard, and the source is neither',
-                      'Leave it out, or for labels pass a function of a path; tars beside pictures as pics/*.tar')
+        raise invalid(f'{name}={value!r}', 'names a part of a table or of a tar shard, and the source is neither', fix)
 
 def _columns(source):
     "List the columns of a table; return None if `source` is no table"
