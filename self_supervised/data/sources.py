@@ -258,7 +258,8 @@ def _in_path(path, column, label, folder, suffixes, any_file):
         return _listed(items, dict(Counter(items.left_out)+Counter(others)))
     if path.is_file(): return _in_file(path, column, label, folder, is_wanted)
     if not path.exists() and glob.has_magic(os.fspath(path)): return _in_pattern(path, column, label, is_wanted)
-    if path.is_dir() and any(map(_is_tar, path.glob('*'))): _refuse_parts(column, label, f"Pass the tars, '{path}/*.tar'")
+    if path.is_dir() and any(map(_is_tar, path.glob('*'))):
+        _refuse_parts(column, label, f"Pass the tars beside the pictures, e.g. '{path}/*.tar'")
     _refuse_parts(column, label)
     if path.exists(): return picture_files(path, suffixes)
     if path.suffix:
