@@ -1,6 +1,8 @@
 "Nothing silent on the way of a picture: what is left out is counted, what is hidden is not seen, no scale is guessed, names are harmless"
 import csv
 import io
+import json
+import math
 import os
 import pickle
 import subprocess
@@ -9,11 +11,15 @@ import tarfile
 import types
 import warnings
 import zlib
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.data.transforms import RegexLabeller, parent_label
+from fastai.torch_basics import using_attr
 from fastcore.script import CliError
 from PIL import EpsImagePlugin, Image, PngImagePlugin, TiffImagePlugin
 from torch.utils.data import Subset
@@ -25,7 +31,7 @@ from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import BadPicture, load_reader, open_picture, parse_size
 from self_supervised.data.skipped import Skipped, TooManyBad, check_pictures
-from self_supervised.data.sources import left_out_text, picture_files, picture_items, picture_suffixes
+from self_supervised.data.sources import known_labels, left_out_text, picture_files, picture_items, picture_suffixes
 
 rng = np.random.default_rng(0)
 
@@ -286,16 +292,15 @@ def test_what_lies_beside_the_pictures_is_counted_and_named(tmp_path, capsys):
     assert picture_items(str(tmp_path/'*')+'*/*.png').left_out=={}
 
 def test_beside_and_in_tars(tmp_path):
-    "Labels belong to their picture; other members, files beside shards and in folders below do not"
+    "Labels belong to their picture; other members and files beside shards do not"
     with tarfile.open(tmp_path/'0.tar', 'w') as t:
         for name,data in {'a.png':as_file(Image.fromarray(smooth()), 'PNG'), 'a.cls':b'1', 'b.heic':b'x', 'b.cls':b'1', '._a.png':b'x'}.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             t.addfile(info, io.BytesIO(data))
-    (tmp_path/'deep').mkdir()
-    Image.fromarray(smooth()).save(tmp_path/'deep'/'x.png')
+    (tmp_path/'README.md').touch()
     items = picture_items(tmp_path)
-    assert len(items)==1 and items.left_out=={'.heic':1, '.cls':1, 'hidden .png':1, '.png':1}
+    assert len(items)==1 and items.left_out=={'.heic':1, '.cls':1, 'hidden .png':1, '.md':1}
 
 def test_a_folder_without_pictures_says_what_is_there(tmp_path):
     want = beside(tmp_path)
@@ -792,3 +797,214 @@ def test_a_damaged_page_behind_the_first_is_no_matter(tmp_path, kind):
             try: read.append(reading.PictureReader(1, 8)(tmp_path/f'b.{kind}', note=note))
             except BadPicture: read.append(None)
         assert (read[0] is None)==(read[1] is None) and (read[0] is None or torch.equal(*read))
+
+# Labels: one rule for pictures without one, in all sources
+
+class STL(torch.utils.data.Dataset):
+    "As torchvision's STL10: -1 marks unlabelled pictures"
+    classes = ['airplane','bird','truck']
+    def __init__(self): self.labels = np.array([0,1,2,-1]*3)
+    def __len__(self): return 12
+    def __getitem__(self, i): return Image.fromarray(colour),self.labels[i]
+
+class Remapped(STL):
+    "Its items have other numbers than its list"
+    def __getitem__(self, i): return Image.fromarray(colour),int(self.labels[i]==2)
+
+class Named(STL):
+    "It names a `target_transform`, and keeps no list"
+    def __init__(self): self.target_transform = lambda y: y%2
+    def __getitem__(self, i): return Image.fromarray(colour),self.target_transform(i)
+
+loading = dict(size=8, bs=1, valid=0., workers=0, device='cpu')
+
+def labels_in(source, label_func, **kw):
+    "Label → number of pictures to train on"
+    dls = image_dls(source, label_func=label_func, **loading | kw)
+    return Counter(dls.vocab[int(y)] for y in dls.train.new(shuffle=False, drop_last=False, bs=99).one_batch()[1])
+
+def words(folder, n=12):
+    "`n` pictures cat_0.png, dog_1.png, …"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder/f"{['cat','dog'][i%2]}_{i}.png" for i in range(n)]
+    for f in files: Image.fromarray(colour).save(f)
+    return files
+
+def write_tar(path, members):
+    "Name → bytes, or name → TarInfo of a link"
+    with tarfile.open(path, 'w') as t:
+        for name,o in members.items():
+            info = o if isinstance(o, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.name,info.size = name,0 if info is o else len(o)
+            t.addfile(info, None if info is o else io.BytesIO(o))
+    return path
+
+def link(kind, target):
+    info = tarfile.TarInfo()
+    info.type,info.linkname = kind,target
+    return info
+
+png = as_file(Image.fromarray(smooth()), 'PNG')
+
+@pytest.mark.parametrize('label', ['labels',1])
+def test_minus_one_is_no_class(label, capsys):
+    assert labels_in(STL(), label)==dict(airplane=3, bird=3, truck=3)
+    assert 'left out: 3 pictures without a label, e.g. item 3' in capsys.readouterr().out
+    assert labels_in(Subset(STL(), range(8)), label)==dict(airplane=2, bird=2, truck=2)
+    data = STL()
+    data.labels[:] = -1
+    with pytest.raises(ValueError, match='gives no picture a label.*None to train without'): labels_in(data, label)
+
+def test_changed_numbers_do_not_get_the_words_of_others():
+    assert labels_in(Remapped(), 1)=={0:9, 1:3}
+    assert labels_in(Named(), 1)=={0:6, 1:6}
+    data = STL()
+    data.ages = [30,40,50]*4
+    assert labels_in(data, 'ages')=={30:4, 40:4, 50:4}
+
+def test_minus_one_and_one_are_two_classes():
+    "As in CelebA and for support vector machines"
+    assert known_labels([-1,1,-1])==[-1,1,-1] and known_labels(['-1','1'])==['-1','1'] and known_labels([1.,-1.,math.nan])==[1.,-1.,None]
+    assert known_labels([-1,0,1])==[None,0,1] and known_labels(['-1','a'])==[None,'a'] and known_labels([-1,-1])==[None,None]
+    assert known_labels([None,pd.NA,pd.NaT,'',' ','x',False,0])==[None]*5+['x',False,0]
+
+def test_a_blank_label_is_no_class_in_any_source(tmp_path, capsys):
+    files = words(tmp_path/'pics')
+    y = [None,'cat','dog']*4
+    want = dict(cat=4, dog=4)
+    frame = pd.DataFrame(dict(name=files, label=y))
+    (tmp_path/'a.csv').write_text('name,label\n'+''.join(f'{f},{o or [""," "][i%2]}\n' for i,(f,o) in enumerate(zip(files, y))))
+    tar = {f'{i}.{k}': v for i,o in enumerate(y) for k,v in dict(png=png, cls=(o or ' ').encode(), json=json.dumps(dict(a=o)).encode()).items()}
+    for source,kw in ((frame, dict(column='name', label_func='label')), (str(tmp_path/'a.csv'), dict(column='name', label_func='label')),
+                      (frame.assign(label=frame.label.astype('string')), dict(column='name', label_func='label')),
+                      (files, dict(label_func=dict(zip(files, y)).get)), (files, dict(label_func=y)), (tmp_path/'pics', dict(label_func=y)),
+                      (write_tar(tmp_path/'a.tar', tar), dict(label_func='cls')), (tmp_path/'a.tar', dict(label_func='json.a'))):
+        assert labels_in(source, **kw)==want
+        assert capsys.readouterr().out.count('left out: 4 pictures without a label')==1
+    # positions and rows stay those of the source
+    dls = image_dls(files, 8, bs=1, workers=0, label_func=y, valid=[0,1,2], check=True)
+    assert [o.name for o in dls.valid_ds.items]==['dog_1.png','cat_2.png'] and len(dls.train_ds)==6
+
+def test_a_function_of_labels_gets_a_path_in_any_source(tmp_path):
+    "Also fastai's: the name is that of the file, not of the tar with it"
+    files = words(tmp_path/'pics'/'train')
+    with tarfile.open(tmp_path/'a.tar', 'w') as t: t.add(tmp_path/'pics', 'pics')
+    frame = pd.DataFrame(dict(f=list(map(str, files))))
+    regex = RegexLabeller(r'^(.+)_\d+.png$')
+    for source in (tmp_path/'pics', tmp_path/'a.tar', frame, files):
+        for label in (lambda o: o.name.split('_')[0], using_attr(regex, 'name'), RegexLabeller(r'/([a-z]+)_\d+.png$'), lambda o: o.stem[:3],
+                      lambda o: str(o).split('/')[-1][:3], lambda o: o.with_suffix('').name[:3]):
+            assert labels_in(source, label)==dict(cat=6, dog=6)
+        assert labels_in(source, lambda o: o.parent.name)==labels_in(source, parent_label)==dict(train=12)
+    o = picture_items(tmp_path/'a.tar')[0]
+    again = pickle.loads(pickle.dumps(o))
+    assert again.parts==Path(o).parts and again.suffix=='.png' and str(again)==os.fspath(o) and not hasattr(again, 'ndim')
+
+def test_a_list_of_labels_and_what_is_none(tmp_path):
+    files = words(tmp_path/'pics')
+    for y in ([0,1]*6, np.arange(12)%2, torch.arange(12)%2, pd.Series([0,1]*6)): assert labels_in(files, y)=={0:6, 1:6}
+    for y,text in (([0]*11, 'has 11 labels, and there are 12 pictures'), ({'a':1}, 'is no function, name or list.*lambda'), (1.5, 'is no function'),
+                   (lambda o: ['a'], 'a label is one word or number')):
+        with pytest.raises(ValueError, match=text) as e: labels_in(files, y)
+        assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('name', ['item_tfms','batch_tfms','path'])
+def test_an_argument_of_fastais_loaders(tmp_path, name):
+    words(tmp_path)
+    with pytest.raises(TypeError, match=f'{name}=.* is no argument of image_dls. Pass .*size' if name!='path' else 'help.image_dls') as e:
+        image_dls(tmp_path, **{name:[1]})
+    assert '\n' not in str(e.value)
+
+# Tars
+
+def test_tars_beside_pictures_hide_none(tmp_path, capsys):
+    "A backup, the archive that the folder came in, annotations: counted as left out"
+    files = words(tmp_path/'images')
+    write_tar(tmp_path/'backup.tar', {'0.png':png})
+    write_tar(tmp_path/'annotations.tar', {'0.xml':b'x'})
+    with tarfile.open(tmp_path/'images.tar.gz', 'w:gz') as t: t.add(tmp_path/'images', 'images')
+    items = picture_items(tmp_path)
+    assert items==sorted(files) and items.left_out=={'.tar':2, '.tar.gz':1}
+    byol_check(str(tmp_path), workers=0)
+    assert 'All 12 pictures can be read' in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"label_func='cls' names.*\*\.tar"): picture_items(tmp_path, label='cls')
+    assert len(picture_items(str(tmp_path/'b*.tar')))==1
+    # a folder of shards alone, also with a hidden thumbnail and a text in it
+    (tmp_path/'shards'/'.thumbs').mkdir(parents=True)
+    for name in ('.thumbs/1.png','README.md','index.json'): (tmp_path/'shards'/name).write_bytes(png)
+    for i in range(2): write_tar(tmp_path/'shards'/f'{i}.tar', {'0.png':png})
+    for kw in ({}, dict(any_file=True)): assert len(picture_items(tmp_path/'shards', **kw))==2
+    assert picture_items(tmp_path/'shards').left_out=={'hidden .png':1, '.md':1, '.json':1}
+
+def test_hidden_folders_are_counted(tmp_path):
+    "In a folder as in a tar; a linked one is read under the name that is not hidden"
+    files = words(tmp_path/'data'/'pics', 4)
+    words(tmp_path/'data'/'.cache'/'deep', 2)
+    words(tmp_path/'data'/'.store', 3)
+    (tmp_path/'data'/'.cache'/'notes.txt').touch()
+    assert picture_items(tmp_path/'data').left_out=={'hidden .png':5}
+    (tmp_path/'data'/'z').symlink_to('.store')
+    items = picture_items(tmp_path/'data')
+    assert len(items)==7 and items.left_out=={'hidden .png':2}
+    with tarfile.open(tmp_path/'a.tar', 'w') as t: t.add(tmp_path/'data', '.')
+    items = picture_items(tmp_path/'a.tar')
+    assert [o.name for o in items]==sorted(f.name for f in files) and items.left_out=={'hidden .png':5, 'without suffix (a link to no file of the tar)':1}
+    (tmp_path/'.home').mkdir()
+    assert len(picture_items((tmp_path/'data').rename(tmp_path/'.home'/'data')))==7   # what lies above a source is no matter
+
+def test_links_in_a_tar_are_followed_or_counted(tmp_path):
+    hard,soft = tarfile.LNKTYPE,tarfile.SYMTYPE
+    tar = write_tar(tmp_path/'a.tar', {
+        'x/0.png':png, 'x/hard.png':link(hard, 'x/0.png'), 'x/soft.png':link(soft, '0.png'), 'blob':png, 'y/1.png':link(soft, '../blob'),
+        'y/1.cls':link(soft, '../cat'), 'cat':b'cat', 'x/0.cls':b'dog', 'x/hard.cls':link(hard, 'x/0.cls'),
+        'out.png':link(soft, '/etc/x.png'), 'circle.png':link(soft, 'circle.png')})
+    items = picture_items(tar, label='cls')
+    assert [(str(o.relative_to(tar)),o.label) for o in items]==[('x/0.png','dog'), ('x/hard.png','dog'), ('y/1.png','cat')]
+    assert check_pictures(tar, workers=0)=={} and all(o.where()==png for o in items)
+    assert items.left_out=={'.png (a link to no file of the tar)':2, 'without suffix':2}
+
+@pytest.mark.parametrize('label,member,text', [
+    ('json.species', {'0.json':b'{'}, "0.json' in .* JSON"), ('json.species', {'0.json':b'[1]'}, None), ('cls', {'0.cls':b'ch\xe4t'}, "0.cls' in .* UTF-8"),
+    ('json.species', {'0.json':b'{"kind": 1}'}, None), ('cls', {'v1.0_a.png':png, 'v1.0_a.cls':b'x'}, 'has no v1.cls.*WebDataset.*first dot')])
+def test_a_label_in_a_tar_that_cannot_be_read(tmp_path, label, member, text):
+    "One line with the member and the fix; a missing one is no label, unless all are"
+    tar = {'0.png':png, '0.cls':b'x', '0.json':b'{"species": "x"}'} | member
+    if text is None:
+        write_tar(tmp_path/'a.tar', tar)
+        with pytest.raises(ValueError, match='must name a field.*0.json'): picture_items(tmp_path/'a.tar', label=label)
+        write_tar(tmp_path/'a.tar', tar | {'1.png':png, '1.json':b'\xef\xbb\xbf{"species": "x"}', '2.png':png})
+        assert [o.label for o in picture_items(tmp_path/'a.tar', label=label)]==[None,'x',None]
+        return
+    write_tar(tmp_path/'a.tar', tar)
+    with pytest.raises(ValueError, match=text) as e: picture_items(tmp_path/'a.tar', label=label)
+    assert '\n' not in str(e.value)
+
+# csv and text files
+
+def test_a_csv_file_without_header_loses_no_picture(tmp_path):
+    files = words(tmp_path)
+    (tmp_path/'a.csv').write_text('\n'.join(f.name for f in files))
+    assert [o.name for o in picture_items(tmp_path/'a.csv')]==[f.name for f in files]
+    for name in ('cat_0.png','elsewhere/x.png'):
+        (tmp_path/'b.csv').write_text(f'{name},cat\ncat_2.png,cat\n')
+        with pytest.raises(ValueError, match=f"b.csv' has no header: .*{name}.*name,label") as e: picture_items(tmp_path/'b.csv')
+        assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('sep', [',',';','\t'])
+@pytest.mark.parametrize('end', ['','sep'])
+def test_csv_files_of_any_separator(tmp_path, sep, end):
+    files = words(tmp_path)
+    end = sep if end else ''
+    (tmp_path/'a.csv').write_text(f'name{sep}label\n'+''.join(f'{f.name}{sep}00{i%2}{end}\n' for i,f in enumerate(files)), encoding='utf-8-sig')
+    with warnings.catch_warnings(action='error'): assert labels_in(tmp_path/'a.csv', 'label', column='name')=={'000':6, '001':6}
+
+@pytest.mark.parametrize('data', ['name,label\ncat_0.png,chät'.encode('latin-1'), b'', b'name,label\na,b\na,b,c,d\n', 'name,label\n'.encode('utf-16')])
+def test_a_csv_file_that_cannot_be_read_is_named(tmp_path, data):
+    (tmp_path/'a.csv').write_bytes(data)
+    with pytest.raises(ValueError, match="a.csv' is no csv file that can be read .* UTF-8") as e: picture_items(tmp_path/'a.csv', 'name', label='label')
+    assert '\n' not in str(e.value)
+
+def test_a_list_of_names_with_a_byte_order_mark(tmp_path):
+    files = words(tmp_path)
+    (tmp_path/'names.txt').write_text('\n'.join(f.name for f in files), encoding='utf-8-sig')
+    assert picture_items(tmp_path/'names.txt')==files

@@ -7,6 +7,7 @@ __all__ = ['image_dls']
 
 # %% ../../nbs/15_data.images.ipynb #imports
 import os
+from collections.abc import Hashable
 from functools import partial
 from numbers import Integral, Real
 from operator import attrgetter
@@ -16,13 +17,15 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize
 from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.foundation import L
 
-from ..core import check_one_of, check_workers, checked, invalid, number_of, seed_loaders
+from ..core import brief_repr, check_one_of, check_workers, checked, invalid, number_of, plural, printable
+from ..core import seed_loaders
 from .arrays import check_batch_fits, no_labels, positions
 from .kept import MOST, Kept
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
-from .sources import column_values, left_out_text, open_table, picture_items
+from .sources import Picture, column_values, known_labels, left_out_text, open_table, picture_items
 
 # %% ../../nbs/15_data.images.ipynb #split
 def _split(items, source, valid, seed):
@@ -80,16 +83,44 @@ def _tell(what):
     if not rank_distrib(): print(f'left out: {what}')
 
 # %% ../../nbs/15_data.images.ipynb #labels_code
-def _label_tfms(items, splits, label_func):
+def _label_tfms(labels, splits, label_func):
     "Return the steps from an item to the number of its class; None without labels"
     if label_func is None: return None
-    label = attrgetter('label') if isinstance(label_func, (str,Integral)) else label_func
-    _check_classes(items, splits, label)
-    return [label, Categorize()]
+    _check_classes(labels, splits)
+    return [label_func, Categorize()]
 
-def _check_classes(items, splits, label):
+def _with_labels(items, label_func):
+    "Return items, and the function from an item to its label, for a function, a name or place, or a list of labels"
+    if label_func is None or callable(label_func): return items,label_func
+    if isinstance(label_func, (str,Integral)): return items,attrgetter('label')
+    given = f'label_func={brief_repr(label_func)}'
+    if isinstance(label_func, (dict,set)) or not hasattr(label_func, '__len__'):
+        fix = 'Pass a function of the path, e.g. label_func=lambda o: labels[o.name], or a list of labels'
+        raise invalid(given, f'is no function, name or list, but {type(label_func).__name__}', fix)
+    labels = [o.tolist() if hasattr(o, 'tolist') else o for o in label_func]
+    if len(labels)!=len(items):
+        raise invalid(given, f'has {len(labels)} labels, and there are {len(items)} pictures', 'Pass one per picture')
+    where = [o.where if isinstance(o, Picture) else o for o in items]
+    return L(Picture(os.fspath(o), f, y) for o,f,y in zip(items, where, labels)),attrgetter('label')
+
+def _labelled(items, label_func):
+    "Return the indices of the pictures with a label, and their labels; print the number of the others"
+    labels = known_labels([label_func(o) for o in items])
+    found = [i for i,o in enumerate(labels) if o is not None]
+    n = len(items)-len(found)
+    several = next((o for o in labels if not isinstance(o, Hashable)), None)
+    if several is not None:
+        fix = 'Pass one label per picture, or for several DataBlock with MultiCategoryBlock'
+        raise invalid('label_func', f'gives {brief_repr(several)}, and a label is one word or number', fix)
+    if not found:
+        raise invalid('label_func', 'gives no picture a label', 'Pass another, or None to train without labels')
+    first = next((o for o,label in zip(items, labels) if label is None), None)
+    if n: _tell(f"{n} {plural(n, 'picture')} without a label, e.g. {printable(first)}")
+    return found,labels
+
+def _check_classes(labels, splits):
     "Raise for classes that are held out as a whole"
-    train,held = ({str(label(items[i])) for i in idxs} for idxs in splits)
+    train,held = ({str(labels[i]) for i in idxs} for idxs in splits)
     lost = sorted(held-train)
     if not lost: return
     names = ', '.join(map(repr, lost[:5])) + (', …' if len(lost)>5 else '')
@@ -105,7 +136,8 @@ def image_dls(
     size=None, # Side in pixels, or (h,w), to scale and cut to; None if all have one size already
     n_in:int=3, # Number of channels: 1 reads grey, 3 RGB; any number of arrays, or with `reader`
     # Function from a path to its label, e.g. fastai's `parent_label`; or the column of a table, file of a shard ('cls')
-    # or attribute of a data set ('targets') with labels; or the place of the label in an item, 1; None for unlabelled
+    # or attribute of a data set ('targets') with labels; or the place of the label in an item, 1; or a list of labels;
+    # None for unlabelled. Pictures without a label (None, NaN, '', -1) are left out
     label_func=None,
     # Part to hold out, in [0,1); positions in the source, or a boolean mask; the name of a folder in it, or of a
     # shard, e.g. 'valid'; or the column of a table with train or valid
@@ -135,21 +167,25 @@ def image_dls(
     "Make fastai `DataLoaders` of pictures, labelled or not"
     check_one_of(('random','middle'), square=square)
     seed = int(seed)
+    _check_how(how)
     read = PictureReader(n_in, size, **how)
     source,folder = open_table(source, folder)
     label = label_func if isinstance(label_func, (str,Integral)) else None
     items = picture_items(source, column, label, folder, suffixes, any_file=read.reader is not None)
     if not is_array(items[0]): check_channels(n_in, read.reader)
     if items.left_out: _tell(left_out_text(items.left_out))
-    skipped = Skipped(len(items), max_bad, log)
-    remarks = Remarks(len(items), 1.)
+    items,label_func = _with_labels(items, label_func)
+    good,labels = (list(range(len(items))),None) if label_func is None else _labelled(items, label_func)
+    skipped = Skipped(len(good), max_bad, log)
+    remarks = Remarks(len(good), 1.)
     check_workers(workers)
     if keep and workers: raise invalid(f'keep=True, {workers=}', 'are two ways to read ahead', 'Leave workers out')
-    if check: items,splits = _readable(items, source, valid, seed, skipped, read, workers)
-    else: splits = _split(items, source, valid, seed)
+    if check: good = _readable(items, good, skipped, read, workers)
+    items,splits = _parts(items, good, source, valid, seed)
+    if labels: labels = [labels[i] for i in good]
     check_batch_fits(bs, len(splits[0]))
     if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
-    data = picture_data(items, splits, read, _label_tfms(items, splits, label_func), skipped, remarks)
+    data = picture_data(items, splits, read, _label_tfms(labels, splits, label_func), skipped, remarks)
     report = partial(_report, skipped, remarks)
     dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device,
                            dl_type=PictureDL)
@@ -163,15 +199,28 @@ def _report(skipped, remarks):
     skipped.report()
     remarks.report()
 
-def _readable(items, source, valid, seed, skipped, read, workers):
-    "Return the readable items, and the indices of (train, valid) among them; note the others"
-    bad = check_pictures(items, read.size, read.n_in, workers=workers, ground=read.ground, full_scale=read.full_scale,
-                         max_pixels=read.max_pixels, reader=read.reader)
+def _check_how(how):
+    "Raise for arguments that do not exist, such as those of fastai's loaders"
+    known = 'ground','full_scale','max_pixels','reader'
+    for name,value in how.items():
+        if name in known: continue
+        fix = f"Pass {', '.join(known)}, or another that help(image_dls) lists"
+        if name in ('item_tfms','batch_tfms'):
+            fix = 'Pass size to scale and cut; add other transforms afterwards, e.g. dls.train.after_batch.add(Flip())'
+        raise invalid(f'{name}={brief_repr(value)}', 'is no argument of image_dls', fix, TypeError)
+
+def _readable(items, good, skipped, read, workers):
+    "Return the indices among `good` of pictures that can be read; note the others"
+    bad = check_pictures(items[good], read.size, read.n_in, workers=workers, ground=read.ground,
+                         full_scale=read.full_scale, max_pixels=read.max_pixels, reader=read.reader)
     for name,reason in bad.items(): skipped.add(name, reason)
     skipped.report('are left out')
-    good = [i for i,o in enumerate(items) if os.fspath(o) not in skipped]
+    return [i for i in good if os.fspath(items[i]) not in skipped]
+
+def _parts(items, good, source, valid, seed):
+    "Return the items at the indices `good`, and the indices of (train, valid) among them"
     if isinstance(valid, Real): return items[good],_split(items[good], source, valid, seed)
-    place = {i:k for k,i in enumerate(good)}  # positions and rows are those of the source, the bad ones included
+    place = {i:k for k,i in enumerate(good)}  # positions and rows are those of the source, with those left out
     return items[good],[[place[i] for i in part if i in place] for part in _split(items, source, valid, seed)]
 
 def _one_size(items):

@@ -9,12 +9,13 @@ __all__ = ['picture_files', 'Picture', 'picture_items', 'open_table']
 import glob
 import json
 import os
+import posixpath
 import re
 import tarfile
 import warnings
 from collections import Counter
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 from fastcore.all import L
@@ -52,14 +53,24 @@ def _listed(items, left_out):
     items.left_out = left_out
     return items
 
-def _count(names, is_wanted):
+def _count(names, is_wanted, is_hidden):
     "Count the files that are left out, by suffix"
-    return dict(Counter(kind for name in names if (kind := _kind(name, is_wanted))))
+    return dict(Counter(kind for name in names if (kind := _kind(name, is_wanted, is_hidden(name)))))
 
-def _kind(name, is_wanted):
+def _kind(name, is_wanted, is_hidden):
     "Return the suffix of a file, '.nii.gz' as one; empty for hidden files that are no pictures"
-    if _is_hidden(name): return f'hidden {_suffix(name)}' if is_wanted(name) else ''
+    if is_hidden: return f'hidden {_suffix(name)}' if is_wanted(name) else ''
     return _suffix(name) or 'without suffix'
+
+def _is_hidden(name):
+    "Is a part of a name hidden, as in `.thumbs/1.png` and `a/._1.png`, but not in `./1.png`?"
+    return any(o.startswith('.') and o.strip('.') for o in name.replace(os.sep, '/').split('/'))
+
+def _is_hidden_file(name): return _is_hidden(os.path.basename(name))
+
+def _is_hidden_below(path):
+    "Return a function that tells whether a file is hidden, or in a hidden folder below `path`"
+    return lambda file: _is_hidden(os.fspath(file)[len(os.fspath(path)):])
 
 def _suffix(name):
     stem,suffix = os.path.splitext(os.path.basename(name).lower())
@@ -86,12 +97,13 @@ def picture_files(
     given = f'path={str(path)!r}'
     if not path.is_dir(): raise invalid(given, 'is not an existing folder', 'Pass a folder with pictures in it')
     is_wanted = _ending_in(suffixes)
+    is_hidden = _is_hidden_below(path)
     files = {}  # real path → first path by name that leads to it
     others = {}
     for file,real in sorted(_walk(path)):
-        found = files if is_wanted(file) and not _is_hidden(file) else others
+        found = files if is_wanted(file) and not is_hidden(file) else others
         found.setdefault(real, file)
-    left_out = _count(others.values(), is_wanted)
+    left_out = _count([file for real,file in others.items() if real not in files], is_wanted, is_hidden)
     if files: return _listed(map(Path, sorted(files.values())), left_out)
     beside = f' (there are {left_out_text(left_out)})' if left_out else ''
     raise invalid(given, f'has no picture in it or below{beside}', _fix_suffixes(suffixes))
@@ -101,27 +113,32 @@ def _fix_suffixes(suffixes):
     return ('Pass a folder of .jpg, .png or another format that PIL opens; for other files pass suffixes, e.g. '
             "'.npy', and reader, a function that reads one")
 
-def _is_hidden(name): return os.path.basename(name).startswith('.')
-
 def _walk(path):
     "Yield (file, its real path) under `path`; each folder is entered once, or links in a circle would multiply files"
     entered = {os.path.realpath(path)}
+    hidden = []  # folders for the end: a link from a folder that is not hidden may lead into one
+    yield from _walk_in(path, entered, hidden)
+    for folder in hidden:
+        if _is_new(folder, entered): yield from _walk_in(folder, entered, None)
+
+def _walk_in(path, entered, hidden):
+    "Yield the same of folders not in `entered`; those with a hidden name go into the list `hidden` if there is one"
     for folder,dirs,names in os.walk(path, followlinks=True, onerror=_warn_of_folder):
-        dirs[:] = _not_entered(folder, dirs, entered)  # `os.walk` goes on with what is left in `dirs`
+        later = [o for o in dirs if o.startswith('.')] if hidden is not None else []
+        if later: hidden += [os.path.join(folder, o) for o in later]
+        # `os.walk` goes on with what is left in `dirs`
+        dirs[:] = [o for o in sorted(dirs) if o not in later and _is_new(os.path.join(folder, o), entered)]
         real_folder = os.path.realpath(folder)
         for name in names:
             file = os.path.join(folder, name)
             yield file, _real_path(file, os.path.join(real_folder, name))
 
-def _not_entered(folder, names, entered):
-    "Sort the folders `names` that are neither hidden nor `entered` yet, and mark them as entered"
-    new = []
-    for name in sorted(names):
-        real = os.path.realpath(os.path.join(folder, name))
-        if name.startswith('.') or real in entered: continue
-        entered.add(real)
-        new.append(name)
-    return new
+def _is_new(folder, entered):
+    "Is a folder not entered yet? Mark it as entered"
+    real = os.path.realpath(folder)
+    if real in entered: return False
+    entered.add(real)
+    return True
 
 def _real_path(file, place):
     "Return the file that `file` links to; `place` if it is no link, or leads nowhere, which makes it a bad file"
@@ -133,21 +150,26 @@ def _warn_of_folder(e):
 
 # %% ../../nbs/11_data.sources.ipynb #38c010
 class Picture:
-    "A picture that is not a file of its own, or that brings its label"
-    __slots__ = 'name','where','label'
+    "A picture that is not a file of its own, or that brings its label; it has the attributes of the `Path` of its name"
+    __slots__ = 'path','where','label'
     @checked
     def __init__(self,
-        name:str, # Name in reports, and for `parent_label`: `Path(picture)` is a path of this name
+        name:str, # Name in reports, and for functions of labels: `Path(picture)` is a path of this name
         # Path, bytes of a file, array, PIL image, dictionary of 'bytes' and 'path', or a function that returns one
         where,
         label=None, # Label of any type, or None
     ):
-        self.name = name
+        self.path = name
         self.where = where
         self.label = label
 
-    def __fspath__(self): return self.name
-    def __repr__(self): return f'Picture({self.name!r})'
+    def __fspath__(self): return self.path
+    def __str__(self): return self.path
+    def __repr__(self): return f'Picture({self.path!r})'
+    def __getattr__(self, name):
+        # Unpickling asks for some before the slots are set
+        if name.startswith('_') or name in self.__slots__: raise AttributeError(name)
+        return getattr(Path(self.path), name)
 
 # %% ../../nbs/11_data.sources.ipynb #items
 @checked
@@ -186,8 +208,32 @@ def open_table(
     "Read a csv file as a table of texts, so that a name such as 007 stays 007; leave any other source"
     if not isinstance(source, (str,os.PathLike)) or not os.fspath(source).lower().endswith('.csv'): return source,folder
     if not os.path.isfile(source): return source,folder
+    folder = folder or Path(source).parent
+    table = _read_csv(source)
+    cells = list(table.columns)
+    name = next((o for o in cells if _is_a_picture_name(o, folder)), None)
+    if name is None: return table,folder
+    if len(cells)==1: return _read_csv(source, header=None, names=['name']),folder
+    raise invalid(f'source={os.fspath(source)!r}', f'has no header: its first line has the picture {name!r}',
+                  "Add a first line with names of the columns, e.g. 'name,label'")
+
+def _read_csv(file, **how):
+    "Read a csv file as a table of texts; its separator is the comma, semicolon or tab that its first line has most of"
     import pandas as pd
-    return pd.read_csv(source, dtype=str, keep_default_na=False), folder or Path(source).parent
+    with open(file, encoding='utf-8', errors='replace') as f: first = f.readline()
+    how |= dict(sep=max(',;\t', key=first.count), dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    try:
+        table = pd.read_csv(file, **how)
+        # A separator at the end of each line makes the names row names, beside an empty column
+        ends_empty = not isinstance(table.index, pd.RangeIndex) and (table.iloc[:,-1]=='').all()
+        if not ends_empty: return table
+        return pd.read_csv(file, index_col=False, usecols=range(table.shape[1]), **how)
+    except ValueError as e:  # pandas' own errors are kinds of it, too
+        fix = 'Save it as UTF-8, with a first line such as name,label and as many cells in each other line'
+        raise invalid(f'source={os.fspath(file)!r}', f'is no csv file that can be read ({first_line(e)})', fix) from e
+
+def _is_a_picture_name(cell, folder):
+    return _ending_in(None)(cell) or os.path.isfile(os.path.join(folder, cell))
 
 def _check_source(source):
     "Raise unless `source` can be indexed and is not empty"
@@ -205,18 +251,29 @@ def _in_path(path, column, label, folder, suffixes, any_file):
     "List the pictures of a tar, of a folder of tars, of a folder, of a pattern or a text file; or one picture"
     if any_file and suffixes is None: suffixes = '*'
     is_wanted = _ending_in(suffixes)
-    if path.is_dir() and (tars := sorted(f for f in path.glob('*') if _is_tar(f))):
+    if path.is_dir() and (tars := _shards(path, suffixes)):
         beside = [f for f,_ in _walk(path) if Path(f) not in tars]
         items = _in_tars(tars, column, label, is_wanted)
-        return _listed(items, dict(Counter(items.left_out)+Counter(_count(beside, is_wanted))))
+        others = _count(beside, is_wanted, _is_hidden_below(path))
+        return _listed(items, dict(Counter(items.left_out)+Counter(others)))
     if path.is_file(): return _in_file(path, column, label, folder, is_wanted)
+    if not path.exists() and glob.has_magic(os.fspath(path)): return _in_pattern(path, column, label, is_wanted)
+    if path.is_dir() and any(map(_is_tar, path.glob('*'))):
+        _refuse_parts(column, label, f"Pass the tars beside the pictures, e.g. '{path}/*.tar'")
     _refuse_parts(column, label)
     if path.exists(): return picture_files(path, suffixes)
-    if glob.has_magic(os.fspath(path)): return _in_pattern(path, is_wanted)
     if path.suffix:
         fix = 'Pass a picture, a folder or tar of them, a pattern such as pics/*.jpg, or a csv or text file with paths'
         raise invalid(f'path={str(path)!r}', 'is not an existing file or folder', fix)
     return picture_files(path, suffixes)
+
+def _shards(path, suffixes):
+    "List the tars in a folder; none if it has pictures in it or below, since a tar may be their archive"
+    tars = sorted(f for f in path.glob('*') if _is_tar(f))
+    if not tars: return []
+    is_picture = _ending_in(None if suffixes=='*' else suffixes)
+    is_hidden = _is_hidden_below(path)
+    return [] if any(is_picture(f) and not is_hidden(f) for f,_ in _walk(path)) else tars
 
 def _in_file(path, column, label, folder, is_wanted):
     "List the pictures of a tar or a text file; or one picture"
@@ -229,7 +286,7 @@ def _in_file(path, column, label, folder, is_wanted):
 
 def _names(path, folder):
     "List the paths in the lines of a text file"
-    lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
+    lines = path.read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
     names = [os.path.join(folder or path.parent, o.strip()) for o in lines if o.strip()]
     if names:
         for name in names[:5]: _refuse_labels_behind(name, path, folder or path.parent)
@@ -244,11 +301,13 @@ def _refuse_labels_behind(name, path, folder):
     raise invalid(f'path={str(path)!r}', f'has labels after the names, e.g. {line!r}',
                   "Write one path per line, or a csv file with a first line such as 'name,label', and pass its columns")
 
-def _in_pattern(path, is_wanted):
-    "List the pictures that fit a pattern, each file once"
+def _in_pattern(path, column, label, is_wanted):
+    "List the pictures that fit a pattern, each file once, or those of the tars that fit it"
     found = [f for f in sorted(glob.glob(os.fspath(path), recursive=True)) if os.path.isfile(f)]
+    if found and all(map(_is_tar, found)): return _in_tars(found, column, label, is_wanted)
+    _refuse_parts(column, label)
     files = [Path(f) for f in found if is_wanted(f)]
-    if files: return _listed(files, _count([f for f in found if not is_wanted(f)], is_wanted))
+    if files: return _listed(files, _count([f for f in found if not is_wanted(f)], is_wanted, _is_hidden_file))
     raise invalid(f'path={str(path)!r}', 'fits no picture', 'Pass a pattern such as pics/*.jpg, or a folder')
 
 def _in_list(source, column, label, folder, is_wanted):
@@ -260,7 +319,7 @@ def _in_list(source, column, label, folder, is_wanted):
         if any(isinstance(o, Picture) for o in source): return _listed(source, {})
         return _listed(map(Path, _with_suffixes(source, folder, is_wanted)), {})
     _refuse_parts(column, None)
-    labels = [None]*len(source) if label is None else _labels_beside(source, label)
+    labels = [None]*len(source) if label is None else known_labels(_labels_beside(source, label))
     return _listed((Picture(f'item {i}', partial(_at, source, i), y) for i,y in enumerate(labels)), {})
 
 def _is_tar(f): return os.fspath(f).lower().endswith(('.tar','.tar.gz','.tgz','.tar.bz2','.tar.xz','.tar.zst'))
@@ -270,12 +329,11 @@ def _at(source, i):
     item = source[i]
     return item[0] if isinstance(item, tuple) else item
 
-def _refuse_parts(column, label):
+def _refuse_parts(column, label, fix='Leave it out, or for labels pass a function of a path'):
     "Raise if a column or a label is named in a source that has none"
     for name,value in dict(column=column, label_func=label).items():
         if value is None: continue
-        raise invalid(f'{name}={value!r}', 'names a part of a table or of a tar shard, and the source is neither',
-                      'Leave it out, or for labels pass a function of a path')
+        raise invalid(f'{name}={value!r}', 'names a part of a table or of a tar shard, and the source is neither', fix)
 
 def _columns(source):
     "List the columns of a table; return None if `source` is no table"
@@ -290,33 +348,62 @@ def _has_transform(source):
     return isinstance(how, dict) and how.get('type') is not None
 
 # %% ../../nbs/11_data.sources.ipynb #beside
+def known_labels(
+    labels, # One per picture
+)->list: # The same, None for each that is no label: None, NaN, blank text, and -1 unless 1 is the only other one
+    "Tell pictures without a label by one rule"
+    labels = [None if _is_blank(o) else o for o in labels]
+    others = {str(o).strip() for o in labels if o is not None and not _is_minus_one(o)}
+    if others and others<={'1','1.0','+1'}: return labels
+    return [None if _is_minus_one(o) else o for o in labels]
+
+def _is_blank(label):
+    if isinstance(label, str): return not label.strip()
+    if label is None or type(label).__name__ in ('NAType','NaTType'): return True  # those of pandas
+    return isinstance(label, Real) and label!=label
+
+def _is_minus_one(label):
+    return label.strip() in ('-1','-1.0') if isinstance(label, str) else isinstance(label, Real) and label==-1
+
 def _labels_beside(source, label):
     "Return the labels of a data set of (picture, label): an attribute by name, or an entry of each item by place"
     if isinstance(label, Integral): return _labels_at(source, label)
     values = _attribute(source, label)
-    if values is not None and len(values)==len(source): return [_as_word(o, source) for o in values]
+    if values is not None and len(values)==len(source): return _in_words(values, _attribute(source, 'classes'))
     raise invalid(f'label_func={label!r}', f'is no list of {len(source)} labels of the {type(source).__name__}',
                   "Name the attribute with the labels, e.g. 'targets', or the place of the label in an item (1)")
 
 def _labels_at(source, place):
     "The entry of each item that is its label"
-    try: return [_as_word(source[i][place], source) for i in range(len(source))]
+    try: values = [source[i][place] for i in range(len(source))]
     except (TypeError, IndexError, KeyError) as e:
         problem = f'is no place in the items of the {type(source).__name__} ({first_line(e)})'
         raise invalid(f'label_func={place}', problem, 'Pass items (picture, label) and label_func=1') from e
+    return _in_words(values, _attribute(source, 'classes') if _are_stored(values, source) else None)
+
+def _are_stored(values, source):
+    "Are the labels of items those that the data set keeps, as far as it tells?"
+    if _attribute(source, 'target_transform') is not None: return False
+    lists = [_attribute(source, name) for name in ('targets','labels')]
+    return all(_as_list(o)==_as_list(values) for o in lists if hasattr(o, '__len__') and len(o)==len(values))
+
+def _as_list(values): return [o.tolist() if hasattr(o, 'tolist') else o for o in values]
 
 def _attribute(source, name):
     "Return an attribute of a data set, or of the data set inside a `Subset`; None if there is none"
     if hasattr(source, name): return getattr(source, name)
     if not (hasattr(source, 'dataset') and hasattr(source, 'indices')): return None
     values = _attribute(source.dataset, name)
-    return [values[i] for i in source.indices] if name!='classes' and values is not None else values
+    is_list = hasattr(values, '__len__') and len(values)==len(source.dataset)
+    return [values[i] for i in source.indices] if name!='classes' and is_list else values
 
-def _as_word(label, source):
-    "Return a label as a number or word: its name in `classes` if the data set has names"
-    if hasattr(label, 'item'): label = label.item()
-    classes = _attribute(source, 'classes')
-    return classes[label] if isinstance(label, int) and isinstance(classes, (list,tuple)) else label
+def _in_words(labels, classes):
+    "Return labels as words of `classes` if these name every number among them; -1 and None stay without a word"
+    labels = _as_list(labels)
+    if not isinstance(classes, (list,tuple)): return labels
+    words = {-1: None} | dict(enumerate(classes))
+    if not all(o in words for o in labels if isinstance(o, int)): return labels
+    return [words[o] if isinstance(o, int) else o for o in labels]
 
 # %% ../../nbs/11_data.sources.ipynb #complete
 def _with_suffixes(paths, folder, is_wanted):
@@ -345,7 +432,7 @@ def _by_stem(folder, is_wanted):
 def _in_table(source, columns, column, label, folder, is_wanted):
     "List the pictures of the rows of a table"
     column = _picture_column(source, columns, column)
-    labels = _labels(source, columns, label)
+    labels = known_labels(_labels(source, columns, label))
     if hasattr(source, 'iloc'):  # the cells of a frame are in memory already
         cells = _resolved(source[column].tolist(), folder, is_wanted)
         return L(Picture(_cell_name(cell, i), cell, y) for i,(cell,y) in enumerate(zip(cells, labels)))
@@ -389,7 +476,8 @@ def _labels(source, columns, label):
                       'Name one, or pass a function of an item')
     values = _column(source, label)
     feature = _features(source).get(label)
-    return [feature.int2str(o) for o in values] if hasattr(feature, 'int2str') else values
+    if not hasattr(feature, 'int2str'): return values
+    return [None if o is None or o<0 else feature.int2str(o) for o in values]
 
 def _column(source, name):
     "Return the values of a column; if a transform makes the rows, of the data below it if that has the column"
@@ -421,6 +509,7 @@ def _in_tars(shards, column, label, is_wanted):
     "List the pictures of all shards"
     parts = [_in_tar(os.fspath(shard), column, label, is_wanted) for shard in shards]
     items = L(o for part in parts for o in part)
+    _settle_labels(items)
     if items: return _listed(items, dict(sum((Counter(part.left_out) for part in parts), Counter())))
     wanted = f'*.{column}' if column else 'picture of a format that PIL opens (.jpg, .png, …)'
     raise invalid(f"source={', '.join(map(os.fspath, shards))}", f'has no {wanted} in it',
@@ -428,22 +517,57 @@ def _in_tars(shards, column, label, is_wanted):
 
 def _in_tar(shard, column, label, is_wanted):
     "List the pictures of one shard in its order; files with the name of a picture belong to it, others are left out"
-    # A name may occur twice: the later one counts, as for tar itself
-    files = {m.name:(m.offset_data,m.size) for m in _members(shard)}
+    files,soft,lost = _places(_members(shard))
     is_picture = (lambda name: _key(name)[1]==column) if column else is_wanted
     names = [name for name in files if is_picture(name) and not _is_hidden(name)]
-    labels = [_tar_label(shard, files, _key(name)[0], label) if label else None for name in names]
-    items = [Picture(f'{shard}/{name}', partial(_read, shard, *files[name]), y) for name,y in zip(names, labels)]
     keys = {_key(name)[0] for name in names}
-    return _listed(items, _count([name for name in files if _key(name)[0] not in keys], is_picture))
+    names = _each_once(names, files, soft)
+    labels = [_tar_label(shard, files, name, label) if label else None for name in names]
+    items = [Picture(f'{shard}/{name}', partial(_read, shard, *files[name]), y) for name,y in zip(names, labels)]
+    left_out = Counter(_count([name for name in files if _key(name)[0] not in keys], is_picture, _is_hidden))
+    kinds = [(_kind(name, is_picture, _is_hidden(name)),why) for name,why in lost.items()]
+    left_out.update(f'{kind} ({why})' for kind,why in kinds if kind)
+    return _listed(items, dict(left_out))
 
 def _members(shard):
-    "List the headers of the plain files in a shard"
+    "List the headers of the files and links in a shard"
     try:
-        with tarfile.open(shard, 'r:') as t: return [m for m in t if m.isreg() and not m.issparse()]
+        with tarfile.open(shard, 'r:') as t: return [m for m in t if m.isreg() or m.islnk() or m.issym()]
     except (tarfile.ReadError, OSError, EOFError) as e:
         raise invalid(f'source={shard!r}', f'is not an uncompressed tar ({first_line(e)})',
                       'Unpack a compressed one with gunzip, xz -d or zstd -d, or write it anew') from e
+
+def _places(members):
+    "Return name → (offset, size), the names of soft links, and name → reason for files that have no such place"
+    found = {posixpath.normpath(m.name): m for m in members}
+    files,soft,lost = {},set(),{}
+    # A name may occur twice: the later one counts, as for tar itself
+    for name,m in {m.name: m for m in members}.items():
+        if m.issym(): soft.add(name)
+        file = _followed(m, found)
+        if file is None: lost[name] = 'a link to no file of the tar'
+        elif file.issparse(): lost[name] = 'sparse'
+        else: files[name] = file.offset_data,file.size
+    return files,soft,lost
+
+def _followed(m, found):
+    "Return the file that a member is or links to; None if that is not among those found"
+    for _ in range(40):  # links may lead in a circle
+        if m is None or m.isreg(): return m
+        # A hard link names its file from the top of the tar, a soft one from its own folder
+        place = m.linkname if m.islnk() else posixpath.join(posixpath.dirname(m.name), m.linkname)
+        m = found.get(posixpath.normpath(place))
+    return None
+
+def _each_once(names, files, soft):
+    "Drop soft links to pictures that are listed already, as in a folder; a hard link is a picture of its own"
+    seen = {files[name] for name in names if name not in soft}
+    once = []
+    for name in names:
+        if name in soft and files[name] in seen: continue
+        seen.add(files[name])
+        once.append(name)
+    return once
 
 def _key(name):
     "Split a name at the first dot of its last part, as WebDataset does"
@@ -459,13 +583,36 @@ def _read(shard, offset, size):
     if len(data)==size: return data
     raise invalid('the shard', f'ends after {len(data)} of {size} bytes', 'Fetch it again', OSError)
 
-def _tar_label(shard, files, key, label):
-    "Return the text of the file beside a picture, or a field of it if `label` is 'json.field'"
+def _tar_label(shard, files, picture, label):
+    "Return the text of the file beside a picture, or a field of it if `label` is 'json.field'; an error if it has none"
     ext,field = label,None
     if label.startswith('json.'): ext,_,field = label.partition('.')
-    name = f'{key}.{ext}'
-    if name not in files:
-        raise invalid(f'label_func={label!r}', f'must name a file beside each picture, and {shard} has no {name}',
-                      'Name another, or pass a function of an item')
-    text = _read(shard, *files[name]).decode()
-    return json.loads(text)[field] if field else text.strip()
+    name = f'{_key(picture)[0]}.{ext}'
+    given = f'label_func={label!r}'
+    if name not in files: return _no_label_file(given, shard, files, picture, name, ext)
+    try:
+        text = _read(shard, *files[name]).decode('utf-8-sig')
+        if field is None: return text.strip()
+        fields = json.loads(text)
+    except ValueError as e:
+        raise invalid(given, f'cannot be read from {name!r} in {shard} ({first_line(e)})',
+                      f"Write it anew as UTF-8{' with JSON' if field else ''}, or pass a function of an item") from e
+    if isinstance(fields, dict) and field in fields: return fields[field]
+    has = f"the fields {', '.join(map(str, fields))}" if isinstance(fields, dict) else 'no fields'
+    return invalid(given, f'must name a field, and {name!r} in {shard} has {has}', 'Name one, e.g. json.species')
+
+def _no_label_file(given, shard, files, picture, name, ext):
+    "Return the error for a picture without a file of its label; raise it if only the rule for names hides the file"
+    whole = f'{os.path.splitext(picture)[0]}.{ext}'
+    fix = 'Name another, or pass a function of an item'
+    if whole in files: fix = 'As in WebDataset, names are cut at the first dot: name both files without another dot'
+    error = invalid(given, f'must name a file beside each picture, and {shard} has no {name}', fix)
+    if whole in files: raise error
+    return error
+
+def _settle_labels(items):
+    "Take errors for no label, and raise the first if no picture has a label; tell others without one by `known_labels`"
+    errors = [o.label for o in items if isinstance(o.label, ValueError)]
+    if errors and len(errors)==len(items): raise errors[0]
+    labels = known_labels([None if isinstance(o.label, ValueError) else o.label for o in items])
+    for o,label in zip(items, labels): o.label = label
