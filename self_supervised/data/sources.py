@@ -268,12 +268,13 @@ def _in_path(path, column, label, folder, suffixes, any_file):
     return picture_files(path, suffixes)
 
 def _shards(path, suffixes):
-    "List the tars in a folder; none if it has pictures in it or below, since a tar may be their archive"
+    "List the tars in a folder; none if it has as many pictures in it or below, since a tar may be their archive"
     tars = sorted(f for f in path.glob('*') if _is_tar(f))
     if not tars: return []
     is_picture = _ending_in(None if suffixes=='*' else suffixes)
     is_hidden = _is_hidden_below(path)
-    return [] if any(is_picture(f) and not is_hidden(f) for f,_ in _walk(path)) else tars
+    n = sum(is_picture(f) and not is_hidden(f) for f,_ in _walk(path))
+    return tars if n<len(tars) else []
 
 def _in_file(path, column, label, folder, is_wanted):
     "List the pictures of a tar or a text file; or one picture"
