@@ -1085,6 +1085,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'self_supervised/cli/embed.py'),
                                            'self_supervised.cli.embed._ReadableBatches.__iter__': ( 'cli.embed.html#_readablebatches.__iter__',
                                                                                                     'self_supervised/cli/embed.py'),
+                                           'self_supervised.cli.embed._as_source': ( 'cli.embed.html#_as_source',
+                                                                                     'self_supervised/cli/embed.py'),
                                            'self_supervised.cli.embed._check_few_bad': ( 'cli.embed.html#_check_few_bad',
                                                                                          'self_supervised/cli/embed.py'),
                                            'self_supervised.cli.embed._check_out': ( 'cli.embed.html#_check_out',
