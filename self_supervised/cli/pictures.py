@@ -96,9 +96,10 @@ def labels_by_name(
 )->list: # One label per picture, None for pictures that are not in the file
     "Look up labels by the names of pictures"
     given = f'labels={str(labels)!r}'
-    named = PictureNames(names_below(source, items), items, csv_and_column(labels)[0], given)
+    file,column = csv_and_column(labels)
+    named = PictureNames(names_below(source, items), items, file, given)
     found:list = [None]*len(items)
-    for name,label in _labels_in_csv(*csv_and_column(labels), named):
+    for name,label in _labels_in_csv(file, column, named):
         for i in named.find(name):
             if found[i] not in (None,label): raise _contradiction(given, found[i], label, named.names[i])
             found[i] = label
@@ -110,8 +111,9 @@ def is_labelled(
     items, # Those pictures
 )->bool: # No if one of its names fits several
     "Does a file label pictures?"
-    named = PictureNames(names_below(source, items), items, csv_and_column(labels)[0], f'labels={str(labels)!r}')
-    found = [named.fitting(name) for name,_ in _labels_in_csv(*csv_and_column(labels), named)]
+    file,column = csv_and_column(labels)
+    named = PictureNames(names_below(source, items), items, file, f'labels={str(labels)!r}')
+    found = [named.fitting(name) for name,_ in _labels_in_csv(file, column, named)]
     return any(found) and max(map(len, found))==1
 
 def csv_and_column(
@@ -222,9 +224,10 @@ def _listed_in(file, names, items, given):
     fix = 'List paths below the source, or names of files'
     if not held: raise invalid(given, f'lists no picture of the source, which has e.g. {names[0]!r}', fix)
     missing = [line.strip() for line,o in zip(lines, found) if not o and not line.lstrip().startswith('#')]
-    problem = f"lists {len(missing)} {plural(len(missing), 'name')} that {'fits' if len(missing)==1 else 'fit'} no picture"
-    problem += f" of the source: {', '.join(map(repr, missing[:5]))}{', …' if len(missing)>5 else ''}"
-    if len(missing)>len(lines)/2: raise invalid(given, problem, fix)
+    some = ', '.join(map(repr, missing[:5])) + (', …' if len(missing)>5 else '')
+    n = len(missing)
+    problem = f"lists {n} {plural(n, 'name')} that {'fits' if n==1 else 'fit'} no picture of the source: {some}"
+    if n>len(lines)/2: raise invalid(given, problem, fix)
     if missing: warn(one_line(f'{given} {problem}. {fix}.'))
     return [i in held for i in range(len(names))]
 
