@@ -200,8 +200,10 @@ def _held_by_name(s, items, labels, holdout, option='holdout'):
     names = names_below(s.path, items)
     if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
     folders = {o.strip() for o in holdout.split(',')}
-    held = [bool(folders & set(Path(name).parts[:-1])) for name in names]
-    if any(held): return items,labels,held
+    among = [folders & set(Path(name).parts[:-1]) for name in names]
+    empty = sorted(folders.difference(*among))
+    if empty and any(among): warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
+    if any(among): return items,labels,list(map(bool, among))
     return _held_by_column(s, items, labels, holdout, option)
 
 def _with_copies(items, held):
@@ -405,8 +407,7 @@ def read_held_out(
     "Read the names of the held-out pictures"
     file = Path(folder)/'held_out.csv'
     if not file.is_file(): return None
-    with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
-        return [from_csv_cell(row[0]) for row in csv.reader(f) if row]
+    return [from_csv_cell(row[0]) for row in csv.reader(StringIO(read_text(file), newline='')) if row]
 
 def is_held_out(
     source, # Source of the pictures at hand
