@@ -202,7 +202,8 @@ def _held_by_name(s, items, labels, holdout, option='holdout'):
     folders = {o.strip() for o in holdout.split(',')}
     among = [folders & set(Path(name).parts[:-1]) for name in names]
     empty = sorted(folders.difference(*among))
-    if empty and any(among): warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
+    if empty and any(among):
+        warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
     if any(among): return items,labels,list(map(bool, among))
     return _held_by_column(s, items, labels, holdout, option)
 
