@@ -1,5 +1,6 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
 import csv, json, os, subprocess, sys, warnings
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
@@ -228,6 +229,9 @@ def test_names_cannot_reach_a_terminal_or_a_spreadsheet(here, encoder, capsys):
     cells = [row[0] for row in csv.reader(open('held_out.csv'))]
     assert len(cells)>100 and all(o.startswith("'=formula") for o in cells)
     assert all(o.startswith('=formula/') for o in pictures.read_held_out(here))
+    names = pictures.read_held_out(here)
+    Path('held_out.csv').write_text(Path('held_out.csv').read_text(), encoding='utf-8-sig')   # as a spreadsheet writes it
+    assert pictures.read_held_out(here)==names
 
 @pytest.mark.parametrize('name', ['$x_$', '_hidden', 'a$b', '\x1b[31m\n', '$$'])
 def test_names_in_figures(name):
@@ -273,7 +277,7 @@ def test_labels_do_not_vanish_for_a_small_folder(judged):
     assert not any('rare' in o for o in held) and len(held) in (len(x),len(x)+1)
 
 def test_small_folders_are_named(here, capsys):
-    items = ['a/1.png']*12+['b/1.png']*12+['c/1.png']*9
+    items = [f'{c}/{i}.png' for c,n in dict(a=12, b=12, c=9).items() for i in range(n)]
     s = pretrain.AttrDict(path='.', unlabelled=False, seed=42)
     split = pictures.split_pictures(s, pictures.L(map(Path, items)))
     assert split.labels==['a']*12+['b']*12+[None]*9 and max(split.held)<24
@@ -322,7 +326,8 @@ def split(**kw):
 
 def test_what_may_be_held_out(here):
     valid = {str(Path(f).relative_to('pics')) for f in files_of('pics/valid')}
-    assert split(holdout='valid')[1]==valid==split(holdout='nothing, valid')[1]
+    assert split(holdout='valid')[1]==valid
+    with pytest.warns(UserWarning, match="holdout='valdi, valid': no picture is in 'valdi'. Check the name"): assert split(holdout='valdi, valid')[1]==valid
     Path('names.txt').write_text('\n'.join(sorted(valid)[:5]))
     Path('names.csv').write_text('\n'.join(['name', *sorted(Path(o).name for o in valid)]))
     assert split(holdout='names.txt')[1]==set(sorted(valid)[:5]) and split(holdout='names.csv')[1]==valid
@@ -362,6 +367,151 @@ def test_training_on_everything(here):
     learn,feats,out = pretrain.pretrain('pics', 'out', holdout=0, **SMALL)
     assert len(learn.dls.train_ds)==362 and not len(learn.dls.valid_ds) and pictures.read_held_out(out)==[]
     assert feats['trained encoder'][0]==(None,None) and len(feats['trained encoder'][1][0])==362 and (out/'embedding.png').is_file()
+
+# Names in lists and tables
+
+def some_pictures(*names):
+    for i,o in enumerate(names):
+        Path(o).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (12,12,3), np.uint8)).save(o)
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    "Labelled pictures in train, others of the same names in test; an encoder"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'kaggle/{part}/{i}.png' for part in ('train','test') for i in range(24)))
+    return save_encoder(create_encoder('tiny_resnet', pretrained=False), 'e.safetensors', size=12, stats=None)
+
+def kind(i): return ('cat','dog')[i%2]
+def table(file, name='{}.png', head='id,label', n=24, mark=',', encoding='utf-8', end=''):
+    rows = ([head] if head else [])+[mark.join([name.format(i), kind(i)])+end for i in range(n)]
+    Path(file).write_text('\n'.join(rows), encoding=encoding)
+    return file
+def labels(path='kaggle', labels='l.csv', **kw):
+    s = pretrain.AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=42, **kw))
+    items = pictures.run_pictures(s)
+    return dict(zip(pictures.names_below(path, items), pictures.labels_of(s, items)))
+def held(names, path='kaggle/train', **kw):
+    s = pretrain.AttrDict(dict(path=path, unlabelled=False, seed=42, holdout=names, **kw))
+    got = pictures.split_pictures(s, pictures.run_pictures(s))
+    return {pictures.names_below(path, got.items)[i] for i in got.held}
+
+def test_a_file_name_of_several_pictures_is_refused(kaggle, tmp_path):
+    "Pictures without a label got those of others of the same name, and 48 were trained on for 24"
+    table('l.csv')
+    said = r"labels='l.csv' names '0.png', which may be 'test/0.png' or 'train/0.png'. Write the path below the source"
+    for f in (pretrain.pretrain, partial(finetune.finetune, kaggle), partial(evaluate.evaluate_pictures, kaggle)):
+        with pytest.raises(ValueError, match=said) as e: f('kaggle', labels='l.csv')
+        assert '\n' not in str(e.value)
+    Path('h.txt').write_text('1.png')
+    with pytest.raises(ValueError, match="holdout='h.txt' names '1.png', which may be"): held('h.txt', 'kaggle')
+    want = {f'{part}/{i}.png': kind(i) if part=='train' else None for part in ('train','test') for i in range(24)}
+    assert labels(labels=table('l.csv', 'train/{}.png'))==labels(labels=table('kaggle/train/l.csv'))==want
+    assert labels('kaggle/train', table('l.csv'))=={f'{i}.png': kind(i) for i in range(24)}
+
+@pytest.mark.parametrize('how', [dict(name='{}'), dict(name=' {}.png '), dict(name='train\\{}.png'), dict(name='train/{}'), dict(name='HERE/kaggle/train/{}.png'),
+    dict(name='kaggle/train/{}.png'), dict(name='"{}.png"'), dict(head=''), dict(mark=';', head='id;label'), dict(file='l.tsv', mark='\t', head='id\tlabel'), dict(encoding='utf-8-sig'),
+    dict(encoding='utf-16'), dict(head='id,label,', end=','), dict(mark=', '), dict(name='x,{}.png', head='n,id,label'), dict(file='L.CSV')], ids=str)
+def test_how_names_may_be_written(how, kaggle, tmp_path):
+    how = how | dict(name=how.get('name', '{}.png').replace('HERE', str(tmp_path)))
+    file = table(how.pop('file', 'l.csv'), **how)
+    source = 'kaggle' if how['name'].startswith('train') else 'kaggle/train'
+    found = {Path(name).name: y for name,y in labels(source, file).items() if 'test' not in name}
+    assert found=={f'{i}.png': kind(i) for i in range(24)}
+    table(file, **how | dict(n=6))
+    assert {Path(o).name for o in held(file, source)}=={f'{i}.png' for i in range(6)}
+
+@pytest.mark.parametrize('content,said', [
+    (b'', "labels='l.csv' is empty"), (b'id,label\n0.png,ch\xe4t\n', "labels='l.csv' is not UTF-8 text"), (b'id,label\n0.png,a,b\n', "labels='l.csv' has 3 cells in the row of '0.png', and 2 in its first"),
+    (b'id,label\n0.png,cat\n1.png,dog\n0.png,dog\n', "gives '0.png' the labels 'cat' and 'dog'. Leave one row"), (b'id,label\n0.png,\n', 'labels no picture of the source'),
+    (b'id,a,b\n0.png,1,2\n', 'has the columns id, a, b, and names of pictures in')])
+def test_a_table_that_cannot_be_used_is_named_in_one_line(kaggle, content, said):
+    Path('l.csv').write_bytes(content)
+    with pytest.raises(ValueError) as e: labels('kaggle/train')
+    assert said in str(e.value) and "labels='l.csv'" in str(e.value) and '\n' not in str(e.value)
+
+def test_a_picture_listed_twice_is_in_one_part(kaggle):
+    "It was trained on and tested on"
+    names = [f'kaggle/train/{i}.png' for i in range(24)]
+    with open('t.csv', 'w') as f: csv.writer(f).writerows([('name','label'), *[(o,kind(i)) for i,o in enumerate(names)]*2])
+    for seed in range(5):
+        s = pretrain.AttrDict(path='t.csv', column='name', labels='label', unlabelled=False, seed=seed)
+        got = pictures.split_pictures(s, pictures.run_pictures(s))
+        train,out = ({os.fspath(got.items[i]) for i in part} for part in (got.train,got.held))
+        assert not train & out and len(train | out)==24 and len(got.items)==48
+        items,label,part = evaluate.of_split(got)
+        assert len(items)==24 and {items[i].name for i in part}==out
+    items,label,part = evaluate.labelled_items('t.csv', 'label', .2, dict(column='name'))
+    assert len(items)==24 and [label(o) for o in items]==[kind(i) for i in range(24)]
+    with open('t.csv', 'a') as f: f.write(f'{names[0]},dog\n')
+    with pytest.raises(ValueError, match="gives .*0.png' the labels 'cat' and 'dog'"): evaluate.labelled_items('t.csv', 'label', .2, dict(column='name'))
+
+@pytest.mark.parametrize('source', ['p', '.', ['p'], 'p/**/*.png'])
+def test_pictures_beside_the_folders_of_classes_have_no_label(tmp_path, monkeypatch, source, capsys):
+    "They were a class of the folder's own name"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'p/{c}/{i}.png' for c in ('cat','dog') for i in range(12)), *(f'p/{i}.png' for i in range(15)))
+    if source=='.': monkeypatch.chdir('p')
+    s = pretrain.AttrDict(path=source, unlabelled=False, seed=42)
+    got = pictures.split_pictures(s, pictures.run_pictures(s))
+    assert set(got.labels)=={'cat','dog',None} and got.labels.count(None)==15 and len(got.train)+len(got.held)==39
+    assert capsys.readouterr().out=='15 pictures are trained on and left out of judging: they have no label\n'
+    assert evaluate.labelled_pictures(source, 12, workers=0)[2]==['cat','dog']
+    read = finetune.read_labels(source, pretrain.AttrDict(finetune.FINETUNE | dict(size=12, n_in=3, valid=.3, labels=None, labels_per_class=None, workers=0, seed=3, reading={})))
+    assert read.vocab==['cat','dog'] and capsys.readouterr().out.count('15 of 39 pictures without a label: left out')==2
+    assert pictures.labels_by_folder(['p/0.png','p/1.png'])==['p','p'] and pictures.labels_by_folder(['a/0.png','b/0.png','b/c/0.png'])==['a','b','c']
+
+@pytest.mark.parametrize('blank', ['', '  ', 'NaN'])
+def test_a_blank_label_is_none(kaggle, blank, capsys):
+    "By a table of its own and by --labels alike"
+    with open('t.csv', 'w') as f: csv.writer(f).writerows([('name','label'), *((f'kaggle/train/{i}.png', blank if i%3==0 else kind(i)) for i in range(24))])
+    want = [None if i%3==0 else kind(i) for i in range(24)]
+    s = pretrain.AttrDict(path='t.csv', column='name', labels='label', unlabelled=False, seed=1)
+    assert pictures.labels_of(s, pictures.run_pictures(s))==want
+    assert [labels('kaggle/train', 't.csv')[f'{i}.png'] for i in range(24)]==want
+    for path,given,how in (('t.csv','label',dict(column='name')), ('kaggle/train','t.csv',{})):
+        items,label,_ = evaluate.labelled_items(path, given, .2, how)
+        assert {label(o) for o in items}=={'cat','dog'} and capsys.readouterr().out=='8 of 24 pictures without a label: left out\n'
+    assert [pictures.as_label(o) for o in (None, float('nan'), np.float32('nan'), ' cat ', np.int64(3), 'None')]==[None,None,None,'cat',3,'None']
+
+@pytest.mark.parametrize('begin', [b'', b'\xef\xbb\xbf'])
+def test_a_list_of_names_holds_out_all_or_says_so(kaggle, begin):
+    "A name that was not found was trained on"
+    absolute = str(Path('kaggle/train/3.png').resolve()).encode()
+    Path('h.txt').write_bytes(begin+b'0.png\r\n\r\n# mine\r\n"1.png"\r\nkaggle\\train\\2.png\r\n'+absolute)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert held('h.txt')=={f'{i}.png' for i in range(4)}
+    Path('h.txt').write_bytes(begin+b'0.png\n1.png\n2.pgn\n3.png')
+    with pytest.warns(UserWarning, match=r"holdout='h.txt' lists 1 name that fits no picture of the source: '2.pgn'\. List"): assert held('h.txt')=={'0.png','1.png','3.png'}
+    Path('h.txt').write_text('\n'.join(f'{i}.png' for i in range(20, 40)))
+    with pytest.raises(ValueError, match="holdout='h.txt' lists 16 names that fit no picture of the source: '24.png', .*, … *"): held('h.txt')
+    for f in (finetune.finetune, evaluate.evaluate_pictures):
+        with pytest.raises(ValueError, match="valid='h.txt' lists 16 names"): f(kaggle, 'kaggle/train', valid='h.txt', workers=0)
+
+def test_labels_of_a_run_are_not_read_where_they_are_ambiguous(kaggle):
+    "The run knew the names in one folder; here they are in two, and folders name the classes"
+    names = pictures.run_pictures(pretrain.AttrDict(path='kaggle'))
+    assert pictures.is_labelled(table('l.csv', 'train/{}.png'), 'kaggle', names) and not pictures.is_labelled(table('l.csv'), 'kaggle', names)
+
+# One picture
+
+def test_one_picture_in_memory_is_one_picture(kaggle):
+    a = np.array(Image.open('kaggle/train/0.png'))
+    _,want,_ = embed.embed_pictures(kaggle, 'kaggle/train/0.png', workers=0)
+    data = Path('kaggle/train/0.png').read_bytes()
+    for one in (a, torch.tensor(a), Image.fromarray(a), data, bytearray(data), [a], [data], a[None], torch.tensor(a).permute(2,0,1)[None]):
+        names,feats,_ = embed.embed_pictures(kaggle, one, workers=0)
+        assert names==['item 0']
+        torch.testing.assert_close(feats, want)
+    assert len(embed.embed_pictures(kaggle, a[...,0], workers=0)[0])==1 and len(embed.embed_pictures(kaggle, np.stack([a[...,0]]*5), workers=0)[0])==5
+    for either in (torch.rand(3,12,12), a/255):
+        with pytest.raises(ValueError, match=r'may be one picture or \d+. Pass source\[None\] for one, list\(source\) for several'): embed.embed_pictures(kaggle, either, workers=0)
+
+def test_an_encoder_of_another_library_is_one_line(kaggle):
+    torch.save(dict(state_dict=create_encoder('tiny_resnet', pretrained=False).state_dict(), epoch=1), 'lightly.ckpt')
+    with pytest.raises(CliError) as e: embed.byol_embed('lightly.ckpt', 'kaggle/train')
+    assert "'lightly.ckpt'" in str(e.value) and '`load_weights(path, encoder)`' in str(e.value) and '`save_encoder`' in str(e.value) and '\n' not in str(e.value)
 
 # Size
 

@@ -23,6 +23,7 @@ from fastai.torch_core import default_device, defaults
 from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -98,7 +99,9 @@ class _ReadableBatches:
 @checked
 def embed_pictures(
     encoder, # File that `save_encoder` wrote, or the folder of a run
-    source, # Folder, list, table, data set, pattern or tar of pictures, see `picture_items`; or one picture
+    # Folder, list, table, data set, pattern or tar of pictures, see `picture_items`; or one picture: a path, a PIL
+    # image, the bytes of a file, or an array of bytes, (h,w) or (h,w,3)
+    source,
     size=None, # Side in pixels, or (h,w); None for the size in the encoder's file
     bs:int=64, # Batch size
     workers:int|None=None, # Number of processes that read pictures; None for one per core, at most 16
@@ -115,7 +118,7 @@ def embed_pictures(
     spec,size,stats = encoder_settings(encoder, size)
     options = reading_options_of(encoder, reading)
     read = PictureReader(spec['n_in'], size, **how_to_read(options))
-    items = listed_pictures(source, options)
+    items = listed_pictures(_as_source(source), options)
     if items.left_out: print(f'left out: {left_out_text(items.left_out)}', file=sys.stderr)
     if not is_array(items[0]): check_channels(spec['n_in'], read.reader)
     batches = _ReadableBatches(items, read, bs, workers, progress)
@@ -125,6 +128,17 @@ def embed_pictures(
         raise _none_readable(source, items, batches.bad) from None
     _check_few_bad(batches.bad, len(items), options.get('max_bad', 1))
     return _finite(batches.names, feats, batches.bad)
+
+def _as_source(source):
+    "Return a list of one picture for a picture; raise for an array that may be one or several"
+    if isinstance(source, bytearray): source = bytes(source)
+    if isinstance(source, (Image.Image,bytes)): return [source]
+    shape = tuple(getattr(source, 'shape', ()))
+    if not isinstance(source, (np.ndarray,Tensor)) or len(shape) not in (2,3): return source
+    if len(shape)==2 or str(source.dtype).endswith('uint8') and shape[-1] in (3,4): return [source]
+    if shape[0]!=3 and shape[-1] not in (1,3,4): return source
+    problem = f'of shape {shape} may be one picture or {shape[0]}'
+    raise invalid('source', problem, 'Pass source[None] for one, list(source) for several')
 
 @checked
 def reading_options_of(

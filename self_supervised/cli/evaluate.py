@@ -25,7 +25,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, check_place, checked, invalid, write_atomic
+from ..core import check_at_least, check_place, checked, invalid, printable, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -33,11 +33,11 @@ from ..evaluate.labelled import in_memory, n_pictures
 from ..transfer.encoder_file import load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
-from .options import (
-    as_text_path, command, how_to_read, listed_pictures, reading_options, where_to_look)
-from self_supervised.cli.pictures import (
-    Split, is_held_out, labels_by_name, labels_of, looked_up, names_below, read_held_out, run_pictures, split_pictures,
-    tell_left_out)
+from .lists import real_place
+from .options import as_text_path, command, how_to_read, reading_options
+from .pictures import (
+    Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out, run_pictures,
+    split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
@@ -46,12 +46,33 @@ from .embed import encoder_file, encoder_settings, reading_options_of
 def of_split(
     split, # A `Split`, with pictures and labels
 )->tuple: # Pictures, what takes one to its label, and the positions of those to test on, for `image_dls`
-    "Make of pictures that are labelled and split what loaders are made of; those without a label are left out"
-    kept = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
-    n_train = sum(split.labels[i] is not None for i in split.train)
+    "Make of pictures that are labelled and split what loaders are made of: those with a label, each once"
+    order = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
+    once = {real_place(split.items[i]): i for i in reversed(order)}  # the first of each
+    kept = [i for i in order if once[real_place(split.items[i])]==i]
+    held = set(split.held)
     items = split.items[kept]
     labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}
-    return items,partial(looked_up, labels),list(range(n_train, len(kept)))
+    return items,partial(looked_up, labels),[k for k,i in enumerate(kept) if i in held]
+
+def labelled_items(
+    path, # Source of pictures
+    labels, # Value of `--labels`; None for the names of folders
+    valid, # Part to test on; or the name of a folder or column, or a file that lists names
+    options:dict, # Result of `reading_options`
+)->tuple: # As `of_split` returns it, with a part as it is
+    "List the pictures with a label, and print how many have none"
+    s = AttrDict(dict(path=path, labels=labels, unlabelled=False) | options)
+    every = run_pictures(s)
+    split = labelled_split(s, every, valid)
+    items,label,held = of_split(split)
+    n,n_all = sum(o is None for o in split.labels),len(split.items)
+    if n==n_all:
+        problem = 'has no picture with a label'
+        raise invalid(f'path={printable(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+    if n: print(f'{n} of {n_all} pictures without a label: left out')
+    items.left_out = every.left_out
+    return items,parent_label if labels is None else label,held if isinstance(valid, str) else valid
 
 # %% ../../nbs/94_cli.evaluate.ipynb #labelled
 def _check_valid(valid, path):
@@ -96,8 +117,7 @@ def _to_read(path, valid, options):
     "Return pictures, their label function and the part to test on, for `image_dls`"
     if isinstance(valid, Split): return of_split(valid)
     _check_valid(valid, path)
-    plain = isinstance(path, (str,os.PathLike)) and not any(where_to_look(options).values())
-    return path if plain else listed_pictures(path, options),parent_label,valid
+    return labelled_items(path, None, valid, options)
 
 # %% ../../nbs/94_cli.evaluate.ipynb #recorded
 def part_to_test(
@@ -123,9 +143,9 @@ def _labels_of_run(settings, path, options):
     "Return the labels of the run if they label these pictures; None if folder names do"
     labels = settings.get('labels')
     if labels is None or _is_same(path, settings.get('path')): return labels
-    if '.csv' not in labels.lower() or not os.path.isfile(labels.rpartition('.csv')[0]+'.csv'): return None
-    names = names_below(path, run_pictures(AttrDict(dict(path=path) | options)))
-    return labels if any(o is not None for o in labels_by_name(labels, names)) else None
+    file = csv_and_column(labels)
+    if not file or not os.path.isfile(file[0]): return None
+    return labels if is_labelled(labels, path, run_pictures(AttrDict(dict(path=path) | options))) else None
 
 def _is_same(path, trained_on):
     "Are the pictures at hand those of the training?"
@@ -148,7 +168,7 @@ def _recorded_split(s, names, run, trained_on):
     train,test = ({labels[i] for i in part} for part in parts)
     judged = (train & test)-{None}
     left_out = [o for o in labels if o not in judged]
-    if left_out: tell_left_out(left_out, 'are not in both parts, and left out')
+    if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
     return Split(items, [o if o in judged else None for o in labels], *parts)
 
 def _which_part(n, of, path, run, trained_on):

@@ -14,7 +14,6 @@ from copy import deepcopy
 from functools import partial
 from inspect import signature
 from math import ceil, inf
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import parent_label
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device
@@ -47,14 +45,14 @@ from ..evaluate.protocols import crop_and_flip, draw_part
 from ..transfer.encoder_file import load_encoder
 from ..transfer.finetune import class_learner, linear_on, split_layers, start_head
 from ..transfer.onnx import export_onnx
-from .options import as_text_path, command, how_to_read, listed_pictures, reading_options
-from .pictures import Split, csv_and_column, labels_of, looked_up
+from .options import as_text_path, command, how_to_read, reading_options
+from .pictures import Split
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
-from .evaluate import has_record, of_split, part_to_test
+from .evaluate import has_record, labelled_items, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -88,7 +86,9 @@ def read_labels(
 )->Parts:
     "Read labelled pictures and split them"
     how = dict(n_in=s.n_in, bs=1, workers=s.workers, seed=s.seed, **how_to_read(s.reading))
-    every,label = _all_labels(path, s, how) if part is None else _of_part(part, s, how)
+    items,label,valid = labelled_items(path, s.labels, s.valid, s.reading) if part is None else of_split(part)
+    where = {name: s.reading[name] for name in ('max_bad',) if name in s.reading}
+    every = image_dls(items, s.size, label_func=label, valid=valid, check=True, **where, **how)
     _check_parts(every, path, s)
     y = torch.tensor([int(o) for o in every.train_ds.tls[1]])
     few = draw_labels(y, s.labels_per_class, list(every.vocab), s.seed)
@@ -97,27 +97,6 @@ def read_labels(
     dls = image_dls(items, s.size, label_func=label, valid=stop.tolist(), **how)
     train,stop,test = _in_memory_if_it_fits([dls.train, dls.valid, every.valid], s, progress)
     return Parts(train, stop, test, list(every.valid_ds.items), dls, list(dls.vocab))
-
-def _all_labels(path, s, how):
-    "Return loaders of all labelled pictures, and their label function"
-    where = {name: s.reading[name] for name in ('column','folder','suffixes','max_bad') if name in s.reading}
-    label = parent_label if s.labels is None else attrgetter('label')
-    func = s.labels or label
-    if s.labels is not None and csv_and_column(s.labels):
-        items = listed_pictures(path, s.reading)
-        found = labels_of(AttrDict(path=path, labels=s.labels, unlabelled=False), items)
-        known = {os.fspath(o): name for o,name in zip(items, found) if name is not None}
-        if len(known)<len(items): print(f'{len(items)-len(known)} of {len(items)} pictures without a label: left out')
-        path = [o for o in items if os.fspath(o) in known]
-        label = func = partial(looked_up, known)
-        where = {name: where[name] for name in ('max_bad',) if name in where}
-    return image_dls(path, s.size, label_func=func, valid=s.valid, check=True, **where, **how),label
-
-def _of_part(part, s, how):
-    "The same of pictures that a run has split"
-    items,label,held = of_split(part)
-    where = {name: s.reading[name] for name in ('max_bad',) if name in s.reading}
-    return image_dls(items, s.size, label_func=label, valid=held, check=True, **where, **how),label
 
 def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"

@@ -161,7 +161,8 @@ def listed_pictures(
 )->L: # Pictures, as `picture_items` returns them
     "List the pictures of one source or several"
     where = where_to_look(options) | dict(label=label)
-    if isinstance(source, (list,tuple)) and len(source)==1: source = source[0]
+    is_list = isinstance(source, (list,tuple))
+    if is_list and len(source)==1 and isinstance(source[0], (str,os.PathLike)): source = source[0]
     if not _needs_listing(source): return picture_items(source, **where)
     parts = [L(Path(o)) if _is_named_file(o) else picture_items(o, **where) for o in source]
     items = L(parts).concat()

@@ -11,9 +11,11 @@ import os
 from collections import Counter, namedtuple
 from functools import partial
 from io import StringIO
+from numbers import Number
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
+from warnings import warn
 
 # Before fastai: it silences a warning of fastai's import
 from .terminal import one_line
@@ -29,6 +31,7 @@ from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import Picture, column_values, open_table
+from .lists import PictureNames, read_rows, read_text, real_place
 from .options import how_to_read, listed_pictures
 
 # %% ../../nbs/83_cli.pictures.ipynb #labels
@@ -48,42 +51,98 @@ def labels_of(
     "Find the label of each picture; a tar or a table is asked only if `labels` names the place in it"
     labels = s.get('labels')
     if s.unlabelled: return [None]*len(items)
-    if labels is None: return [None if isinstance(o, Picture) else parent_label(o) for o in items]
-    if not csv_and_column(labels): return [None if o.label is None else str(o.label) for o in items]
-    names = names_below(s.path, items)
-    found = labels_by_name(labels, names)
+    if labels is None: return [None if isinstance(o, Picture) else y for o,y in zip(items, labels_by_folder(items))]
+    if not csv_and_column(labels): return _labels_of_copies(f'labels={labels!r}', items, [o.label for o in items])
+    found = labels_by_name(labels, s.path, items)
     if any(o is not None for o in found): return found
-    problem = f'labels no picture of the source, which has e.g. {names[0]!r}'
+    problem = f'labels no picture of the source, which has e.g. {names_below(s.path, items)[0]!r}'
     raise invalid(f'labels={str(labels)!r}', problem, 'List paths below the source, or names of files')
+
+def labels_by_folder(
+    items, # Pictures
+)->list: # One label per picture
+    "Label pictures by their folders, except those in the folder that all others are in or below"
+    folders = [Path(os.fspath(o)).parent for o in items]
+    parts = [o.parts for o in set(folders)]
+    top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
+    return [as_label(o.name) if o!=top else None for o in folders]
+
+def as_label(
+    o, # Label as it was read
+)->Number|str|None: # A number stays one; None for None, NaN and blank text
+    "Return a label as a number or as text without blanks around it"
+    if hasattr(o, 'item') and not getattr(o, 'ndim', 0): o = o.item()
+    text = str(o).strip()
+    if o is None or text.lower() in ('','nan','<na>','nat'): return None
+    return o if isinstance(o, Number) else text
+
+def _labels_of_copies(given, items, labels):
+    "Return the label of each picture; pictures of one file share it, or their labels are refused"
+    found = dict[str,Number|str]()
+    places = [real_place(o) for o in items]
+    for place,label,item in zip(places, map(as_label, labels), items):
+        if label is None: continue
+        if found.setdefault(place, label)!=label: raise _contradiction(given, found[place], label, os.fspath(item))
+    return [found.get(o) for o in places]
+
+def _contradiction(given, a, b, name):
+    "Make the error for two labels of one picture"
+    return invalid(given, f'gives {name!r} the labels {a!r} and {b!r}', 'Leave one row for it')
 
 def labels_by_name(
     labels, # csv file of names and labels, or 'file.csv:column'
-    names, # Names of pictures, as `names_below` returns them
+    source, # Source of the pictures
+    items, # Pictures, as `run_pictures` lists them
 )->list: # One label per picture, None for pictures that are not in the file
-    "Look up labels by the path below the source, or by the file's name"
-    known = _labels_in_csv(*csv_and_column(labels))
-    return [known.get(name, known.get(os.path.basename(name))) for name in names]
+    "Look up labels by the names of pictures"
+    given = f'labels={str(labels)!r}'
+    file,column = csv_and_column(labels)
+    named = PictureNames(names_below(source, items), items, file, given)
+    found:list = [None]*len(items)
+    for name,label in _labels_in_csv(file, column, named):
+        for i in named.find(name):
+            if found[i] not in (None,label): raise _contradiction(given, found[i], label, named.names[i])
+            found[i] = label
+    return found
+
+def is_labelled(
+    labels, # csv file of names and labels, or 'file.csv:column'
+    source, # Source of other pictures than it was written for
+    items, # Those pictures
+)->bool: # No if one of its names fits several
+    "Does a file label pictures?"
+    file,column = csv_and_column(labels)
+    named = PictureNames(names_below(source, items), items, file, f'labels={str(labels)!r}')
+    found = [named.fitting(name) for name,_ in _labels_in_csv(file, column, named)]
+    return any(found) and max(map(len, found))==1
 
 def csv_and_column(
     labels, # Value of `byol_pretrain --labels`
 )->tuple|None:
-    "Split 'file.csv:column' into file and column (or None); return None if it names no csv file"
+    "Split 'file.csv:column' into file and column (or None); return None if it names no .csv or .tsv file"
     file,colon,column = str(labels).rpartition(':')
-    if file.lower().endswith('.csv'): return file,column
-    return (str(labels),None) if str(labels).lower().endswith('.csv') else None
+    if file.lower().endswith(('.csv','.tsv')): return file,column
+    return (str(labels),None) if str(labels).lower().endswith(('.csv','.tsv')) else None
 
-def _labels_in_csv(file, column):
-    "Read name → label from a csv file with the names in its first column"
+def _labels_in_csv(file, column, named):
+    "Read pairs of name and label; a first row with the name of a picture is no row of titles"
     given = f'labels={file!r}'
     if not os.path.isfile(file): raise invalid(given, 'is not an existing file', 'Name a csv file of names and labels')
-    table,_ = open_table(file)
-    names,*others = table.columns
+    rows = read_rows(file, given)
+    titles = [f'column {i}' for i in range(1, len(rows[0])+1)]
+    if not any(map(named.is_named, rows[0])): titles = [o.strip() for o in rows.pop(0)]
+    at = named.column_of(rows)
+    label = _label_column(titles, column, at, file, given)
+    return [(row[at],y) for row in rows if (y := as_label(row[label])) is not None]
+
+def _label_column(titles, column, names, file, given):
+    "Return the place of the column with labels"
+    others = [o for i,o in enumerate(titles) if i!=names]
     if column is None and len(others)>1: column = next((o for o in others if o.lower() in ('label','class')), None)
     elif column is None and others: column = others[0]
-    if column not in others:
-        fix = f'Name the column with labels, as {file}:COLUMN'
-        raise invalid(given, f"has the columns {', '.join(table.columns)}, the first with names", fix)
-    return {os.path.normpath(name): label for name,label in zip(table[names], table[column]) if label}
+    if column in others: return next(i for i,o in enumerate(titles) if o==column and i!=names)
+    problem = f"has the columns {', '.join(titles)}, and names of pictures in {titles[names]!r}"
+    raise invalid(given, problem, f'Name the column with labels, as {file}:COLUMN')
 
 def judged_labels(
     labels, # Label of each picture, None for pictures without one
@@ -116,6 +175,7 @@ def split_pictures(
     labels = labels_of(s, items)
     judged = judged_labels(labels)
     items,labels,held = _held(s, items, labels, judged)
+    held = _with_copies(items, held)
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
@@ -128,40 +188,68 @@ def _held(s, items, labels, judged):
     "Return pictures and labels of both parts, and whether each is held out"
     holdout = s.get('holdout', .2)
     part = _as_part(holdout)
-    if part is not None:
-        if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
-        held = held_by_chance(len(items), part, s.seed).tolist()
-        return items,labels,[out and (not judged or o in judged) for out,o in zip(held, labels)]
+    if part is None: return _held_by_name(s, items, labels, holdout)
+    if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
+    held = held_by_chance(len(items), part, s.seed).tolist()
+    first = dict[str,bool]()  # copies of a picture go with the first
+    held = [first.setdefault(real_place(o), out) for o,out in zip(items, held)]
+    return items,labels,[out and (not judged or o in judged) for out,o in zip(held, labels)]
+
+def _held_by_name(s, items, labels, holdout, option='holdout'):
+    "Do the same by a file that lists names, by folders, or by a column"
     names = names_below(s.path, items)
-    if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names)
+    if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
     folders = {o.strip() for o in holdout.split(',')}
-    held = [bool(folders & set(Path(name).parts[:-1])) for name in names]
-    if any(held): return items,labels,held
-    return _held_by_column(s, items, labels, holdout)
+    among = [folders & set(Path(name).parts[:-1]) for name in names]
+    empty = sorted(folders.difference(*among))
+    if empty and any(among):
+        warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
+    if any(among): return items,labels,list(map(bool, among))
+    return _held_by_column(s, items, labels, holdout, option)
+
+def _with_copies(items, held):
+    "Hold out every copy of a picture that is held out"
+    places = [real_place(o) for o in items]
+    out = {place for place,o in zip(places, held) if o}
+    return [o in out for o in places]
 
 def _as_part(holdout):
     "Return a number, or None for a name"
     try: return float(holdout)
     except (TypeError, ValueError): return None
 
-def _listed_in(file, names):
-    "Return whether each name is in a line of a text file, or in the first column of a csv file"
-    with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f: text = f.read()
-    lines = text.splitlines()
-    if file.lower().endswith('.csv'): lines = [row[0] for row in csv.reader(StringIO(text)) if row]
-    listed = {os.path.normpath(from_csv_cell(o.strip())) for o in lines if o.strip()}
-    held = [name in listed or os.path.basename(name) in listed for name in names]
-    if any(held): return held
-    problem = f'lists no picture of the source, which has e.g. {names[0]!r}'
-    raise invalid(f'holdout={file!r}', problem, 'List paths below the source, or names of files')
+def _listed_in(file, names, items, given):
+    "Return whether each picture is in a line of a text file, or in a row of a csv file"
+    named = PictureNames(names, items, file, given)
+    lines = [o for o in _lines_of(file, named, given) if o.strip()]
+    found = [named.find(o) for o in lines]
+    held = {i for o in found for i in o}
+    fix = 'List paths below the source, or names of files'
+    if not held: raise invalid(given, f'lists no picture of the source, which has e.g. {names[0]!r}', fix)
+    missing = [line.strip() for line,o in zip(lines, found) if not o and not line.lstrip().startswith('#')]
+    some = ', '.join(map(repr, missing[:5])) + (', …' if len(missing)>5 else '')
+    n = len(missing)
+    problem = f"lists {n} {plural(n, 'name')} that {'fits' if n==1 else 'fit'} no picture of the source: {some}"
+    if n>len(lines)/2: raise invalid(given, problem, fix)
+    if missing: warn(one_line(f'{given} {problem}. {fix}.'))
+    return [i in held for i in range(len(names))]
 
-def _held_by_column(s, items, labels, name):
+def _lines_of(file, named, given):
+    "Return the names in a file; a first row of titles is none"
+    if not file.lower().endswith(('.csv','.tsv')): return read_text(file).splitlines()
+    rows = read_rows(file, given, strict=False)
+    if not any(map(named.find, rows[0])): rows = rows[1:]
+    at = named.column_of(rows)
+    return [row[at] for row in rows]
+
+def _held_by_column(s, items, labels, name, option):
     "Do the same by a column of a table; rows with neither train nor valid belong to no part"
-    table,_ = open_table(s.path if isinstance(s.path, str) else s.path[0])
+    is_list = isinstance(s.path, (list,tuple)) and isinstance(s.path[0], (str,os.PathLike))
+    table,_ = open_table(s.path[0] if is_list else s.path)
     column = column_values(table, name)
     if column is None:
         problem = 'is no part in [0,1), folder with pictures in it, column of a table, or file that lists names'
-        raise invalid(f'holdout={name!r}', problem, 'Pass one of these, e.g. holdout=0.2')
+        raise invalid(f'{option}={name!r}', problem, f'Pass one of these, e.g. {option}=0.2')
     train,held = parts_by_column(column, name)
     kept = sorted(train+held)
     out = set(held)
@@ -169,16 +257,31 @@ def _held_by_column(s, items, labels, name):
 
 def tell_left_out(
     left_out, # Label, or None, of each picture
-    why:str=f'are trained on and left out of judging: a label needs {FEWEST}', # Consequence and reason
+    what:str='are trained on and left out of judging', # Consequence
+    why:str=f'a label needs {FEWEST}', # Reason for those with a label
 )->None:
     "Print which pictures are not judged"
     if rank_distrib(): return
-    named = sorted({o for o in left_out if o is not None})
+    named = sorted({o for o in left_out if o is not None}, key=str)
     some = ', '.join(map(repr, named[:5])) + (', …' if len(named)>5 else '')
-    n = len(left_out)
-    kinds = f" of {len(named)} {plural(len(named), 'label')} ({some})" if named else ''
-    if n==1: why = why.replace('are', 'is', 1)
-    print(one_line(f"{n} {plural(n, 'picture')}{kinds} {why}"))
+    n = sum(o is not None for o in left_out)
+    is_one,are = what.replace('are', 'is', 1),what
+    kinds = f"of {len(named)} {plural(len(named), 'label')} ({some})"
+    if n: print(one_line(f"{n} {plural(n, 'picture')} {kinds} {is_one if n==1 else are}: {why}"))
+    n = len(left_out)-n
+    if n: print(one_line(f"{n} {plural(n, 'picture')} {is_one+': it has' if n==1 else are+': they have'} no label"))
+
+def labelled_split(
+    s, # Settings: path, labels, and options of reading
+    items, # Pictures, as `run_pictures` lists them
+    valid, # Name of a folder or column, or file that lists names; a part is left to `image_dls`
+)->Split: # Labels and held-out pictures, however few a label has
+    "Label pictures for a classifier; folders label those in a tar or a table as well"
+    labels = labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
+    held = [False]*len(items)
+    if isinstance(valid, str): items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
+    held = _with_copies(items, held)
+    return Split(items, labels, *([i for i,out in enumerate(held) if out==part] for part in (False,True)))
 
 # %% ../../nbs/83_cli.pictures.ipynb #size
 LARGER = 1.5   # than its views is a picture loaded at most
@@ -305,8 +408,7 @@ def read_held_out(
     "Read the names of the held-out pictures"
     file = Path(folder)/'held_out.csv'
     if not file.is_file(): return None
-    with open(file, newline='', encoding='utf-8', errors='surrogateescape') as f:
-        return [from_csv_cell(row[0]) for row in csv.reader(f) if row]
+    return [from_csv_cell(row[0]) for row in csv.reader(StringIO(read_text(file), newline='')) if row]
 
 def is_held_out(
     source, # Source of the pictures at hand
