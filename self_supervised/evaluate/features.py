@@ -172,19 +172,21 @@ def _batches_of(dl, bs):
         raise invalid(f'dl={type(dl).__name__}', problem, 'Pass a tensor (n,c,h,w), or a loader', TypeError)
     if not isinstance(dl, tuple): return dl
     check_whole(1, bs=bs)
-    return zip(*(_dense(o).split(bs) for o in dl))
+    # (x,None) has no labels
+    return zip(*(_dense(name, o).split(bs) for name,o in zip('xy', dl) if name=='x' or o is not None))
 
-def _dense(x):
+def _dense(name, x):
     "Return an array or tensor as a tensor to split"
-    x = tensor_of('x', x)
+    x = tensor_of(name, x)
     if x.ndim: return x
-    raise invalid(f'x={x.item()}', 'is no batch', 'Pass a tensor (n,...)')
+    raise invalid(f'{name}={x.item()}', 'is no batch', 'Pass a tensor (n,...)')
 
 @torch.no_grad()
 @checked
 def embed(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
-    # Loader of fastai or torch with batches x, (x,) or (x,y); a tensor or array x; or a tuple (x,y) of them.
+    # Loader of fastai or torch with batches x, (x,), (x,y) or dict(image=x, label=y), in which names are no labels;
+    # a tensor or array x; or a tuple (x,y) of them, or (x,None).
     # Pictures keep their size; `encoder.meta['size']` is the size of the training
     dl,
     # (mean,std), each one number or one per channel; None for [0,1]; 'recorded' for those in the encoder's record,

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..core import brief_repr, check_whole, checked, invalid, per_channel, without_hooks
 from ..layers import create_cls_module, input_channels, num_features
 from ..evaluate.features import check_features, embed
-from ..vision.checks import first_batch, prepare
+from ..data.batches import outside_unit
+from ..vision.checks import channels_last, first_batch, prepare
 from ..record import recorded_stats, remember, stats_lists, unwrapped
 from .encoder_file import check_encoder
 
@@ -112,11 +113,11 @@ def check_loaders(
     n_in = input_channels(model)
     if x.shape[1]!=n_in:
         problem = f'holds pictures of {x.shape[1]} channels, shape {tuple(x.shape)}, and the encoder takes {n_in}'
-        raise invalid(given, problem, f'Read them with n_in={n_in}')
-    lo,hi = (o.item() for o in x.aminmax())
-    if normalizes and (lo<-.01 or hi>1.01):
-        warn(f"The pictures of dls span [{lo:.2f}, {hi:.2f}] and the model, which normalises them itself, "
-             "expects [0, 1]. Scale them to [0, 1], or pass stats=None.")
+        raise invalid(given, problem, channels_last(model, x) or f'Read them with n_in={n_in}')
+    found = outside_unit(x)
+    if normalizes and found:
+        warn(f"The pictures of dls span {found.span} and the model, which normalises them itself, "
+             f"expects [0, 1]. {found.fix or 'Scale them to [0, 1]'}, or pass stats=None.")
 
 def class_count(
     dls, # Loaders
