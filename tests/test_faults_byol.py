@@ -979,3 +979,59 @@ def test_a_last_batch_of_one_picture_needs_no_batchnorm_to_be_trained():
     net = model(encoder=nn.Sequential(nn.Conv2d(1,6,3), nn.GroupNorm(2,6), nn.AdaptiveAvgPool2d(1), nn.Flatten()), create=partial(create_byol_model, bn=False))
     learn = learner(DataLoaders(DataLoader(TensorDataset(X[:17]), batch_size=8), device='cpu'), net=net)
     quiet(learn.fit, 1); assert len(learn.recorder.losses)==3
+
+# Classifiers
+
+def pairs(y): return DataLoaders(*[FastLoader(list(zip(X, y)), bs=BS)]*2, device='cpu')
+
+@pytest.mark.parametrize('kind', ['classes','several','numbers','own'])
+def test_the_metric_of_a_classifier_follows_its_loss(kind):
+    "`accuracy` for several labels ended a run at validation, and was 0 for numbers"
+    from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
+    from fastai.metrics import accuracy
+    from self_supervised.transfer.finetune import class_learner
+    y,loss,n_out = dict(classes=(Y,CrossEntropyLossFlat(),4), several=(F.one_hot(Y).float(),BCEWithLogitsLossFlat(),4), numbers=(Y.float(),MSELossFlat(),1),
+                        own=(F.one_hot(Y).float(),F.binary_cross_entropy_with_logits,4))[kind]
+    learn = class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    preds,targs = learn.get_preds(act=lambda o: o) if kind!='own' else learn.get_preds()
+    want = {'classes': lambda: (preds.argmax(1)==Y).float().mean(), 'numbers': lambda: (preds[:,0]-Y).square().mean()}.get(kind, lambda: ((preds>0)==y).float().mean())()
+    assert learn.validate()[1]==pytest.approx(want.item(), rel=1e-4)
+    assert [m.name for m in learn.metrics]==[dict(classes='accuracy', numbers='mse').get(kind, 'accuracy_multi')]
+    assert not class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss, metrics=None).metrics
+    assert [m.name for m in class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss, metrics=[accuracy]).metrics]==['accuracy']
+    with pytest.raises(ValueError, match="metrics='acc' is not known"): class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss, metrics='acc')
+
+def test_batches_that_a_classifier_cannot_take_are_refused():
+    "Two pictures per item, names beside them, dictionaries: it ended in the first step"
+    from self_supervised.transfer.finetune import class_learner
+    make = lambda *parts: DataLoaders(DataLoader(TensorDataset(*parts), batch_size=BS), device='cpu')
+    for data,problem in ((make(X,X.clone(),Y), 'brings 2 inputs'), (make(X,Y,Y), 'brings 2 inputs'),
+                         (DataLoaders([dict(image=X, label=Y)], device='cpu'), 'brings batches of type dict')):
+        with pytest.raises(ValueError, match=problem): class_learner(data, model().encoder, 4, stats=None, metrics=None, loss_func=CrossEntropyLossFlat())
+    data = make(X,Y,Y); data.n_inp = 1
+    class_learner(data, model().encoder, 4, stats=None, loss_func=CrossEntropyLossFlat())
+
+@pytest.mark.parametrize('size', [12, (12,20)])
+def test_an_encoder_records_the_size_that_it_is_fine_tuned_at(size):
+    "It kept that of pretraining, which `byol_embed` takes; the original keeps its own"
+    from self_supervised.transfer.finetune import class_learner
+    e = model().encoder; e.meta = dict(stats=None, size=SIDE)
+    h,w = size if isinstance(size, tuple) else (size,size)
+    learn = class_learner(tensor_dls(torch.rand(8,1,h,w), Y[:8], bs=4), e, 4)
+    assert learn.model.encoder.meta['size']==size and e.meta['size']==SIDE
+
+BYTES = (127.5,127.5), ([123.,116.,103.],[58.,57.,57.])
+
+@pytest.mark.parametrize('stats', BYTES, ids=str)
+def test_statistics_of_bytes_do_not_go_with_pictures_in_the_unit_range(stats):
+    "All views had the mean -1: refused where views are in [0,1], named in `embed` and for classifiers"
+    from self_supervised.transfer.finetune import class_learner
+    with pytest.raises(ValueError, match='stats=.* are those of pictures in 0..255.*Divide mean and std by 255'): get_byol_aug_pipelines(8, stats=stats)
+    get_byol_aug_pipelines(8, stats=stats, clip=False, jitter=False, solarize=False)
+    x,e = X.repeat(1,3,1,1),model(3).encoder
+    for f in (lambda: embed(e, x, stats=stats), lambda: class_learner(tensor_dls(x, Y, bs=BS), e, 4, stats=stats)):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match='those of pictures in 0..255'): f()
+    warn_once.cache_clear()
+    assert not quiet_of('those of pictures', embed, e, x*255, stats=stats)

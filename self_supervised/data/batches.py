@@ -35,12 +35,13 @@ def check_leads(
     leads = isinstance(first, Mapping) or _is_data(first) or _is_listed(first)
     at = [] if leads else [i for i,o in enumerate(b) if _is_data(o) and o.ndim>2]
     if not at or getattr(first, 'ndim', 1)>2: return
-    raise invalid(f'batch of {len(b)} parts', f'has its pictures in part {at[0]}, counted from 0, and they must come first',
+    problem = f'has its pictures in part {at[0]}, counted from 0, and they must come first'
+    raise invalid(f'batch of {len(b)} parts', problem,
                   'Let the data set return (x,y), or pass the loader a collate_fn that does')
 
 # Words in the names of a dictionary's parts, as data sets and libraries have them
-_picture_words = set('image images img imgs pixel pixels picture pictures photo photos rgb jpg jpeg png webp video videos '
-                     'clip clips frames x input inputs view views crop crops anchor positive query'.split())
+_picture_words = set('image images img imgs pixel pixels picture pictures photo photos rgb jpg jpeg png webp video '
+                     'videos clip clips frames x input inputs view views crop crops anchor positive query'.split())
 _label_words = ('label','labels','target','targets','y','class','classes','cls','category','categories','species')
 _other_words = set('mask masks segmentation seg depth normals normal flow heatmap heatmaps saliency embedding '
                    'embeddings features weight weights bbox bboxes box boxes'.split())
@@ -100,7 +101,7 @@ def _fix_of_range(lo, hi):
     most = 'Divide them by the largest value that they can have'
     if lo>=-.01 and hi<=32: return most if hi>5 else None
     if max(-lo, hi)<=32: return None
-    if lo<-.01: return 'Scale them to [0, 1], with the smallest and the largest value that they can have: (x-lo)/(hi-lo)'
+    if lo<-.01: return 'Scale them to [0, 1] by the smallest and the largest value they can have: (x-lo)/(hi-lo)'
     if hi<=255.5: return 'Divide them by 255'
     bits = 12 if hi<=4095.5 else 16
     return f'Divide them by {2**bits-1}, if they have {bits} bits' if hi<=65535.5 else most

@@ -138,7 +138,9 @@ def check_loader(
     raise invalid(f'bs={batch_size_of(dls.train)}', f'is too large: {n} pictures do not fill one batch',
                   f'Pass bs={max(n,1)} or less, or more pictures')
 
-def _norms_batches(model): return any(isinstance(m, (nn.BatchNorm1d,nn.BatchNorm2d,nn.BatchNorm3d)) for m in model.modules())
+_batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+def _norms_batches(model): return any(isinstance(m, _batchnorms) for m in model.modules())
 
 def _last_size(dl):
     "Number of pictures in the last batch of an epoch if it is smaller than the others; 0 if not, or unknown"
@@ -166,7 +168,8 @@ def check_frozen(
     if not layers or any(p.requires_grad for p in layers): return
     rest = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in encoder.parameters())
-    warn(f'the encoder is frozen: {rest:,} of its {total:,} weights train{", those of norms and biases" if rest else ""}. '
+    which = ', those of norms and biases' if rest else ''
+    warn(f'the encoder is frozen: {rest:,} of its {total:,} weights train{which}. '
          'Call encoder.requires_grad_(True) before you make the learner, or learn.unfreeze(), to train all of it.')
 
 def check_length(
