@@ -27,6 +27,13 @@ def _goes_with(x, o):
     if not (_is_data(x) and _is_data(o)) or o.ndim!=x.ndim: return False
     return o.shape==x.shape if x.ndim==2 else o.shape[:2]==x.shape[:2]
 
+def is_second_view(
+    x, # Pictures
+    o, # Other part of the batch
+)->bool:
+    "Is `o` surely another view and no label? Views of one loader are of one shape"
+    return _is_data(x) and _is_data(o) and o.shape==x.shape
+
 def check_leads(
     b, # Batch, a tuple or list
 )->None:
@@ -115,13 +122,6 @@ def outside_unit(
     if lo>=-.01 and hi<=1.01 and not twice: return None
     fix = 'Divide by 255 once, if they were divided twice' if twice else _fix_of_range(lo, hi)
     return OutsideUnit(f'[{lo:.2g}, {hi:.2g}]' if twice else f'[{lo:.2f}, {hi:.2f}]', fix)
-
-def is_second_view(
-    x, # Pictures
-    o, # Other part of the batch
-)->bool:
-    "Is `o` surely another view and no label? Views of one loader are of one shape"
-    return _is_data(x) and _is_data(o) and o.shape==x.shape
 
 def picture_and_label(
     b, # A batch
