@@ -23,8 +23,8 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from .core import (
-    brief_repr, check_one_of, check_p, check_stats, check_whole, checked, checked_but, computing_threads, counted,
-    invalid, is_list, number_row, plain, plain_numbers, sent, warn_once)
+    brief_repr, check_one_of, check_p, check_stats, check_stats_of_unit, check_whole, checked, checked_but,
+    computing_threads, counted, invalid, is_list, number_row, plain, plain_numbers, sent, warn_once)
 from .image_ops import (
     adjust_contrast, adjust_hue, adjust_light, adjust_saturation, blur_kernel, check_images, cut_constants, cut_places,
     mirror_cuts,
@@ -494,7 +494,8 @@ def get_batch_augs(
     if blur and blur_p and min(sides(size))<2:
         raise invalid(f'{size=}', 'leaves nothing to blur', 'Pass 2 pixels or more, or blur=False')
 
-    if not clip: _check_any_range(jitter=jitter and jitter_p and any(_jitter_amounts(jitter_s)),
+    if clip: check_stats_of_unit(stats)
+    else: _check_any_range(jitter=jitter and jitter_p and any(_jitter_amounts(jitter_s)),
                                   solarize=solarize and solarize_p)
 
     def some(op, p, **kw):

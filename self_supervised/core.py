@@ -176,6 +176,20 @@ def check_stats(
     fix = 'Pass (mean,std) with one entry per channel and std above 0, or None'
     raise invalid(f'{stats=}', 'must be a pair of finite numbers', fix)
 
+def of_bytes(
+    stats, # (mean,std), each a number or one per channel, or None
+)->bool: # No pictures in [0,1] have a mean above 1
+    "Are these statistics of pictures in 0..255?"
+    return stats is not None and number_row(list(stats)[0]).max().item()>1
+
+def check_stats_of_unit(
+    stats, # (mean,std), each a number or one per channel, or None
+)->None:
+    "Raise for statistics of pictures in 0..255 where pictures are in [0,1]"
+    if not of_bytes(stats): return
+    raise invalid(f'{stats=}', 'are those of pictures in 0..255, and these are in [0,1]',
+                  'Divide mean and std by 255, e.g. (0.5,0.5) for (127.5,127.5)')
+
 def per_channel(
     stats, # (mean,std), each a number or one per channel; None changes nothing
     n_in:int, # Channels of the pictures

@@ -1,5 +1,5 @@
 "BYOL's callback, `fit_byol` and logging, as users combine them: each test names its law; nothing is left out in silence, nothing ends late"
-import math, sys, types, warnings
+import math, re, sys, types, warnings
 from functools import partial
 from itertools import permutations
 
@@ -16,6 +16,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader as FastLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastcore.foundation import L
@@ -795,3 +796,242 @@ def test_completion_offers_what_a_user_calls():
     names = [o for o in dir(learner().byol) if not o.startswith('_')]
     assert {'show','views','m','momenta','guard','augs'}<=set(names) and len(names)<=12
     assert all(hasattr(learner().byol, o) for o in names)
+
+# Batches that are dictionaries, and parts beside the pictures
+
+V = torch.rand(N,1,SIDE,SIDE, generator=torch.Generator().manual_seed(1))
+DICTS = {'mask first': lambda x,v,i,y,name: dict(mask=v, image=x, label=y),
+         'mask last': lambda x,v,i,y,name: dict(image=x, image_mask=v, label=y),
+         'target picture': lambda x,v,i,y,name: dict(target=v, input=x, cls=y),
+         'cifar': lambda x,v,i,y,name: dict(idx=i, img=x, coarse_label=i, fine_label=y),
+         'camel': lambda x,v,i,y,name: dict(ImageId=i, pixelValues=x, depthMap=v, speciesId=y),
+         'category': lambda x,v,i,y,name: dict(image_id=i, image=x, path=name, category=y),
+         'thermal': lambda x,v,i,y,name: dict(thermal=v, rgb=x, targets=y),
+         'unknown': lambda x,v,i,y,name: dict(heatmap=v, leaf=x, file_index=i, breed=y),
+         'features': lambda x,v,i,y,name: dict(image_embedding=v.flatten(1), image=x, label_name=name, y=y),
+         '(x,dict)': lambda x,v,i,y,name: (x, dict(id=i, labels=y)),
+         '(x,name,y)': lambda x,v,i,y,name: (x, name, y),
+         '(x,list)': lambda x,v,i,y,name: (x, y.tolist())}
+
+def batches_as(form, y=Y):
+    at = torch.arange(N)
+    return [form(X[i], V[i], i, y[i], [f'{o}.png' for o in i.tolist()]) for i in at.split(BS)]
+
+@pytest.mark.parametrize('form', DICTS)
+def test_the_names_in_a_batch_tell_pictures_and_labels(form):
+    "`embed` and the training look at the pictures, not at a mask; the labels are no ids and no names of files"
+    y = Y.flip(0)
+    data = batches_as(DICTS[form], y)
+    net = model()
+    feats,labels = embed(net.encoder, data)
+    assert torch.allclose(feats, embed(net.encoder, X)[0], atol=1e-6) and torch.equal(labels, y)
+    if '(' in form or 'target' in form: return
+    learn = learner(DataLoaders(data, device='cpu'), [torch.clone]*2, net, cbs=(seen := Seen()))
+    quiet(learn.fit, 1, lr=1e-3)
+    assert all(torch.equal(v, X[i*BS:(i+1)*BS]) for i,b in enumerate(seen.xs) for v in b)
+
+@pytest.mark.parametrize('form', [lambda x,v,i,y,name: (x, name), lambda x,v,i,y,name: (x, None), lambda x,v,i,y,name: (x, [None]*len(x)),
+                                  lambda x,v,i,y,name: dict(image=x, id=i, path=name), lambda x,v,i,y,name: (x, dict(id=i)), lambda x,v,i,y,name: (x, dict(name=name))])
+def test_names_and_ids_are_no_labels(form):
+    "Nor is None: features come without labels"
+    feats,labels = embed(model().encoder, batches_as(form))
+    assert feats.shape[0]==N and labels is None
+
+def test_a_pair_without_labels_is_pictures_alone():
+    "(x,None); an error about labels names y"
+    net = model().encoder
+    feats,labels = embed(net, (X,None))
+    assert labels is None and torch.equal(feats, embed(net, X)[0])
+    with pytest.raises(ValueError, match='^y='): embed(net, (X,['cat']*N))
+
+@pytest.mark.parametrize('form', [lambda x,v,i,y,name: dict(foo=x, bar=v), lambda x,v,i,y,name: dict(foo=x, bar=v.repeat(1,2,1,1)), lambda x,v,i,y,name: (dict(foo=x, bar=v), y)])
+def test_a_dictionary_that_tells_no_pictures_is_refused(form):
+    "One line with the keys, and the fix"
+    with pytest.raises(ValueError, match=r"keys \['foo', 'bar'\].*collate_fn that returns \(x,y\)") as e: embed(model().encoder, batches_as(form))
+    assert '\n' not in str(e.value)
+
+def test_labels_that_names_do_not_tell_are_named():
+    "Two of equal right: features without labels, and a warning"
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"\['age', 'sex'\] may be its labels"): feats,labels = embed(model().encoder, batches_as(lambda x,v,i,y,name: dict(image=x, age=i, sex=y)))
+    assert labels is None
+
+def test_a_mask_is_no_second_view():
+    "With aug_pipelines=None it was trained on as one"
+    with pytest.raises(ValueError, match='needs a loader of ready views'): learner(DataLoaders(batches_as(lambda x,v,i,y,name: dict(image=x, mask=v)), device='cpu'), None).fit(1)
+
+@pytest.mark.parametrize('form', [lambda x,v,i,y,name: (i, x, y), lambda x,v,i,y,name: (name, x, y)], ids=['index','names'])
+@pytest.mark.parametrize('augs', [AUGS, None], ids=['pipelines','ready'])
+def test_pictures_that_do_not_come_first_are_named(form, augs):
+    "In `embed` and in training: where they are, and what to do"
+    data = batches_as(form)
+    with pytest.raises(ValueError, match='pictures in part 1.*must come first'): embed(model().encoder, data)
+    with pytest.raises(ValueError, match='pictures in part 1.*must come first'): quiet(learner(DataLoaders(data, device='cpu'), augs).fit, 1)
+
+# Known before the first step, or named by its cause
+
+def test_a_frozen_encoder_is_named():
+    "Frozen by hand, or by fastai but for batchnorm: it ended well, with the encoder as it was"
+    e = model().encoder.requires_grad_(False)
+    with pytest.warns(UserWarning, match='the encoder is frozen: 0 of its .*requires_grad_'): learner(net=model(encoder=e)).fit(1)
+    for m in e.modules():
+        if isinstance(m, nn.BatchNorm2d): m.requires_grad_(True)
+    n = sum(p.numel() for p in e.parameters() if p.requires_grad)
+    assert n
+    with pytest.warns(UserWarning, match=f'frozen: {n:,} of its .*those of norms and biases'): learner(net=model(encoder=e)).fit(1)
+
+def test_an_encoder_of_class_learner_is_named_as_frozen():
+    "It comes frozen, and `unfreeze` trains it"
+    from self_supervised.transfer.finetune import class_learner
+    clf = class_learner(dls(BS, y=Y), model().encoder, stats=None, n_out=4)
+    with pytest.warns(UserWarning, match='the encoder is frozen'): learner(net=model(encoder=clf.model.encoder)).fit(1)
+    clf.unfreeze()
+    said = quiet_of('frozen', learner(net=model(encoder=clf.model.encoder)).fit, 1)
+    assert not said
+
+def quiet_of(text, f, *args, **kwargs):
+    "Warnings with `text`"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always'); f(*args, **kwargs)
+    return [str(w.message) for w in ws if text in str(w.message)]
+
+def test_early_layers_may_be_frozen():
+    "A choice, which needs no warning"
+    net = model(); next(net.encoder.parameters()).requires_grad_(False)
+    assert not quiet_of('frozen', learner(net=net).fit, 1)
+
+@pytest.mark.parametrize('stats', [None, (.5,.5), ([.5]*3,[.2]*3)], ids=str)
+@pytest.mark.parametrize('kind', ['floats','bytes','wide'])
+def test_channels_that_come_last_are_named(kind, stats):
+    "A torch loader's (bs,h,w,c), with pipelines that normalise or not"
+    x = torch.rand(16,12,20 if kind=='wide' else 12,3)
+    if kind=='bytes': x = (x*255).byte()
+    data = DataLoaders(DataLoader(TensorDataset(x, torch.arange(16)), batch_size=8), device='cpu')
+    with pytest.raises(ValueError, match=r'3 channels last.*x\.permute\(0,3,1,2\)') as e: quiet(learner(data, get_byol_aug_pipelines(8, stats=stats), model(3)).fit, 1)
+    assert 'n_in=12' not in str(e.value)
+
+def test_ready_views_and_classifiers_name_channels_that_come_last():
+    "The same cause, elsewhere"
+    from self_supervised.transfer.finetune import class_learner
+    x = torch.rand(16,12,12,3)
+    with pytest.raises(ValueError, match=r'x\.permute\(0,3,1,2\)'): quiet(learner(DataLoaders([(x,x.clone())], device='cpu'), None, model(3)).fit, 1)
+    data = DataLoaders(DataLoader(TensorDataset(x, torch.arange(16)%2), batch_size=8), device='cpu')
+    with pytest.raises(ValueError, match=r'x\.permute\(0,3,1,2\)'): class_learner(data, model(3).encoder, 2, stats=None)
+
+def test_a_network_may_take_channels_last():
+    "It is asked before it is refused"
+    class Last(nn.Module):
+        def __init__(self): super().__init__(); self.c = nn.Conv2d(3,6,3)
+        def forward(self, x): return self.c(x.permute(0,3,1,2)).mean((2,3))
+    data = DataLoaders([torch.rand(8,12,12,3)]*2, device='cpu')
+    learn = learner(data, AUGS, create_byol_model(Last(), 16, 8, n_in=12, size=(12,3)))
+    quiet(learn.fit, 1); assert len(learn.recorder.losses)==2
+
+@pytest.mark.parametrize('hi,fix', [(255,'by 255[.]'), (4095,'by 4095, if they have 12 bits'), (65535,'by 65535, if they have 16 bits'), (10,'by the largest value'),
+                                    (1e6,'by the largest value'), (2,'Leave Normalize out')])
+def test_the_range_of_pictures_names_its_cause(hi, fix):
+    "In training and in `embed`"
+    x = X*hi
+    assert [o for o in quiet_of('the pictures span', learner(dls(x=x), get_byol_aug_pipelines(SIDE, stats=None)).fit, 1) if re.search(fix, o)]
+    if hi==2: return
+    warn_once.cache_clear()
+    encoder = model().encoder; encoder.meta = dict(stats=None)
+    with pytest.warns(UserWarning, match=fix): embed(encoder, x)
+
+def test_a_range_of_both_signs_names_its_cause():
+    "Hounsfield units are not normalised pictures, which are within a few units of 0"
+    from self_supervised.data.batches import outside_unit
+    assert 'smallest and the largest' in outside_unit(X*4095-1024).fix and outside_unit((X-.5)/.2).fix is None
+
+@pytest.mark.parametrize('kind', [torch.bfloat16, torch.half, torch.double])
+def test_an_encoder_of_another_type_is_named(kind):
+    "It was advised to wrap its maps"
+    e = model().encoder
+    net = model(encoder=e); e.to(kind)
+    with pytest.raises(ValueError, match=f"holds weights of type {str(kind)[6:]}.*encoder.float") as err: learner(net=net).fit(1)
+    assert 'Wrap' not in str(err.value)
+
+@pytest.mark.parametrize('size,fix', [(64,'size=64'), ((32,64), r'size=\(32, 64\)')])
+def test_a_transformer_of_another_size_is_named(size, fix):
+    "The size to build it with"
+    pytest.importorskip('timm')
+    e = create_encoder('vit_tiny_patch16_224', pretrained=False, depth=1)
+    h,w = size if isinstance(size, tuple) else (size,size)
+    learn = learner(DataLoaders([torch.rand(4,3,h,w)], device='cpu'), AUGS, create_byol_model(e, 8, 8))
+    with pytest.raises(ValueError, match=rf'create_encoder\(\.\.\., {fix}\)') as err: quiet(learn.fit, 1)
+    assert 'Wrap' not in str(err.value)
+
+@pytest.mark.parametrize('bs', [8, 16])
+@pytest.mark.parametrize('load', [partial(DataLoader), partial(DataLoader, shuffle=True)], ids=['in order','shuffled'])
+def test_a_last_batch_of_one_picture_is_refused_before_the_fit(load, bs):
+    "17 pictures: it ended the first epoch"
+    x = torch.cat([X,X])[:17]
+    data = lambda **kw: DataLoaders(load(TensorDataset(x), batch_size=bs, **kw), device='cpu')
+    learn = learner(data(), cbs=(seen := Seen()))
+    with pytest.raises(ValueError, match=f'bs={bs} leaves one picture for the last batch.*drop_last=True'): learn.fit(1)
+    assert not getattr(seen, 'xs', None)
+    learner(data(drop_last=True)).fit(1)
+    fast = DataLoaders(FastLoader(TensorDataset(x), bs=bs), device='cpu')
+    with pytest.raises(ValueError, match='leaves one picture'): learner(fast).fit(1)
+
+def test_a_last_batch_of_one_picture_needs_no_batchnorm_to_be_trained():
+    "Group norm compares nothing"
+    net = model(encoder=nn.Sequential(nn.Conv2d(1,6,3), nn.GroupNorm(2,6), nn.AdaptiveAvgPool2d(1), nn.Flatten()), create=partial(create_byol_model, bn=False))
+    learn = learner(DataLoaders(DataLoader(TensorDataset(X[:17]), batch_size=8), device='cpu'), net=net)
+    quiet(learn.fit, 1); assert len(learn.recorder.losses)==3
+
+# Classifiers
+
+def pairs(y): return DataLoaders(*[FastLoader(list(zip(X, y)), bs=BS)]*2, device='cpu')
+
+@pytest.mark.parametrize('kind', ['classes','several','numbers','own'])
+def test_the_metric_of_a_classifier_follows_its_loss(kind):
+    "`accuracy` for several labels ended a run at validation, and was 0 for numbers"
+    from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
+    from fastai.metrics import accuracy
+    from self_supervised.transfer.finetune import class_learner
+    y,loss,n_out = dict(classes=(Y,CrossEntropyLossFlat(),4), several=(F.one_hot(Y).float(),BCEWithLogitsLossFlat(),4), numbers=(Y.float(),MSELossFlat(),1),
+                        own=(F.one_hot(Y).float(),F.binary_cross_entropy_with_logits,4))[kind]
+    learn = class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    preds,targs = learn.get_preds(act=lambda o: o) if kind!='own' else learn.get_preds()
+    want = {'classes': lambda: (preds.argmax(1)==Y).float().mean(), 'numbers': lambda: (preds[:,0]-Y).square().mean()}.get(kind, lambda: ((preds>0)==y).float().mean())()
+    assert learn.validate()[1]==pytest.approx(want.item(), rel=1e-4)
+    assert [m.name for m in learn.metrics]==[dict(classes='accuracy', numbers='mse').get(kind, 'accuracy_multi')]
+    assert not class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss, metrics=None).metrics
+    assert [m.name for m in class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss, metrics=[accuracy]).metrics]==['accuracy']
+    with pytest.raises(ValueError, match="metrics='acc' is not known"): class_learner(pairs(y), model().encoder, n_out, stats=None, loss_func=loss, metrics='acc')
+
+def test_batches_that_a_classifier_cannot_take_are_refused():
+    "Two pictures per item, names beside them, dictionaries: it ended in the first step"
+    from self_supervised.transfer.finetune import class_learner
+    make = lambda *parts: DataLoaders(DataLoader(TensorDataset(*parts), batch_size=BS), device='cpu')
+    for data,problem in ((make(X,X.clone(),Y), 'brings 2 inputs'), (make(X,Y,Y), 'brings 2 inputs'),
+                         (DataLoaders([dict(image=X, label=Y)], device='cpu'), 'brings batches of type dict')):
+        with pytest.raises(ValueError, match=problem): class_learner(data, model().encoder, 4, stats=None, metrics=None, loss_func=CrossEntropyLossFlat())
+    data = make(X,Y,Y); data.n_inp = 1
+    class_learner(data, model().encoder, 4, stats=None, loss_func=CrossEntropyLossFlat())
+
+@pytest.mark.parametrize('size', [12, (12,20)])
+def test_an_encoder_records_the_size_that_it_is_fine_tuned_at(size):
+    "It kept that of pretraining, which `byol_embed` takes; the original keeps its own"
+    from self_supervised.transfer.finetune import class_learner
+    e = model().encoder; e.meta = dict(stats=None, size=SIDE)
+    h,w = size if isinstance(size, tuple) else (size,size)
+    learn = class_learner(tensor_dls(torch.rand(8,1,h,w), Y[:8], bs=4), e, 4)
+    assert learn.model.encoder.meta['size']==size and e.meta['size']==SIDE
+
+BYTES = (127.5,127.5), ([123.,116.,103.],[58.,57.,57.])
+
+@pytest.mark.parametrize('stats', BYTES, ids=str)
+def test_statistics_of_bytes_do_not_go_with_pictures_in_the_unit_range(stats):
+    "All views had the mean -1: refused where views are in [0,1], named in `embed` and for classifiers"
+    from self_supervised.transfer.finetune import class_learner
+    with pytest.raises(ValueError, match='stats=.* are those of pictures in 0..255.*Divide mean and std by 255'): get_byol_aug_pipelines(8, stats=stats)
+    get_byol_aug_pipelines(8, stats=stats, clip=False, jitter=False, solarize=False)
+    x,e = X.repeat(1,3,1,1),model(3).encoder
+    for f in (lambda: embed(e, x, stats=stats), lambda: class_learner(tensor_dls(x, Y, bs=BS), e, 4, stats=stats)):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match='those of pictures in 0..255'): f()
+    warn_once.cache_clear()
+    assert not quiet_of('those of pictures', embed, e, x*255, stats=stats)

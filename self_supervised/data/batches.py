@@ -6,13 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/16_data.batches.ipynb #imports
+import re
 from collections import namedtuple
 from collections.abc import Mapping
+from numbers import Number
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import invalid
+from ..core import invalid, warn_once
 
 # %% ../../nbs/16_data.batches.ipynb #parts
 def _is_data(o):
@@ -24,6 +27,57 @@ def _goes_with(x, o):
     if not (_is_data(x) and _is_data(o)) or o.ndim!=x.ndim: return False
     return o.shape==x.shape if x.ndim==2 else o.shape[:2]==x.shape[:2]
 
+def is_second_view(
+    x, # Pictures
+    o, # Other part of the batch
+)->bool:
+    "Is `o` surely another view and no label? Views of one loader are of one shape"
+    return _is_data(x) and _is_data(o) and o.shape==x.shape
+
+def check_leads(
+    b, # Batch, a tuple or list
+)->None:
+    "Raise if pictures come after an index or names, as in (idx,x,y)"
+    first = b[0] if len(b) else None
+    leads = isinstance(first, Mapping) or _is_data(first) or _is_listed(first)
+    at = [] if leads else [i for i,o in enumerate(b) if _is_data(o) and o.ndim>2]
+    if not at or getattr(first, 'ndim', 1)>2: return
+    problem = f'has its pictures in part {at[0]}, counted from 0, and they must come first'
+    raise invalid(f'batch of {len(b)} parts', problem,
+                  'Let the data set return (x,y), or pass the loader a collate_fn that does')
+
+# Words in the names of a dictionary's parts, as data sets and libraries have them
+_picture_words = set('image images img imgs pixel pixels picture pictures photo photos rgb jpg jpeg png webp video '
+                     'videos clip clips frames x input inputs view views crop crops anchor positive query'.split())
+_label_words = ('label','labels','target','targets','y','class','classes','cls','category','categories','species')
+_other_words = set('mask masks segmentation seg depth normals normal flow heatmap heatmaps saliency embedding '
+                   'embeddings features weight weights bbox bboxes box boxes'.split())
+_id_words = set('id ids uid uuid idx idxs index indices path paths file files filename name names key keys'.split())
+
+def _words(key): return {o.lower() for o in re.findall('[A-Z]?[a-z]+|[A-Z]+', str(key))}
+
+def _is_listed(o): return isinstance(o, (tuple,list)) and len(o)>0 and all(map(_is_data, o))
+
+def _picture_keys(b):
+    "Keys of a dictionary's pictures: a list of views, or the tensor of most dimensions and those that go with it"
+    data = [k for k,o in b.items() if _is_data(o) or _is_listed(o)]
+    if not data:
+        raise invalid(f'batch with the keys {list(b)}', 'holds no pictures, which are tensors of floats or bytes',
+                      'Let the loader bring (x,), (x,y) or a dict with a tensor (bs,c,h,w)')
+    likely = [k for k in data if not _words(k)&(_other_words|set(_label_words))]
+    likely = [k for k in likely if _words(k)&_picture_words] or likely or data
+    listed = [k for k in likely if not isinstance(b[k], Tensor)]
+    if listed: return listed[:1]
+    first = max(likely, key=lambda k: b[k].ndim)   # a clip rather than its sound
+    rivals = [k for k in likely if b[k].ndim==b[first].ndim]
+    if all(_goes_with(b[first], b[k]) for k in rivals): return rivals
+    raise _which(b, rivals)
+
+def _which(b, keys):
+    "Make the error for a dictionary in which several parts may be the pictures"
+    return invalid(f'batch with the keys {list(b)}', f'does not tell the pictures from others: {keys} may be them',
+                   f"Name them 'image', or pass the loader a collate_fn that returns (x,y), e.g. with x of {keys[0]!r}")
+
 def batch_parts(
     b, # Batch of any loader
 )->tuple: # Views, a tuple; labels and the rest, a tuple
@@ -31,6 +85,7 @@ def batch_parts(
     if isinstance(b, Mapping): return _of_dict(b)
     if not isinstance(b, (tuple,list)): return (b,),()
     if not len(b): return (),()
+    check_leads(b)
     first,*rest = b
     if isinstance(first, (Mapping,tuple,list)):
         views,labels = batch_parts(first)
@@ -40,52 +95,81 @@ def batch_parts(
     return tuple(b[:n]),tuple(b[n:])
 
 def _of_dict(b):
-    "Split a dictionary into views (in a list, or the tensor of most dimensions and similar ones) and the rest"
-    keys = [k for k,o in b.items() if isinstance(o, (tuple,list)) and len(o) and all(map(_is_data, o))][:1]
-    views = tuple(b[keys[0]]) if keys else ()
-    if not keys:
-        data = [k for k,o in b.items() if _is_data(o)]
-        if not data:
-            raise invalid(f'batch with the keys {list(b)}', 'holds no pictures, which are tensors of floats or bytes',
-                          'Let the loader bring (x,), (x,y) or a dict with a tensor (bs,c,h,w)')
-        first = max(data, key=lambda k: b[k].ndim)   # a clip rather than its sound
-        keys = [k for k in data if _goes_with(b[first], b[k])]
-        views = tuple(b[k] for k in keys)
-    return views,tuple(o for k,o in b.items() if k not in keys)
+    "Split a dictionary into views and the rest; pictures of another name, such as masks, are neither"
+    keys = _picture_keys(b)
+    views = tuple(b[keys[0]]) if _is_listed(b[keys[0]]) else tuple(b[k] for k in keys)
+    return views,tuple(o for k,o in b.items() if k not in keys and not is_second_view(views[0], o))
 
 # %% ../../nbs/16_data.batches.ipynb #picture
 OutsideUnit = namedtuple('OutsideUnit', 'span fix')
 
+def _fix_of_range(lo, hi):
+    "Return how to bring pictures of this range to [0,1]; None for one that normalised pictures may have"
+    most = 'Divide them by the largest value that they can have'
+    if lo>=-.01 and hi<=32: return most if hi>5 else None
+    if max(-lo, hi)<=32: return None
+    if lo<-.01: return 'Scale them to [0, 1] by the smallest and the largest value they can have: (x-lo)/(hi-lo)'
+    if hi<=255.5: return 'Divide them by 255'
+    bits = 12 if hi<=4095.5 else 16
+    return f'Divide them by {2**bits-1}, if they have {bits} bits' if hi<=65535.5 else most
+
 def outside_unit(
     x:Tensor, # Pictures
 )->OutsideUnit|None: # Their range in words, and what to do if the cause is known; None for [0,1]
-    "Find pictures that are not in [0,1]: 0 to 255 as floating point, or divided by 255 twice"
+    "Find pictures that are not in [0,1]: 8, 12 or 16 bits as floating point, or divided by 255 twice"
     lo,hi = (o.item() for o in x.aminmax()) if x.numel() else (0,1)
     twice = 0<hi<=1.01/255 and lo>=0
     if lo>=-.01 and hi<=1.01 and not twice: return None
-    bytes_like = 32<hi<=255.5 and lo>=0
-    once = 'Divide by 255 once, if they were divided twice'
-    fix = once if twice else 'Divide them by 255' if bytes_like else None
+    fix = 'Divide by 255 once, if they were divided twice' if twice else _fix_of_range(lo, hi)
     return OutsideUnit(f'[{lo:.2g}, {hi:.2g}]' if twice else f'[{lo:.2f}, {hi:.2f}]', fix)
-
-def is_second_view(
-    x, # Pictures
-    o, # Other part of the batch
-)->bool:
-    "Is `o` surely another view and no label? Views of one loader are of one shape"
-    return _is_data(x) and _is_data(o) and o.shape==x.shape
 
 def picture_and_label(
     b, # A batch
 )->tuple: # (x,) or (x,y)
     "Take pictures, or the first of their views, and a label if there is one"
     if not isinstance(b, (Mapping,tuple,list)): return (b,)
-    if not isinstance(b, Mapping) and not isinstance(b[0], (Mapping,tuple,list)):
-        if len(b)<2 or not is_second_view(b[0], b[1]): return tuple(b[:2])
-    views,labels = batch_parts(b)
-    named = [b[k] for k in ('label','labels','target','targets','y') if k in b] if isinstance(b, Mapping) else []
-    numbers = [o for o in labels if isinstance(o, Tensor)]   # rather than names, which may come before
-    return views[0],*(named or numbers or labels)[:1]
+    if isinstance(b, Mapping): return _one_picture(b),*_label_among([b])
+    check_leads(b)
+    if isinstance(b[0], Mapping): return _one_picture(b[0]),*_label_among(b)
+    ready = isinstance(b[0], (tuple,list)) or len(b)>1 and is_second_view(b[0], b[1])
+    views,labels = batch_parts(b) if ready else (b[:1],b[1:])
+    return views[0],*_label_among(labels)
+
+def _one_picture(b):
+    "Pictures of a dictionary, or the first of their views"
+    keys = _picture_keys(b)
+    # Views are named alike, such as view1 and view2, or as pictures are
+    alike = len({frozenset(o for o in _words(k) if len(o)>1) for k in keys})==1
+    if not alike and not any(_words(k)&_picture_words for k in keys): raise _which(b, keys)
+    return b[keys[0]][0] if _is_listed(b[keys[0]]) else b[keys[0]]
+
+def _is_number(v): return isinstance(v, (Number,np.bool_)) or isinstance(v, Tensor) and not v.ndim
+
+def _are_numbers(o):
+    "Could `o` be labels: a number or more per picture?"
+    if isinstance(o, np.ndarray): return o.ndim>0 and o.dtype.kind in 'biuf'
+    if isinstance(o, (tuple,list)): return len(o)>0 and all(map(_is_number, o))
+    return isinstance(o, Tensor)
+
+def _label_among(parts):
+    "Find the labels, in a list of one, or none"
+    for o in parts:
+        if isinstance(o, Mapping): o = _named_label(o)
+        if _are_numbers(o): return [o]
+    return []
+
+def _named_label(b):
+    "Labels of a dictionary: numbers that are named so, or the only ones that are no index; None for others"
+    # Pictures named 'target' are none
+    numbers = [k for k,o in b.items() if _are_numbers(o) and np.ndim(o)<4 and not _words(k)&_other_words]
+    named = [k for word in _label_words for k in numbers if str(k).lower()==word]   # before longer names
+    named += [k for word in ('fine',*_label_words) for k in numbers if word in _words(k)]
+    if named: return b[named[0]]
+    rows = [k for k in numbers if np.ndim(b[k])==1 and not _words(k)&(_id_words|_picture_words)]
+    if len(rows)>1:
+        warn_once(f"A batch has the keys {list(b)}, and {rows} may be its labels: none is taken. "
+                  "Name them 'label', or pass the loader a collate_fn that returns (x,y).")
+    return b[rows[0]] if len(rows)==1 else None
 
 # %% ../../nbs/16_data.batches.ipynb #peek
 def peek(

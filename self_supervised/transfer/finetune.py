@@ -14,15 +14,16 @@ import fastai.callback.schedule  # noqa: F401, gives `Learner` its `fine_tune`
 import torch
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
-from fastai.metrics import accuracy
+from fastai.metrics import accuracy, accuracy_multi, mse
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import brief_repr, check_whole, checked, invalid, per_channel, without_hooks
+from ..core import brief_repr, check_one_of, check_whole, checked, invalid, per_channel, without_hooks
 from ..layers import create_cls_module, input_channels, num_features
-from ..evaluate.features import check_features, embed
-from ..vision.checks import first_batch, prepare
+from ..evaluate.features import check_features, embed, warn_of_stats
+from ..data.batches import batch_parts, outside_unit, peek
+from ..vision.checks import channels_last, prepare
 from ..record import recorded_stats, remember, stats_lists, unwrapped
 from .encoder_file import check_encoder
 
@@ -101,22 +102,46 @@ def check_loaders(
     dls, # Loaders of pictures
     model:nn.Module, # Model of `classifier` or `segmenter`
     normalizes:bool, # Does the model normalise its pictures?
-)->None:
+)->Tensor: # Pictures of a batch, prepared
     "Raise unless the pictures of `dls` are like those of the training; warn for pictures outside [0,1]"
     given = f'dls={type(dls).__name__}'
     transforms = getattr(getattr(dls.train, 'after_batch', None), 'fs', ())
     if normalizes and any(isinstance(f, Normalize) for f in transforms):
         raise invalid(given, 'normalises its batches, and the model normalises them too',
                       'Leave Normalize out of the data, or pass stats=None for a model that does not')
-    x = prepare(first_batch(dls.train, model))
+    b = peek(dls.train)
+    _check_pairs(given, dls, b)
+    x = prepare(batch_parts(b)[0][0])
     n_in = input_channels(model)
     if x.shape[1]!=n_in:
         problem = f'holds pictures of {x.shape[1]} channels, shape {tuple(x.shape)}, and the encoder takes {n_in}'
-        raise invalid(given, problem, f'Read them with n_in={n_in}')
-    lo,hi = (o.item() for o in x.aminmax())
-    if normalizes and (lo<-.01 or hi>1.01):
-        warn(f"The pictures of dls span [{lo:.2f}, {hi:.2f}] and the model, which normalises them itself, "
-             "expects [0, 1]. Scale them to [0, 1], or pass stats=None.")
+        raise invalid(given, problem, channels_last(model, x) or f'Read them with n_in={n_in}')
+    found = outside_unit(x)
+    if normalizes and found:
+        warn(f"The pictures of dls span {found.span} and the model, which normalises them itself, "
+             f"expects [0, 1]. {found.fix or 'Scale them to [0, 1]'}, or pass stats=None.")
+    for m in model.modules():
+        if isinstance(m, NormalizeInput): warn_of_stats(x, stats_lists((m.mean,m.std)))
+    return x
+
+def _check_pairs(given, dls, b):
+    "Raise for a batch that fastai does not split into pictures and labels"
+    if not isinstance(b, (tuple,list)):
+        raise invalid(given, f'brings batches of type {type(b).__name__}, and fastai trains on pairs',
+                      'Let the loader bring (x,y), e.g. by its collate_fn')
+    n_inp = getattr(dls, 'n_inp', max(len(b)-1, 1))   # as `Learner` splits
+    if n_inp==1: return
+    raise invalid(given, f'brings {n_inp} inputs in a batch of {len(b)} parts, and the model takes one',
+                  'Leave out all but the pictures and their labels, or set dls.n_inp=1 if the rest are labels')
+
+def metrics_for(
+    loss_func, # Loss to train with
+): # A metric of fastai
+    "Choose a metric: `accuracy` for classes, `accuracy_multi` for several labels per picture, `mse` for numbers"
+    func = getattr(loss_func, 'func', loss_func)   # fastai flattens losses of torch
+    name = (getattr(func, '__name__', None) or type(func).__name__).lower()
+    if 'bce' in name or 'binary_cross' in name: return accuracy_multi
+    return mse if any(o in name for o in ('mse','l1','huber')) else accuracy
 
 def class_count(
     dls, # Loaders
@@ -128,6 +153,12 @@ def class_count(
     raise invalid(f'{n_out=}', 'needs labels, and the loaders have none that tell the number of classes',
                   'Give them some (label_func=), or pass n_out, e.g. n_out=10')
 
+def _record_size(encoder, x):
+    "Write the size of the pictures `x` into the record of an encoder that is to be trained on them"
+    if x.ndim<4: return
+    h,w = x.shape[-2:]
+    remember(encoder, size=h if h==w else (h,w))
+
 def frozen_learner(
     dls, # Pictures in [0,1]
     model:nn.Module, # Model of `classifier` or `segmenter`
@@ -135,12 +166,18 @@ def frozen_learner(
     **kwargs, # Arguments of `Learner`
 )->Learner: # Learner with all but the last group of parameters frozen
     "Check the pictures and make the learner"
-    check_loaders(dls, model, normalizes)
+    x = check_loaders(dls, model, normalizes)
+    if hasattr(model, 'encoder'): _record_size(model.encoder, x)
     learn = Learner(dls, model, **kwargs)
     learn.freeze()
     return learn
 
 # %% ../../nbs/71_transfer.finetune.ipynb #class_learner
+def _metrics_named(metrics, dls, loss_func):
+    "Return the metric for 'auto', or raise for another word"
+    check_one_of(['auto'], metrics=metrics)
+    return metrics_for(loss_func or getattr(dls.train_ds, 'loss_func', None))
+
 @delegates(Learner.__init__)
 @checked
 def class_learner(
@@ -152,12 +189,15 @@ def class_learner(
     lin_ftrs:list|None=None, # Widths of hidden layers of the head; None for a linear classifier
     ps:float=0., # Dropout probability before each linear layer of the head
     use_bn:bool=False, # Batchnorm before each linear layer of the head
-    metrics=accuracy, # One metric of fastai or several
+    # One metric of fastai or several, or none; 'auto' takes accuracy for classes, accuracy_multi for several labels per
+    # picture, and mse for numbers
+    metrics='auto',
     splitter=split_layers, # Function that groups parameters for discriminative learning rates
     **kwargs
 )->Learner: # Learner, frozen except for the head, as `fine_tune` expects it
     "Make a `Learner` that fine-tunes a classifier on `encoder`"
     model = classifier(encoder, class_count(dls, n_out), stats, lin_ftrs, ps, use_bn)
+    if isinstance(metrics, str): metrics = _metrics_named(metrics, dls, kwargs.get('loss_func'))
     return frozen_learner(dls, model, stats is not None, metrics=metrics, splitter=splitter, **kwargs)
 
 # %% ../../nbs/71_transfer.finetune.ipynb #head_code

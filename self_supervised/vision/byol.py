@@ -44,10 +44,10 @@ from ..callback.put_back import (
     AnyBatch, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
-from self_supervised.vision.checks import (
-    check_batch, check_before_fit, check_first_batch, check_inputs, check_length, check_model, check_online,
-    check_pipelines, check_ranks, check_stated, first_batch, first_parts, loss_for_labels, prepare, ready_views,
-    split_batch, states_labels)
+from .checks import (
+    check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
+    check_online, check_pipelines, check_ranks, check_stated, first_batch, first_parts, loss_for_labels, prepare,
+    ready_views, split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
 from ..callback.put_back import precision_of # noqa: F401
 from .checks import ( # noqa: F401
@@ -500,6 +500,7 @@ class BYOL(BYOLSetup):
         x,self.labels = split_batch(self.xb, self.yb)
         self.pictures = prepare(x)
         check_batch(self.pictures, self.model)
+        if not self.looked: check_layout(self.pictures, self.byol_model)
         views = self.views(self.pictures)
         if not self.looked:
             check_first_batch(self.pictures, views, self.byol_model, any(map(clips_to_unit, self.augs)))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed
 from ..layers import ClipEncoder, input_channels, input_dims
-from ..data.batches import batch_parts, is_second_view, outside_unit, peek
+from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
@@ -138,6 +138,40 @@ def check_loader(
     raise invalid(f'bs={batch_size_of(dls.train)}', f'is too large: {n} pictures do not fill one batch',
                   f'Pass bs={max(n,1)} or less, or more pictures')
 
+_batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+def _norms_batches(model): return any(isinstance(m, _batchnorms) for m in model.modules())
+
+def _last_size(dl):
+    "Number of pictures in the last batch of an epoch if it is smaller than the others; 0 if not, or unknown"
+    bs = batch_size_of(dl)
+    if not bs or getattr(dl, 'drop_last', True): return 0
+    n = getattr(dl, 'n', None)   # of fastai's
+    sampler = getattr(dl, 'sampler', None)   # of torch's
+    if n is None and hasattr(sampler, '__len__'): n = len(sampler)
+    return (n or 0)%bs
+
+def check_last_batch(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Raise if the last batch of each epoch holds one picture, which batchnorm has nothing to compare with"
+    # A loader that several processes share is not yet split
+    if (num_distrib() or 1)>1 or _last_size(learn.dls.train)!=1 or not _norms_batches(learn.model): return
+    raise invalid(f'bs={batch_size_of(learn.dls.train)}', 'leaves one picture for the last batch of an epoch, '
+                  'and batchnorm compares at least two', 'Pass drop_last=True to the training loader')
+
+def check_frozen(
+    encoder:nn.Module, # Encoder to train
+)->None:
+    "Warn if no layer of the encoder is trained; vectors such as those of batchnorm do not count"
+    layers = [p for p in encoder.parameters() if p.ndim>1]
+    if not layers or any(p.requires_grad for p in layers): return
+    rest = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in encoder.parameters())
+    which = ', those of norms and biases' if rest else ''
+    warn(f'the encoder is frozen: {rest:,} of its {total:,} weights train{which}. '
+         'Call encoder.requires_grad_(True) before you make the learner, or learn.unfreeze(), to train all of it.')
+
 def check_length(
     dl, # Training loader
 )->None:
@@ -158,11 +192,14 @@ def loss_for_labels(
 def check_before_fit(
     learn:Learner, # Learner with a `BYOL` callback
 )->None:
-    "Raise if the learner cannot be trained, and warn of a recipe that does not fit"
+    "Raise if the learner cannot be trained, and warn of a frozen encoder or a recipe that does not fit"
+    model = get_model(learn.model)
     check_alone(learn)
-    check_model(get_model(learn.model))
+    check_model(model)
     check_companions(learn)
     check_loader(learn.dls)
+    check_last_batch(learn)
+    check_frozen(model.encoder)
     check_recipe(learn)
 
 def check_ranks(
@@ -180,8 +217,7 @@ def check_batch(
     model:nn.Module, # Model to train on them
 )->None:
     "Raise if batchnorm has only one picture to compare"
-    if len(x)>1 or not model.training: return
-    if not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for m in model.modules()): return
+    if len(x)>1 or not model.training or not _norms_batches(model): return
     raise invalid(f'x.shape={tuple(x.shape)}', f'holds {len(x)} picture, and batchnorm compares at least two',
                   'Pass bs=2 or more, drop_last=True to the training loader, or a model with group norm')
 
@@ -192,6 +228,7 @@ def check_inputs(
 )->None:
     "Raise or warn if a batch has inputs beside the first, which would be ignored"
     if isinstance(xb, Tensor): return
+    check_leads((*xb,*yb))
     shape = tuple(getattr(xb[0], 'shape', ()))
     second = any(is_second_view(xb[0], o) for o in (*xb[1:],*yb))
     ready = 'Pass aug_pipelines=None to take them as the views'
@@ -251,21 +288,63 @@ def check_online(
         except Exception as e: raise _misfit(model.encoder, v, first_line(e)) from e
         if len(shape)!=2: raise _misfit(model.encoder, v, f'they return {shape}, and (bs,d) is needed')
 
+def _channels(encoder, v):
+    "Return the channels that `encoder` takes; those of the view `v` if it does not tell"
+    try: return input_channels(encoder)
+    except ValueError: return v.shape[1]
+
+def channels_last(
+    encoder:nn.Module, # Network of pictures or clips
+    v:Tensor, # Pictures or clips, or views of them
+)->str: # How to put them first; '' if they do not come last
+    "Find channels in the last dimension instead of the second: (bs,h,w,c)"
+    c = _channels(encoder, v)
+    if v.dim() not in (4,5) or v.shape[1]==c or v.shape[-1]!=c: return ''
+    return f'Pass x.permute(0,{v.dim()-1},{",".join(map(str, range(1, v.dim()-1)))}), since channels come first'
+
+def check_layout(
+    x:Tensor, # Pictures, prepared
+    model:nn.Module, # With `online` and `encoder`; left as it is
+)->None:
+    "Raise for pictures with channels last, before views are made of them, unless the network takes them so"
+    if channels_last(model.encoder, x): check_online(model, x, (x,))
+
+def _foreign_type(encoder):
+    "Return the type of weights that are not float32, such as 'bfloat16'; '' if all are"
+    found = {str(p.dtype).removeprefix('torch.') for p in encoder.parameters() if p.is_floating_point()}
+    return ', '.join(sorted(found-{'float32'}))
+
+def _other_size(encoder, v):
+    "Is `encoder` built for one size of pictures, and `v` of another? Vision transformers state it"
+    if v.dim()!=4: return False
+    sizes = [getattr(m, 'img_size', getattr(m, 'image_size', None)) for m in encoder.modules()]
+    pairs = [tuple(o) if is_list(o) else (o,o) for o in sizes if o is not None]
+    return any(o!=tuple(v.shape[-2:]) for o in pairs)
+
 def _misfit(encoder, v, reason):
     "Make the error with the reason why `encoder` and its projector refuse the view `v`"
     shape,n_in = tuple(v.shape),v.shape[1]
-    try: c = input_channels(encoder)
-    except ValueError: c = n_in
+    c = _channels(encoder, v)
     dims = input_dims(encoder)
     fits = dims in (v.dim()-2, None) or isinstance(encoder, ClipEncoder)
     given = f'encoder={type(encoder).__name__}'
+    first = channels_last(encoder, v)
+    if fits and first:
+        return invalid(f'x.shape={shape}', f'has its {c} channels last, and {given} takes (bs,c,h,w)', first)
     if fits and c!=n_in:
         return invalid(given, f'takes {c} channels, and the pictures have {n_in} channels, shape {shape}',
                        f'Build it with create_encoder(..., n_in={n_in})')
     if v.dim()==3 and dims==2:
         return invalid(given, f'takes pictures (bs,c,h,w), and views of shape {shape} are series (bs,c,t)',
                        'Pass x[:,None] for grey pictures without a channel, or an encoder of nn.Conv1d for series')
-    return invalid(given, f'and its projector cannot take views of shape {shape} ({reason})',
+    problem = f'cannot take views of shape {shape} ({reason})'
+    if _foreign_type(encoder):
+        return invalid(given, f'holds weights of type {_foreign_type(encoder)}, and views are float32 ({reason})',
+                       'Call encoder.float(); for mixed precision add learn.to_fp16() or learn.to_bf16()')
+    if fits and _other_size(encoder, v):
+        h,w = shape[-2:]
+        return invalid(given, problem, f'Build it with create_encoder(..., size={h if h==w else (h,w)})')
+    return invalid(given, f'and its projector {problem}',
                    'Wrap a network that returns a map in create_encoder(net), '
                    'and pass ClipEncoder(encoder) or a 3D network for clips, create_mlp_encoder for vectors')
 
