@@ -440,7 +440,7 @@ def test_a_picture_listed_twice_is_in_one_part(kaggle):
         train,out = ({os.fspath(got.items[i]) for i in part} for part in (got.train,got.held))
         assert not train & out and len(train | out)==24 and len(got.items)==48
         items,label,part = evaluate.of_split(got)
-        assert len(items)==24 and {items[i].name for i in part}==out
+        assert len(items)==24 and {os.fspath(items[i]) for i in part}==out
     items,label,part = evaluate.labelled_items('t.csv', 'label', .2, dict(column='name'))
     assert len(items)==24 and [label(o) for o in items]==[kind(i) for i in range(24)]
     with open('t.csv', 'a') as f: f.write(f'{names[0]},dog\n')
@@ -472,7 +472,9 @@ def test_a_blank_label_is_none(kaggle, blank, capsys):
     for path,given,how in (('t.csv','label',dict(column='name')), ('kaggle/train','t.csv',{})):
         items,label,_ = evaluate.labelled_items(path, given, .2, how)
         assert {label(o) for o in items}=={'cat','dog'} and capsys.readouterr().out=='8 of 24 pictures without a label: left out\n'
-    assert [pictures.as_label(o) for o in (None, float('nan'), np.float32('nan'), ' cat ', np.int64(3), 'None')]==[None,None,None,'cat',3,'None']
+    given = None,float('nan'),np.float32('nan'),' cat ',np.int64(3),'None','-1','NaN'
+    assert pictures.plain_labels(given)==[None,None,None,'cat',3,'None',None,None]
+    assert pictures.plain_labels(['-1','1 '])==['-1','1']      # two classes
 
 @pytest.mark.parametrize('begin', [b'', b'\xef\xbb\xbf'])
 def test_a_list_of_names_holds_out_all_or_says_so(kaggle, begin):

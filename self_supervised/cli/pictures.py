@@ -30,7 +30,7 @@ from ..data.images import held_by_chance, image_dls, parts_by_column
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
-from ..data.sources import Picture, column_values, open_table
+from ..data.sources import Picture, column_values, known_labels, open_table
 from .lists import PictureNames, read_rows, read_text, real_place
 from .options import how_to_read, listed_pictures
 
@@ -65,22 +65,23 @@ def labels_by_folder(
     folders = [Path(os.fspath(o)).parent for o in items]
     parts = [o.parts for o in set(folders)]
     top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
-    return [as_label(o.name) if o!=top else None for o in folders]
+    return plain_labels([None if o==top else o.name for o in folders])
 
-def as_label(
-    o, # Label as it was read
-)->Number|str|None: # A number stays one; None for None, NaN and blank text
-    "Return a label as a number or as text without blanks around it"
+def plain_labels(
+    labels, # As they were read, one per picture
+)->list: # Numbers, and texts without blanks around them; None by the rule of `known_labels`
+    "Return labels that can be compared"
+    return known_labels([_plain(o) for o in labels])
+
+def _plain(o):
     if hasattr(o, 'item') and not getattr(o, 'ndim', 0): o = o.item()
-    text = str(o).strip()
-    if o is None or text.lower() in ('','nan','<na>','nat'): return None
-    return o if isinstance(o, Number) else text
+    return o if o is None or isinstance(o, Number) else str(o).strip()
 
 def _labels_of_copies(given, items, labels):
     "Return the label of each picture; pictures of one file share it, or their labels are refused"
     found = dict[str,Number|str]()
     places = [real_place(o) for o in items]
-    for place,label,item in zip(places, map(as_label, labels), items):
+    for place,label,item in zip(places, plain_labels(labels), items):
         if label is None: continue
         if found.setdefault(place, label)!=label: raise _contradiction(given, found[place], label, os.fspath(item))
     return [found.get(o) for o in places]
@@ -133,7 +134,8 @@ def _labels_in_csv(file, column, named):
     if not any(map(named.is_named, rows[0])): titles = [o.strip() for o in rows.pop(0)]
     at = named.column_of(rows)
     label = _label_column(titles, column, at, file, given)
-    return [(row[at],y) for row in rows if (y := as_label(row[label])) is not None]
+    labels = plain_labels([row[label] for row in rows])
+    return [(row[at],y) for row,y in zip(rows, labels) if y is not None]
 
 def _label_column(titles, column, names, file, given):
     "Return the place of the column with labels"

@@ -359,7 +359,7 @@ def known_labels(
     return [None if _is_minus_one(o) else o for o in labels]
 
 def _is_blank(label):
-    if isinstance(label, str): return not label.strip()
+    if isinstance(label, str): return label.strip().lower() in ('','nan','<na>','nat')  # the last three are pandas'
     if label is None or type(label).__name__ in ('NAType','NaTType'): return True  # those of pandas
     return isinstance(label, Real) and label!=label
 
