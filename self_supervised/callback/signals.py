@@ -51,7 +51,10 @@ ends = tuple(getattr(signal, o) for o in ('SIGINT','SIGTERM','SIGHUP') if hasatt
 
 def _say(text='', **kwargs):
     "Print; where nobody can read it any more, as in a terminal that has closed, print nothing from here on"
-    try: print(text, flush=True, **kwargs)
+    try:
+        try: print(text, flush=True, **kwargs)
+        # The signal came inside of a print, and no other can begin in it
+        except RuntimeError: os.write(sys.stdout.fileno(), f'{text}\n'.encode())
     except OSError:
         with suppress(OSError), open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
