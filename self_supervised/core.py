@@ -6,6 +6,7 @@
 __all__ = ['seed_everything']
 
 # %% ../nbs/00_core.ipynb #imports
+import errno
 import math
 import operator
 import os
@@ -551,6 +552,14 @@ def check_place(
     return path
 
 # %% ../nbs/00_core.ipynb #31c005
+def how_to_write(
+    e:OSError, # Raised when a file was written
+)->str: # Change to make, in the imperative
+    "Advise on a file that could not be written, by the reason"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return 'Free some space'
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS): return 'Make its folder writable, e.g. by chmod u+w'
+    return 'Check its folder and disk'
+
 def write_atomic(
     path, # File to write or replace
     data:bytes|Callable, # Content: bytes, or a function that writes it to the open file

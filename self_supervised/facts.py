@@ -95,7 +95,9 @@ def _content(where):
     if hasattr(where, 'getdata'): where = np.asarray(where)   # a PIL image
     if isinstance(where, Tensor): where = where.detach().cpu().float().numpy()
     if isinstance(where, np.ndarray): return crc32(np.ascontiguousarray(where).data) if where.dtype!=object else -1
-    try: return _ends(where) if isinstance(where, (str,os.PathLike)) else -1
+    # Opening a pipe, or a device, would wait for ever
+    is_file = isinstance(where, (str,os.PathLike)) and os.path.isfile(where)
+    try: return _ends(where) if is_file else -1
     except (OSError, ValueError): return -1
 
 def _ends(path, n=4096):

@@ -11,6 +11,7 @@ import os
 import platform
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,9 @@ def release(
     if not mine or mine.pid!=os.getpid(): return
     del _held[_key(folder)]
     file = Path(folder)/OWNER
-    if _is_at(file, mine.fd): file.unlink()
+    # In a folder that has become read-only the file stays: closing it releases the lock, which is what counts
+    with suppress(OSError):
+        if _is_at(file, mine.fd): file.unlink()
     os.close(mine.fd)
 
 # %% ../nbs/08_owner.ipynb #owner_parts
@@ -93,7 +96,7 @@ def _lives(fd):
 def _is_at(file, fd):
     "Is the open file the one at this place?"
     try: return os.path.samestat(os.stat(file), os.fstat(fd))
-    except FileNotFoundError: return False
+    except OSError: return False   # it is gone, or its folder is
 
 def _sign(fd):
     "Write the owner into the file; on a full disk the lock alone must do"

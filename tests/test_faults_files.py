@@ -1,10 +1,13 @@
 "What happens to files: two owners, damage of every kind, a full disk, a signal at the wrong moment, other data"
+import errno
 import io
 import json
 import os
+import pty
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +21,9 @@ import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.vision.all import Brightness, Callback, DataLoader, DataLoaders, ImageDataLoaders, Normalize, Resize, ValueMetric, aug_transforms, parent_label
+from fastai.vision.all import (
+    Brightness, Callback, DataLoader, DataLoaders, ImageDataLoaders, Normalize, ProgressCallback, Resize, ValueMetric, aug_transforms, parent_label)
+from fastcore.script import CliError
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL
@@ -27,10 +32,14 @@ from torchvision.datasets import ImageFolder
 
 from self_supervised import fit as fit_room   # brings `Learner.fit_byol`
 from self_supervised.augmentations import get_multi_aug_pipelines
-from self_supervised.callback.checkpoint import Checkpoint, checkpoint_files, newest_checkpoint, read_checkpoint
+from self_supervised.callback import checkpoint_file
+from self_supervised.callback.checkpoint import Checkpoint, Due, checkpoint_files, newest_checkpoint, read_checkpoint
+from self_supervised.callback.checkpoint_file import write_sealed
 from self_supervised.cli import pretrain as pretrain_room
 from self_supervised.cli.pretrain import pretrain
-from self_supervised.cli.run_folder import free_folder
+from self_supervised.cli.report import write_report
+from self_supervised.cli.run_folder import free_folder, recorded_settings
+from self_supervised.cli.terminal import History, steady_output
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
@@ -39,7 +48,9 @@ from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import Skipped
 from self_supervised.data.sources import picture_items
+from self_supervised.layers import create_encoder
 from self_supervised.owner import OWNER, claim, release
+from self_supervised.record import record_of
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
 import test_checkpoint
@@ -765,7 +776,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import test_checkpoint as t
 from torch.utils.data import DataLoader as TorchDL
 from fastai.data.core import DataLoaders
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
+for s in (signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_DFL)
 class Slow(t.Noisy):
     def __getitem__(self, i):
         time.sleep(.01)
@@ -781,17 +792,17 @@ class Tell(t.Callback):
 learn.fit(4, cbs=[t.Checkpoint({path!r}+'/ck'), Tell()])
 '''
 
-@pytest.mark.parametrize('kind', ['2', 'torch2', 'persistent'])
+@pytest.mark.parametrize('kind,signum', [('2',signal.SIGTERM), ('torch2',signal.SIGTERM), ('persistent',signal.SIGTERM), ('2',signal.SIGHUP)])
 @pytest.mark.parametrize('step', [2, STEPS+1])
-def test_sigterm_to_the_group_saves_before_workers_end_the_run(tmp_path, kind, step):
-    "As systemd and Slurm send it: to the learner and its workers"
+def test_a_signal_to_the_group_saves_before_workers_end_the_run(tmp_path, kind, signum, step):
+    "As systemd, Slurm and a terminal that closes send it: to the learner and its workers"
     code = GROUP.format(root=str(HERE.parent), tests=str(HERE), path=str(tmp_path), kind=kind, step=step)
     p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while 'now' not in (line := p.stdout.readline()): assert line, p.stderr.read()
     time.sleep(.02)
-    os.killpg(p.pid, signal.SIGTERM)
+    os.killpg(p.pid, signum)
     err = p.communicate(timeout=60)[1]
-    assert p.returncode==-signal.SIGTERM, err[-2000:]
+    assert p.returncode==-signum, err[-2000:]
     assert newest_checkpoint(tmp_path/'ck')['position']['step'] in (step+1, step+2)
 
 def test_workers_are_as_torch_has_them_outside_of_a_fit(tmp_path):
@@ -931,3 +942,247 @@ def test_other_layers_without_weights_are_another_network(change, tmp_path):
     other = dict(pooling=dict(pool=nn.AdaptiveMaxPool2d), activation=dict(act=nn.GELU))[change]
     with pytest.raises(ValueError, match='layers without weights differ'): quiet(learner(**other).fit, 3, 1e-3)
     quiet(learner().fit, 3, 1e-3)
+
+# ---- what a second reviewer found
+
+def shifted(x): return (x-.5)/.25   # of which nothing tells
+def clean(x): return x*.9
+
+@pytest.mark.parametrize('views,scale,known', [(clean, 1., dict(stats=None, n_in=1, size=8)), (shifted, 1., dict(n_in=1, size=8)),
+                                               (None, 1., dict(stats=[[.5],[.25]], n_in=1, size=8)),
+                                               ('vectors', 5., dict(stats=None, any_range=True, n_in=64))])
+@pytest.mark.parametrize('killed', [False, True])
+def test_the_record_of_an_encoder_is_resumed(views, scale, known, killed, tmp_path):
+    "Of a fit that is over, and of one that was stopped in its last epoch: neither looks at a first batch"
+    def train(*cbs):
+        seed_everything(0)
+        x = digits()[0][:64]*scale
+        net = nn.Linear(64, 8) if views=='vectors' else create_encoder('tiny_resnet', pretrained=False, n_in=1)
+        augs = [clean]*2 if views=='vectors' else [views]*2 if views else get_byol_aug_pipelines(8, jitter=False, bw=False, stats=([.5],[.25]))
+        model = create_byol_model(net, 16, 8, **({} if views=='vectors' else dict(n_in=1, size=8)))
+        learn = byol_learner(tensor_dls(x.flatten(1) if views=='vectors' else x, bs=16, seed=0), model, augs, cbs=[Checkpoint(tmp_path/'ck', every=3), *cbs])
+        with redirect_stdout(io.StringIO()), learn.no_bar(): quiet(learn.fit, 2, 1e-3)
+        assert record_of(model.target.encoder)==record_of(net)
+        return record_of(net)
+    def is_known(record): return {k: v for k,v in record.items() if k in ('stats','n_in','size','any_range')}==known
+    if killed: assert in_child(train, Kill('after_batch', 7))==-signal.SIGKILL
+    else: assert is_known(train())
+    assert is_known(train())
+
+def test_a_checkpoint_without_the_record_goes_on(tmp_path):
+    "An older one"
+    want = outcome(fit(tmp_path, epochs=1))
+    for f in checkpoint_files(tmp_path/'ck'):
+        state = read_checkpoint(f)
+        assert state['callbacks']['byol'].pop('kept')
+        with open(f, 'wb+') as file: write_sealed(state, file)
+    assert_same(outcome(fit(tmp_path, epochs=1)), want)
+
+@pytest.mark.parametrize('name', ['checkpoints/fit000-step000000005.pt', 'checkpoints/best.pt', 'encoder.safetensors', 'results.json', 'settings.json'])
+def test_a_folder_with_a_part_of_a_run_holds_a_run(name, tmp_path, capsys):
+    (tmp_path/'run'/name).parent.mkdir(parents=True)
+    (tmp_path/'run'/name).touch()
+    assert free_folder(tmp_path/'run')==tmp_path/'run-2' and 'holds a run already' in capsys.readouterr().out
+    (tmp_path/'run'/name).unlink()
+    assert free_folder(tmp_path/'run')==tmp_path/'run'
+    for o in ('run','run-2'): release(tmp_path/o)
+
+@pytest.mark.parametrize('make_it', [os.mkfifo, lambda path: socket.socket(socket.AF_UNIX).bind(path), lambda path: os.symlink('/dev/zero', path), os.mkdir])
+def test_facts_wait_for_no_pipe_or_device(make_it, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_it('a.png')
+    class Items: items = ['a.png', str(HERE/'conftest.py')]
+    def look():
+        contents = data_facts(Items())['contents']
+        assert contents[0]==-1!=contents[1]
+        os._exit(5)
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        try: look()
+        finally: os._exit(6)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==5
+
+# Outputs
+
+def broken_output(encoding='utf-8'):
+    "A pipe that nobody reads"
+    read,write = os.pipe()
+    os.close(read)
+    return open(write, 'w', encoding=encoding)
+
+def test_a_command_goes_on_without_its_output(monkeypatch):
+    "Both streams, whatever the letters, and what is left in a buffer at the end"
+    out,err = broken_output('ascii'),broken_output()
+    monkeypatch.setattr(sys, 'stdout', out)
+    monkeypatch.setattr(sys, 'stderr', err)
+    with steady_output('byol_x'):
+        for i in range(3000): print('猫', i, flush=i%2==0)
+        print('warned', file=sys.stderr)
+    assert sys.stdout is out and sys.stderr is err
+    out.close()
+
+@pytest.mark.parametrize('encoding,text', [('ascii', r'\u2192 \u732b \udce9 ok'), ('latin-1', r'\u2192 \u732b \udce9 ok'), ('utf-8', '→ 猫 \\udce9 ok')])
+def test_letters_that_an_output_does_not_know_are_escaped(encoding, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', open(tmp_path/'log', 'w', encoding=encoding))
+    with steady_output('byol_x'): print('→ 猫 \udce9 ok')
+    assert (tmp_path/'log').read_text(encoding).strip()==text
+
+def test_a_full_disk_is_told_at_the_end_and_a_closed_output_is_none(monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', open('/dev/full', 'w'))
+    done = []
+    with pytest.raises(CliError, match=r'^byol_x: some lines were not printed \(No space left on device\)\. Free some space\.$'), steady_output('byol_x'):
+        print('a')
+        done.append(1)
+    assert done
+    monkeypatch.setattr(sys, 'stdout', None)
+    with steady_output('byol_x'): print('a'), sys.stdout.isatty()
+
+def test_the_command_itself_trains_into_a_closed_pipe(tmp_path):
+    "With an arrow in its recipe, in ASCII"
+    env = os.environ | dict(PYTHONIOENCODING='ascii', MPLBACKEND='Agg')
+    with broken_output() as out:
+        res = subprocess.run([Path(sys.executable).with_name('byol_pretrain'), *'--epochs 1 --hidden_size 16 --projection_size 8 --out run'.split()],
+                             cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, text=True, env=env)
+    assert res.returncode==0 and 'Error' not in res.stderr and 'not written' not in res.stderr, res.stderr
+    assert {'encoder.safetensors','report.html'}<={f.name for f in (tmp_path/'run').iterdir()} and checkpoint_files(tmp_path/'run'/'checkpoints')
+
+def test_an_output_that_fails_is_not_taken_for_the_file(tmp_path):
+    class Rows(History):
+        old_logger = lambda self, log: print(*log, file=broken, flush=True)
+        file = open(tmp_path/'h.csv', 'w')
+    broken = broken_output()
+    rows = Rows()
+    with warnings.catch_warnings(), pytest.raises(BrokenPipeError):
+        warnings.simplefilter('error')
+        rows._write_line([1,2.])
+    assert (tmp_path/'h.csv').read_text()=='1,2.0\n'
+    with pytest.raises(BrokenPipeError): broken.close()
+    shown = []
+    rows.old_logger,rows.file = shown.append,open('/dev/full', 'w')
+    message, = said(rows._write_line, [2,3.])
+    assert '(No space left on device). Training goes on. Free some space.' in message and shown==[[2,3.]]
+
+# A terminal that closes
+
+def test_a_terminal_that_closes_saves_first(tmp_path):
+    "As at the end of an ssh connection, with a bar that is drawn in it"
+    class Tell(Callback):
+        def before_batch(self):
+            if self.training and self.train_iter==2: print('now', flush=True)
+            time.sleep(.05)
+    pid,terminal = pty.fork()
+    if not pid:
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            sys.stdout,sys.stderr = open(1, 'w'),open(2, 'w')
+            learn = make(tmp_path)
+            learn.add_cb(ProgressCallback())
+            learn.fit(50, cbs=[Checkpoint(tmp_path/'ck', minutes=60), Tell()])
+        finally: os._exit(99)
+    seen = b''
+    while b'now' not in seen: seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==-signal.SIGHUP
+    assert newest_checkpoint(tmp_path/'ck')['position']['step']>=3
+
+def test_a_signal_inside_of_a_print_saves_first(tmp_path):
+    "Where no other print can begin: that of the notice went through `print`, and ended the run"
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            if b'now' in data: signal.raise_signal(signal.SIGTERM)
+            return super().write(data)
+    class Tell(Callback):
+        def before_batch(self):
+            if self.training and self.train_iter==2: print('now', flush=True)
+    def run():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        learn = make(tmp_path)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(Interrupted(tmp_path/'log', 'w')))
+        learn.fit(5, cbs=[Checkpoint(tmp_path/'ck'), Tell()])
+    assert in_child(run)==-signal.SIGTERM and newest_checkpoint(tmp_path/'ck')['position']['step']==3
+    assert 'SIGTERM: saving after this step' in (tmp_path/'log').read_text()
+
+def test_nohup_goes_on(tmp_path):
+    def run():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        fit(tmp_path, epochs=1, cbs=[Signal(signal.SIGHUP, 2)])
+    assert in_child(run)==0 and newest_checkpoint(tmp_path/'ck')['position']['step']==STEPS
+
+def test_a_save_by_the_clock_ends_nothing(tmp_path):
+    "SIGHUP has number 1"
+    due = Due(None, 0)
+    assert [due.wish(n) for n in (0, signal.SIGHUP, signal.SIGTERM)]==[(0,True),(signal.SIGHUP,True),(signal.SIGTERM,True)]
+    due.minutes = 60
+    assert [due.wish(n) for n in (0, signal.SIGHUP)]==[(0,False),(signal.SIGHUP,True)]
+
+# A folder that changes under a run
+
+def test_a_run_whose_folder_is_renamed_keeps_its_encoder(tmp_path, monkeypatch):
+    train = pretrain_room.fit_run
+    def renamed(learn, *args):
+        res = train(learn, *args)
+        (tmp_path/'run').rename(tmp_path/'other')
+        return res
+    monkeypatch.setattr(pretrain_room, 'fit_run', renamed)
+    with redirect_stdout(io.StringIO()): pretrain(out=tmp_path/'run', epochs=1, hidden_size=16, projection_size=8, progress=False)
+    load_encoder(tmp_path/'run'/'encoder.safetensors')
+    last = (tmp_path/'other'/'history.csv').read_text().splitlines()[-1].split(',')
+    assert json.loads((tmp_path/'run'/'results.json').read_text())['loss']==float(last[1])
+
+def refuses(*args, **kwargs): raise PermissionError(errno.EACCES, 'Permission denied')
+
+def test_a_folder_that_became_read_only_ends_no_run(tmp_path, monkeypatch):
+    claim(tmp_path/'a')
+    with monkeypatch.context() as m:
+        m.setattr(Path, 'unlink', refuses)
+        release(tmp_path/'a')
+    p = owner_in_another_process(tmp_path/'a')   # it was released, although its file is there
+    p.kill()
+    p.wait()
+    monkeypatch.setattr(checkpoint_file, 'write_atomic', refuses)
+    messages = [o for o in said(fit, tmp_path, epochs=1, every=None) if 'not written' in o]
+    for o in messages: assert '(Permission denied). Training goes on' in o and o.endswith('Make its folder writable, e.g. by chmod u+w.')
+    assert messages
+
+# What is the same
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for o in ('run','pics'): Path(o).mkdir()
+    settings = dict(path='pics', seed=1, workers=0, pretrained=False, unlabelled=False, bf16=False, size=16, keep=None, graphs=True,
+                    labels='a.csv:kind', views=dict(flip_p=.5))
+    def write(**changes): Path('run/settings.json').write_text(json.dumps(dict(settings=settings|changes)))
+    write()
+    return write
+
+@pytest.mark.parametrize('was,asked', [({}, dict(size='16')), ({}, dict(size=16)), (dict(size=[16,24]), dict(size='16x24')), ({}, dict(path='pics/')),
+                                       ({}, dict(path='./pics')), ({}, dict(path=None)), ({}, dict(labels='./a.csv:kind')), (dict(path=['pics','b']), dict(path=['pics/','b'])),
+                                       (dict(holdout=.2), dict(holdout='0.2')), (dict(keep=False), dict(keep=False)), (dict(bf16=True), dict(bf16=False))])
+def test_the_same_in_other_words_is_resumed(was, asked, recorded):
+    recorded(**was)
+    assert recorded_settings('run', {}, **asked)['seed']==1
+    assert 'path' in was or recorded_settings('run', {}, path=os.path.abspath('pics'))
+
+@pytest.mark.parametrize('asked,views', [(dict(size='24'), {}), (dict(path='other'), {}), (dict(keep=False), {}), (dict(graphs=False), {}), (dict(pretrained=True), {}),
+                                         (dict(labels='a.csv'), {}), ({}, dict(jitter=False)), ({}, dict(flip_p=0.))])
+def test_what_differs_is_refused(asked, views, recorded):
+    name, = asked or views
+    with pytest.raises(ValueError, match=f"^{name}=.* differs from the run in 'run', which has {name}=.*Leave {name} out"): recorded_settings('run', views, **asked)
+
+@pytest.mark.parametrize('text', ['[]', '"a"', '{"settings": []}', '{"settings": {"views": null}}', '{"settings": null}', '{"settings": {"views": {}}}',
+                                  '{"settings": {"views": []}}', '{"set', ''])
+def test_a_damaged_record_is_named_in_one_line(text, recorded):
+    Path('run/settings.json').write_text(text)
+    with pytest.raises(ValueError, match="^out='run' holds no whole record of a run, but a settings.json .*Put the file back") as e: pretrain(out='run', resume=True)
+    assert '\n' not in str(e.value)
+
+def test_a_name_that_is_no_text_gets_a_report(tmp_path):
+    "Bytes of a file system that are not UTF-8"
+    folder = tmp_path/'r\udce9p'
+    folder.mkdir()
+    (folder/'settings.json').write_text(json.dumps(dict(command='byol_pretrain r\udce9p', settings=dict(path='r\udce9p', views={}))))
+    page = write_report(folder).read_bytes()
+    assert page.count(rb'r\udce9p')>=2

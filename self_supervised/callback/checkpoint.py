@@ -59,10 +59,11 @@ class Due:
     def wish(self,
         noted:int, # Number of a signal that came, 0 when none did
         timed:bool=True, # May the clock ask for a save?
-    )->int: # The largest of all ranks; every rank must call it
-        "Return the signal to end by after a save, 1 where only the clock asks for a save, or 0"
+    )->tuple[int,bool]: # The same on all ranks; every rank must call it
+        "Return the signal to end by after a save, or 0; and whether to save, since it came or the clock asks for it"
         late = timed and self.minutes is not None and time.monotonic()-self.clock>=60*self.minutes
-        return most(noted or int(late))
+        asked = most(2*noted+int(late))   # one number for both: the clock in the last bit
+        return asked//2,asked>0
 
 # %% ../../nbs/50_callback.checkpoint.ipynb #best_code
 class BestValue:
@@ -127,7 +128,7 @@ class Checkpoint(AttachedCallback):
         self.trained = None     # state after this epoch's last batch, to be saved if a signal comes in the validation
         self.complete = False   # is the last epoch over?
         self.replay = Replay(self)      # passes epochs and batches already trained, continues random numbers
-        self.signals = Signals(self)    # notes SIGINT and SIGTERM
+        self.signals = Signals(self)    # notes SIGINT, SIGTERM and SIGHUP
 
     def detached(self, learn):
         for part in (self.signals, self.replay): part.close()
@@ -187,23 +188,23 @@ class Checkpoint(AttachedCallback):
         if self.training and done<=self.replay.batches: return self.replay.batch_passed(done)
         last = self.training and done==self.n_iter
         due = self.training and self.due.at_step(self.train_iter)
-        wish = self.due.wish(self.signals.noted, self.training)
-        if last or due or wish: _settle(self.learn)
+        signum,asked = self.due.wish(self.signals.noted, self.training)
+        if last or due or asked: _settle(self.learn)
         if last: self.trained = self.state(done)   # by reference: nothing is copied
-        if _in_bad_row(self.learn): wish,due = wish if wish>1 else 0,False   # a signal does not wait for better steps
+        if _in_bad_row(self.learn): asked,due = signum>0,False   # a signal does not wait for better steps
         able = self.training or self.trained    # a validation may come without training
-        if not (able and (due or wish)): return
+        if not (able and (due or asked)): return
         self.save(self.trained or self.state(done))
-        self.signals.end(wish)
+        self.signals.end(signum)
 
     def after_epoch(self):
         "Save if a save is due, and the best and the last epoch"
         self.complete = self.epoch==self.n_epoch-1
         if self.epoch<self.replay.epochs: return self.replay.epoch_skipped(self.epoch)
         best = self.best.improved(self.recorder)
-        wish = self.due.wish(self.signals.noted)
-        if best or wish or self.complete or self.due.each_epoch: self.save(self.state(), best)
-        self.signals.end(wish)
+        signum,asked = self.due.wish(self.signals.noted)
+        if best or asked or self.complete or self.due.each_epoch: self.save(self.state(), best)
+        self.signals.end(signum)
 
     def after_fit(self):
         "Note that the fit is finished, if it was ended early"

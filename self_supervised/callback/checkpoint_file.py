@@ -23,7 +23,8 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from torch import nn
 
-from ..core import batch_size_of, checked, first_line, invalid, second_name, shape_in_words, write_atomic
+from ..core import (
+    batch_size_of, checked, first_line, how_to_write, invalid, second_name, shape_in_words, write_atomic)
 from ..owner import claim
 from ..facts import Texts, as_made, data_facts, n_changed, steps_of
 from .ranks import once
@@ -144,7 +145,7 @@ def write_checkpoint(
     keep:int|None, # Number of newest checkpoints to keep; None keeps all
     best:bool, # Write it as `best.pt`, too?
 )->None:
-    "Write a checkpoint and delete the oldest; warn when the disk is full"
+    "Write a checkpoint and delete the oldest; warn when it cannot be written"
     file = folder/_file_name(**state['position'])
     try:
         write_atomic(file, lambda f: write_sealed(state, f))
@@ -156,7 +157,7 @@ def write_checkpoint(
         return _warn_not_written(file, disk)
     if keep is None: return
     # Files behind this one are damaged, or of a run that was gone on with before them: they do not count
-    for f in [f for f in checkpoint_files(folder) if f.name<=file.name][:-keep]: f.unlink()
+    for f in [f for f in checkpoint_files(folder) if f.name<=file.name][:-keep]: f.unlink(missing_ok=True)
 
 def _file_name(fit, step, **_): return f'fit{fit:03}-step{step:09}.pt'
 
@@ -165,7 +166,7 @@ def _warn_not_written(file, e):
     have = checkpoint_files(file.parent)
     if have: there = f'{have[-1].name} is the newest checkpoint in {str(file.parent)!r}'
     else: there = f'there is no checkpoint in {str(file.parent)!r} yet'
-    warnings.warn(f'{file.name} was not written ({e.strerror}). Training goes on, and {there}. Free some space.')
+    warnings.warn(f'{file.name} was not written ({e.strerror}). Training goes on, and {there}. {how_to_write(e)}.')
 
 def find_checkpoint(
     folder:Path, # Folder of a run; made if missing

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 from fastai.callback.core import Callback
@@ -20,7 +21,7 @@ from .replay import end_workers
 
 # %% ../../nbs/48_callback.signals.ipynb #signals_code
 class SparedWorkers:
-    "Keep loader workers alive at the first SIGTERM or Ctrl-C: their learner saves, and then ends them"
+    "Keep loader workers alive at the first SIGTERM, SIGHUP or Ctrl-C: their learner saves, and then ends them"
     set_handlers = staticmethod(signal_handling._set_worker_signal_handlers)   # torch's, called in each new worker
 
     @classmethod
@@ -40,13 +41,25 @@ def _spare():
     "In a worker: torch's handlers, and then ours for the signals that end a fit"
     SparedWorkers.set_handlers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.siginterrupt(signal.SIGTERM, False)
+    for s in ends[1:]:
+        if s!=signal.SIGTERM and signal.getsignal(s) is signal.SIG_IGN: continue   # nohup
+        signal.signal(s, lambda signum, _: signal.signal(signum, signal.SIG_DFL))
+        signal.siginterrupt(s, False)
 
-ends = (signal.SIGINT, signal.SIGTERM)   # Ctrl-C, and the notice of a scheduler
+# Ctrl-C, the notice of a scheduler, a terminal that has closed (not on Windows)
+ends = tuple(getattr(signal, o) for o in ('SIGINT','SIGTERM','SIGHUP') if hasattr(signal, o))
+
+def _say(text='', **kwargs):
+    "Print; where nobody can read it any more, as in a terminal that has closed, print nothing from here on"
+    try:
+        try: print(text, flush=True, **kwargs)
+        # The signal came inside of a print, and no other can begin in it
+        except RuntimeError: os.write(sys.stdout.fileno(), f'{text}\n'.encode())
+    except OSError:
+        with suppress(OSError), open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 class Signals:
-    "Note the first SIGINT or SIGTERM during a fit, and end the process by it when told to"
+    "Note the first SIGINT, SIGTERM or SIGHUP during a fit, and end the process by it when told to"
     def __init__(self,
         callback:Callback, # Callback of the learner to watch: signals are noted during its fits
     ):
@@ -73,7 +86,7 @@ class Signals:
         if not self._in_fit(frame): return signal.raise_signal(signum)
         self.noted = signum
         name = 'Ctrl-C' if signum==signal.SIGINT else signal.Signals(signum).name
-        print(f'\n{name}: saving after this step; once more to stop at once', flush=True)   # a bar may have the line
+        _say(f'\n{name}: saving after this step; once more to stop at once')   # a bar may have the line
 
     def _in_fit(self, frame:FrameType)->bool:
         "Does `frame` belong to a call of the learner's `fit`? One that failed leaves the handlers in place"
@@ -97,6 +110,6 @@ class Signals:
         if signum not in ends: return
         self.close()
         self.noted = 0
-        sys.stdout.flush()
+        _say(end='')   # what is printed so far
         signal.raise_signal(signum)
         if listen: self.listen()

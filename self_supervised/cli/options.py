@@ -18,7 +18,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import one_line
+from .terminal import one_line, steady_output
 
 from fastcore.docments import docments
 from fastcore.foundation import L
@@ -102,8 +102,8 @@ def command(
         def run(*args, **kwargs):
             # As fastcore's `call_parse`: pip's scripts call without arguments, at the top of a file that is run
             if args or kwargs or not _is_run_as_file(sys._getframe(1)): return func(*args, **kwargs)
-            given = command_parser(func, pos).read(sys.argv[1:])
-            try: func(**given)
+            try:
+                with steady_output(func.__name__): func(**command_parser(func, pos).read(sys.argv[1:]))
             except CliError as e: raise SystemExit(str(e)) from None
         return run
     return decorate

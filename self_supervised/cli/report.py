@@ -339,4 +339,6 @@ def write_report(
     folder = Path(folder)
     if not folder.is_dir():
         raise invalid(f'folder={str(folder)!r}', 'is no folder', 'Pass one that byol_pretrain wrote', FileNotFoundError)
-    return write_atomic(folder/'report.html', _page.render(_contents(folder)).encode())
+    # A path may hold bytes that are no text
+    page = _page.render(_contents(folder)).encode(errors='backslashreplace')
+    return write_atomic(folder/'report.html', page)

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/90_cli.run_folder.ipynb #imports
 import glob
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -27,13 +28,14 @@ from fastai.torch_core import num_distrib, rank_distrib
 from .. import __version__
 from ..core import invalid, write_atomic
 from ..owner import claim, release
+from ..data.reading import parse_size
 from ..callback.ranks import once
 from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
 from .mend import FATAL
 from .pictures import judged_dls
-from .report import read_history, write_report
+from .report import write_report
 from .verdict import verdict
 
 # %% ../../nbs/90_cli.run_folder.ipynb #50c012
@@ -52,12 +54,17 @@ def free_folder(
     if free!=out: print(f'{out} {taken}: this one goes to {free}')
     return free
 
+# Each of them is lost if another run writes to the folder, or makes it go on where this one stopped
+_of_run = 'settings.json','results.json','encoder.safetensors','checkpoints/*.pt'
+
+def _holds_run(folder): return any(f for o in _of_run for f in folder.glob(o))
+
 def _why_taken(folder):
     "Return why a folder is not free; empty if it is free, and now claimed"
-    if (folder/'settings.json').exists(): return 'holds a run already'
+    if _holds_run(folder): return 'holds a run already'
     owner = claim(folder)
     if owner: return f'is in use by {owner}'
-    if not (folder/'settings.json').exists(): return ''
+    if not _holds_run(folder): return ''
     release(folder)   # a run has ended meanwhile
     return 'holds a run already'
 
@@ -112,22 +119,44 @@ def write_settings(
 def recorded_settings(
     out, # Folder of a run
     views:dict, # Settings of the views that were passed
-    **asked # All other settings; None and False are not compared
+    **asked # All other settings; None is not compared, nor is False for `pretrained`, `unlabelled` and `bf16`
 )->dict: # All settings of the run, including `views`
     "Read the settings of a run to resume; raise if it is finished, or if other settings were passed"
     file = Path(out)/'settings.json'
     settings = read_settings(file)
     if (file.parent/'results.json').exists(): _check_unfinished(file.parent)
+    missing = [name for name in _always if name in asked and name not in settings]
+    if missing: raise _no_record(file, f"without {', '.join(missing)}")
     known = settings | settings['views']
     for name,value in (asked | views).items():
-        if value is None or value is False or _as_read(value)==_as_read(known.get(name)): continue
+        if _agrees(name, value, known.get(name)): continue
         problem = f'differs from the run in {str(out)!r}, which has {name}={known.get(name)!r}'
         raise invalid(f'{name}={value!r}', problem, f'Leave {name} out, or pass another folder')
     return settings
 
+# Every run records these
+_always = 'path','seed','workers','pretrained','unlabelled','bf16'
+
+# False where they were not passed
+_flags = 'pretrained','unlabelled','bf16'
+
+def _agrees(name, value, was):
+    "Is a setting that was passed the same as the one of the run? One that was not passed is"
+    if value is None or value is False and name in _flags: return True
+    form = _forms.get(name, _as_read)
+    return form(value)==form(was)
+
 def _as_read(value):
     "Return a value as JSON reads it, with lists for tuples"
     return json.loads(json.dumps(value, default=str))
+
+def _as_place(value):
+    "Return a path, or several, as the place it names: 'pics/' is 'pics'"
+    if isinstance(value, (list,tuple)): return [_as_place(o) for o in value]
+    return value if value is None else os.path.realpath(str(value))
+
+# How to compare settings that may be written in several ways
+_forms = dict(size=parse_size) | dict.fromkeys(('path','init','labels','holdout','folder'), _as_place)
 
 def read_settings(
     file:Path, # settings.json in the folder of a run
@@ -135,14 +164,17 @@ def read_settings(
     "Read the settings of a run from its record"
     if not file.is_file():
         raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
-    try:
-        settings = json.loads(file.read_text())['settings']
-        views = settings['views']
-    except (ValueError, KeyError):
-        problem = 'holds no whole record of a run in settings.json'
-        raise invalid(f'out={str(file.parent)!r}', problem, 'Begin anew in another folder') from None
+    try: settings = json.loads(file.read_text())['settings']
+    except (ValueError, KeyError, TypeError, RecursionError): settings = None
+    views = settings.get('views') if isinstance(settings, dict) else None
+    if not isinstance(views, dict): raise _no_record(file, 'that is damaged')
     # A file has no tuples
     return settings | dict(views={name: tuple(v) if isinstance(v, list) else v for name,v in views.items()})
+
+def _no_record(file, how):
+    "Build the error for a record that a run cannot go on with"
+    problem = f'holds no whole record of a run, but a {file.name} {how}'
+    return invalid(f'out={str(file.parent)!r}', problem, 'Put the file back, or begin anew in another folder')
 
 def _check_unfinished(folder):
     "Raise for a finished run if the run in the next free folder is unfinished: that is the one to resume"
@@ -197,11 +229,12 @@ def run_facts(
 )->dict: # Plain values
     "Collect the facts of a run, for its verdict and its report"
     health = learn.health
-    losses = read_history(learn.path/'history.csv').get('train_loss') or [None]
+    # Not from history.csv: its folder may have been renamed meanwhile
+    loss,*_ = getattr(learn, 'final_record', [None])
     known = ('epochs','bs','lr','size','n_in','pretrained','init','minutes','mended')
     return {k: settings.get(k) for k in known} | dict(
         m=learn.byol.sched(0.), training=settings.get('seconds'),
-        started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=losses[-1],
+        started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=loss,
         ranks=[o['rank'] for o in (health.before,health.rows[-1])] if health.rows else None,
         collapsed=any(o in health.ill for o in FATAL))
 

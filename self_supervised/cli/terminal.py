@@ -6,6 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/81_cli.terminal.ipynb #imports
+import errno
+import io
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +19,10 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastcore.basics import noop
 from fastcore.script import CliError
 
-from ..core import printable
+from ..core import how_to_write, printable
 
 # %% ../../nbs/81_cli.terminal.ipynb #g90lastline
 def one_line(
@@ -79,6 +84,43 @@ def one_line_errors(
     except KeyboardInterrupt as e: raise CliError(f'{name}: {stopped(e) if callable(stopped) else stopped}') from None
     except _correctable as e: raise CliError(f'{name}: {last_line(e)}') from None
 
+# %% ../../nbs/81_cli.terminal.ipynb #g90output
+class _Steady(io.FileIO):
+    "An output that goes on when it cannot be written"
+    lost = None   # first reason, unless nobody reads any more
+    def write(self, data):
+        try: return super().write(data)
+        except OSError as e:
+            # A pipe that is closed, a terminal that is closed
+            if e.errno not in (errno.EPIPE, errno.EIO): self.lost = self.lost or e
+            return len(data)
+
+def _steadied(stream):
+    "Return a stream to the same place that goes on; one that is no file, as in a notebook, as it is"
+    if stream is None: return open(os.devnull, 'w')   # closed by `>&-`
+    raw = getattr(stream, 'buffer', None)
+    raw = getattr(raw, 'raw', raw)
+    if not isinstance(raw, io.FileIO): return stream
+    stream.flush()
+    steady = io.BufferedWriter(_Steady(raw.fileno(), 'w', closefd=False))
+    at_once = stream.line_buffering or stream.write_through
+    return io.TextIOWrapper(steady, stream.encoding, 'backslashreplace', line_buffering=at_once)
+
+@contextmanager
+def steady_output(
+    name:str, # Name of the command, printed before an error
+)->Iterator[None]:
+    "Let nothing that is printed inside end the command; at its end, raise if a part was not written to a file"
+    was = sys.stdout,sys.stderr
+    sys.stdout,sys.stderr = now = [_steadied(o) for o in was]
+    try: yield
+    finally:
+        for o in now: o.flush()
+        sys.stdout,sys.stderr = was
+    for o in now:
+        lost = getattr(getattr(getattr(o, 'buffer', None), 'raw', None), 'lost', None)
+        if lost: raise CliError(f'{name}: some lines were not printed ({lost.strerror}). {how_to_write(lost)}.')
+
 # %% ../../nbs/81_cli.terminal.ipynb #50c012
 @contextmanager
 def noted_warnings()->Iterator[list]: # Messages so far, each in one line
@@ -114,11 +156,13 @@ class Lines(Callback):
 class History(CSVLogger):
     "Write the training table to a csv file; a full disk loses a row, but not the run"
     def _write_line(self, log):
+        print_row,self.old_logger = self.old_logger,noop   # an output that fails is no matter of the file
         try: super()._write_line(log)
         except OSError as e:
             seen = f'A row of {self.fname} was not written ({e.strerror})'
-            warnings.warn(f'{seen}. Training goes on. Free some disk space.')
-            self.old_logger(log)
+            warnings.warn(f'{seen}. Training goes on. {how_to_write(e)}.')
+        finally: self.old_logger = print_row
+        print_row(log)
 
     def after_fit(self):
         try: super().after_fit()

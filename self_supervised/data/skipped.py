@@ -27,7 +27,8 @@ from fasttransform import Pipeline
 from torch import Generator
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..core import check_workers, checked, from_csv_cell, invalid, plural, printable, to_csv_cell
+from ..core import (
+    check_workers, checked, from_csv_cell, how_to_write, invalid, plural, printable, to_csv_cell)
 from .reading import BadPicture, OpenPicture, PictureReader, check_channels, is_array, tensor_type
 from .sources import picture_items
 
@@ -119,7 +120,7 @@ class Skipped(Mapping):
         try: self._append(name, reason)
         except OSError as e:
             seen = f'{name!r} cannot be read ({reason}), and was not written to {str(self.log)!r} ({e.strerror})'
-            warnings.warn(f'{seen}. Training goes on. Free some disk space.')
+            warnings.warn(f'{seen}. Training goes on. {how_to_write(e)}.')
         self.found[name] = reason
 
     def _append(self, name, reason):

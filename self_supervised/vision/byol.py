@@ -338,6 +338,19 @@ def _check_trained(learn):
         raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
                       f'Look for values that are not finite ({guard.report()})', RuntimeError)
 
+_recorded = 'stats','size','n_in','any_range'   # facts that training writes into the encoder's record
+
+class KeptRecord:
+    "What training wrote into the encoder's record, as a part of the state that `Checkpoint` saves"
+    def __init__(self, byol): self.byol = byol
+
+    def state_dict(self): return {k: v for k,v in record_of(self.byol.byol_model.encoder).items() if k in _recorded}
+
+    def load_state_dict(self, state):
+        for net in self.byol._networks():
+            forget(net.encoder, *_recorded)
+            remember(net.encoder, **state)
+
 class BYOLSetup(AttachedCallback):
     "The companions of `BYOL`, and its changes for the length of a fit"
     def __init__(self, seed, health):
@@ -345,6 +358,7 @@ class BYOLSetup(AttachedCallback):
         self.stated = True                    # do the views tell how they are normalised?
         self.guard = Guard()                  # leaves bad batches out
         self.watch = _watch(health)           # names a collapse
+        self.kept = KeptRecord(self)          # goes into a checkpoint: a fit that is over passes no batch when resumed
         self.validation = FixedRandomness()
         self.rollback = LRFindRollback()
         self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), AnyBatch()]
