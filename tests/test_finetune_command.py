@@ -388,3 +388,17 @@ def test_a_run_is_tested_on_the_pictures_it_held_out(labels, here, tmp_path, mon
     assert np.sum(res['confusion'])==sum(o.startswith('valid/') for o in names)   # what is asked for goes first
     res,_ = finetune(here/'encoder.safetensors', 'pics', out=tmp_path/'plain', epochs=1, workers=0, progress=False)
     assert np.sum(res['confusion'])==int(.2*len(names)) and 'held out' not in capsys.readouterr().out.partition('labels to train on')[0]
+
+@pytest.mark.parametrize('full', ['export.pkl','classifier.onnx'])
+def test_a_full_disk_costs_a_file_and_not_the_measurement(here, full, monkeypatch, tmp_path):
+    "`results.json` is whole, the file that did not fit is not there, and a line says why"
+    def fill(path):
+        Path(path).write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+    if full=='export.pkl': monkeypatch.setattr('fastai.learner.Learner.export', lambda self, name: fill(self.path/name))
+    else: monkeypatch.setattr(room, 'export_onnx', lambda model, path, *_, **__: fill(path.with_name('.part')))
+    monkeypatch.chdir(here)
+    res,out = finetune('encoder.safetensors', 'pics', tmp_path/'out', epochs=1, labels_per_class=4, workers=0, progress=False)
+    assert any(o.startswith(f'{full} is not written: ') and 'No space left' in o for o in res['said'])
+    assert json.loads((out/'results.json').read_text())['rows'] and (out/'report.html').exists() and not (out/full).exists()
+    assert not [o for o in out.iterdir() if o.name.startswith('.export')]

@@ -137,6 +137,8 @@ def part_to_test(
     if valid is None and names is not None:
         split = _recorded_split(s, names, run, settings.get('path'))
         if split: return split
+    elif valid is None and settings.get('holdout')!=0:
+        print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
     return holdout if labels is None else split_pictures(s, run_pictures(s))
 
 def _labels_of_run(settings, path, options):
@@ -334,5 +336,5 @@ def byol_evaluate(
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else .5)
     res = run(evaluate_pictures, encoder, path, n, draws, part, size, **how)
-    print(as_text(res))
     if out: run(write_atomic, out, json.dumps(res, indent=1).encode())
+    run(print, as_text(res))

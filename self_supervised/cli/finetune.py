@@ -35,7 +35,8 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from ..core import (
-    check_at_least, check_whole, checked, counted, invalid, plural, printable, seed_everything, write_atomic)
+    check_at_least, check_not_empty, check_whole, checked, counted, first_line, invalid, plural, printable,
+    seed_everything, write_atomic)
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
@@ -403,10 +404,22 @@ def export_classifier(
     "Write the classifier for fastai, and for runtimes without torch"
     model = model.cpu().eval()
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=split_layers, path=out)
-    learn.export('export.pkl')
-    try: export_onnx(model, out/'classifier.onnx', size, labels=[str(o) for o in vocab])
-    except (ImportError, ValueError, RuntimeError) as e: return [f'classifier.onnx is not written: {e}']
+    onnx = partial(export_onnx, model, out/'classifier.onnx', size, labels=[str(o) for o in vocab])
+    return [*_attempt('export.pkl', _export, learn, out/'export.pkl'), *_attempt('classifier.onnx', onnx)]
+
+def _attempt(name, write, *args):
+    "Write a file; return the reason in a list if that fails, since the results of the run are worth more"
+    try: write(*args)
+    except (ImportError, ValueError, RuntimeError, OSError) as e: return [f'{name} is not written: {first_line(e)}']
     return []
+
+def _export(learn, path):
+    "Write fastai's file of a learner whole or not at all"
+    part = path.with_name(f'.{path.name}')
+    try:
+        learn.export(part.name)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
 
 def _rows_of(net, parts, stats, s, compare, out, progress):
     "Return name → outputs for the test part; the fine-tuned classifier; the labels of the test part"
@@ -469,6 +482,7 @@ def finetune(
              size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed,
              reading=reading_options_of(encoder, reading))
     check_finetune(s)
+    check_not_empty(out=out, path=path)
     seed_everything(seed)
     with run_folder(out, False) as folder:
         part = _part_of_run(encoder.parent, path, s)
@@ -479,7 +493,8 @@ def finetune(
         return _write(folder, results, tuned.model, parts, s),folder
 
 def _write(folder, results, model, parts, s):
-    "Write all files; return the results, with messages about files that could not be written"
+    "Write all files, the smallest first; return the results, with messages about files that could not be written"
+    write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
     results['said'] += export_classifier(folder, model, parts.dls, s.size, parts.vocab)
     write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
     write_finetune_report(folder, results, dict(s), {os.fspath(o): o for o in parts.items},
