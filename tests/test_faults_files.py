@@ -1091,7 +1091,7 @@ def test_a_signal_inside_of_a_print_saves_first(tmp_path):
     "Where no other print can begin: that of the notice went through `print`, and ended the run"
     class Interrupted(io.FileIO):
         def write(self, data):
-            if b'now' in data: signal.raise_signal(signal.SIGTERM)
+            if b'now' in bytes(data): signal.raise_signal(signal.SIGTERM)
             return super().write(data)
     class Tell(Callback):
         def before_batch(self):
