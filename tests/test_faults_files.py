@@ -1091,7 +1091,7 @@ def test_a_signal_inside_of_a_print_saves_first(tmp_path):
     "Where no other print can begin: that of the notice went through `print`, and ended the run"
     class Interrupted(io.FileIO):
         def write(self, data):
-            if b'now' in data: signal.raise_signal(signal.SIGTERM)
+            if b'now' in bytes(data): signal.raise_signal(signal.SIGTERM)
             return super().write(data)
     class Tell(Callback):
         def before_batch(self):
@@ -1159,24 +1159,27 @@ def recorded(tmp_path, monkeypatch):
     return write
 
 @pytest.mark.parametrize('was,asked', [({}, dict(size='16')), ({}, dict(size=16)), (dict(size=[16,24]), dict(size='16x24')), ({}, dict(path='pics/')),
-                                       ({}, dict(path='./pics')), ({}, dict(path=None)), ({}, dict(labels='./a.csv:kind')), (dict(path=['pics','b']), dict(path=['pics/','b'])),
+                                       ({}, dict(path='./pics')), ({}, dict(path=None)), ({}, dict(labels='./a.csv:kind')),
+                                       (dict(path=['pics','b']), dict(path=['pics/','b'])),
                                        (dict(holdout=.2), dict(holdout='0.2')), (dict(keep=False), dict(keep=False)), (dict(bf16=True), dict(bf16=False))])
 def test_the_same_in_other_words_is_resumed(was, asked, recorded):
     recorded(**was)
     assert recorded_settings('run', {}, **asked)['seed']==1
     assert 'path' in was or recorded_settings('run', {}, path=os.path.abspath('pics'))
 
-@pytest.mark.parametrize('asked,views', [(dict(size='24'), {}), (dict(path='other'), {}), (dict(keep=False), {}), (dict(graphs=False), {}), (dict(pretrained=True), {}),
-                                         (dict(labels='a.csv'), {}), ({}, dict(jitter=False)), ({}, dict(flip_p=0.))])
+@pytest.mark.parametrize('asked,views', [(dict(size='24'), {}), (dict(path='other'), {}), (dict(keep=False), {}), (dict(graphs=False), {}),
+                                         (dict(pretrained=True), {}), (dict(labels='a.csv'), {}), ({}, dict(jitter=False)), ({}, dict(flip_p=0.))])
 def test_what_differs_is_refused(asked, views, recorded):
     name, = asked or views
-    with pytest.raises(ValueError, match=f"^{name}=.* differs from the run in 'run', which has {name}=.*Leave {name} out"): recorded_settings('run', views, **asked)
+    with pytest.raises(ValueError, match=f"^{name}=.* differs from the run in 'run', which has {name}=.*Leave {name} out"):
+        recorded_settings('run', views, **asked)
 
-@pytest.mark.parametrize('text', ['[]', '"a"', '{"settings": []}', '{"settings": {"views": null}}', '{"settings": null}', '{"settings": {"views": {}}}',
-                                  '{"settings": {"views": []}}', '{"set', ''])
+@pytest.mark.parametrize('text', ['[]', '"a"', '{"settings": []}', '{"settings": {"views": null}}', '{"settings": null}',
+                                  '{"settings": {"views": {}}}', '{"settings": {"views": []}}', '{"set', ''])
 def test_a_damaged_record_is_named_in_one_line(text, recorded):
     Path('run/settings.json').write_text(text)
-    with pytest.raises(ValueError, match="^out='run' holds no whole record of a run, but a settings.json .*Put the file back") as e: pretrain(out='run', resume=True)
+    with pytest.raises(ValueError, match="^out='run' holds no whole record of a run, but a settings.json .*Put the file back") as e:
+        pretrain(out='run', resume=True)
     assert '\n' not in str(e.value)
 
 def test_a_name_that_is_no_text_gets_a_report(tmp_path):

@@ -50,7 +50,7 @@ def _spare():
 ends = tuple(getattr(signal, o) for o in ('SIGINT','SIGTERM','SIGHUP') if hasattr(signal, o))
 
 def _say(text='', **kwargs):
-    "Print; where nobody can read it any more, as in a terminal that has closed, print nothing from here on"
+    "Print; if the output is gone, as in a terminal that has closed, print nothing from here on"
     try:
         try: print(text, flush=True, **kwargs)
         # The signal came inside of a print, and no other can begin in it

@@ -87,7 +87,7 @@ def one_line_errors(
 # %% ../../nbs/81_cli.terminal.ipynb #g90output
 class _Steady(io.FileIO):
     "An output that goes on when it cannot be written"
-    lost = None   # first reason, unless nobody reads any more
+    lost = None   # first reason, unless the reader has gone
     def write(self, data):
         try: return super().write(data)
         except OSError as e:

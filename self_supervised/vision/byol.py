@@ -341,7 +341,7 @@ def _check_trained(learn):
 _recorded = 'stats','size','n_in','any_range'   # facts that training writes into the encoder's record
 
 class KeptRecord:
-    "What training wrote into the encoder's record, as a part of the state that `Checkpoint` saves"
+    "Save the facts of training in the encoder's record with a checkpoint, and put them back"
     def __init__(self, byol): self.byol = byol
 
     def state_dict(self): return {k: v for k,v in record_of(self.byol.byol_model.encoder).items() if k in _recorded}
