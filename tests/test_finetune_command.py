@@ -14,6 +14,7 @@ from torch import nn
 
 from self_supervised.cli import finetune as room
 from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, train_classifier
+from self_supervised.cli.embed import byol_embed
 from self_supervised.cli.neighbors import near_duplicates, nearest_of_all, outliers
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import write_mnist_tiny
@@ -402,3 +403,13 @@ def test_a_full_disk_costs_a_file_and_not_the_measurement(here, full, monkeypatc
     assert any(o.startswith(f'{full} is not written: ') and 'No space left' in o for o in res['said'])
     assert json.loads((out/'results.json').read_text())['rows'] and (out/'report.html').exists() and not (out/full).exists()
     assert not [o for o in out.iterdir() if o.name.startswith('.export')]
+
+def test_names_that_are_no_text_reach_the_pages(here, tmp_path, monkeypatch):
+    "Bytes of a file system that are not UTF-8, in the names of a class and of the folder"
+    monkeypatch.chdir(tmp_path)
+    write_mnist_tiny(tmp_path/'p\udce9cs')
+    for part in ('train','valid'): (tmp_path/'p\udce9cs'/part/'7').rename(tmp_path/'p\udce9cs'/part/'s\udce9pt')
+    res,out = finetune(here/'encoder.safetensors', 'p\udce9cs', tmp_path/'o\udce9t', valid='valid', epochs=1, labels_per_class=4, workers=0, progress=False)
+    assert rb's\udce9pt' in (out/'report.html').read_bytes() and len(res['vocab'])==2
+    byol_embed(str(here/'encoder.safetensors'), ['p\udce9cs/valid'], out=str(tmp_path/'f.npz'), workers=0, neighbors=True)
+    assert rb's\udce9pt' in (tmp_path/'f.html').read_bytes()

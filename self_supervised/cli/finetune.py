@@ -386,12 +386,13 @@ def write_finetune_report(
     worst = []
     for o in results['top_losses']:
         worst.append(o | dict(name=printable(o['name']), src=thumbnail(items.get(o['name'], o['name']), **how)))
-    return write_atomic(out/'report.html', _page.render(
+    page = _page.render(
         name=out.resolve().name, command=run_record({})['command'], shown=shown,
         hidden=len(matrix)-len(shown), shade=shade, matrix=results['confusion'], worst=worst,
         curves=data_url(curves) if curves else None,
         columns=['accuracy','balanced accuracy'], settings=settings, export=repr(str(out/'export.pkl')),
-        **{k: results[k] for k in ('title','rows','vocab','verdict','epochs','said')}).encode())
+        **{k: results[k] for k in ('title','rows','vocab','verdict','epochs','said')})
+    return write_atomic(out/'report.html', page.encode(errors='backslashreplace'))
 
 # %% ../../nbs/96_cli.finetune.ipynb #write
 def export_classifier(

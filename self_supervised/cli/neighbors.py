@@ -115,6 +115,6 @@ def write_neighbors(
     page = _page.render(
         name='Near duplicates and outliers', n=len(names), encoder=printable(encoder),
         groups=shown, n_groups=len(groups), far=[_shown(names, items, i, how, far=o) for i,o in far])
-    write_atomic(out, page.encode())
+    write_atomic(out, page.encode(errors='backslashreplace'))
     n = len(groups)
     return f"{out}: {n} {plural(n, 'group')} of near duplicates, and the pictures least like all others"
