@@ -20,8 +20,12 @@ def launch(launcher, out, *names, timeout=240):
     p = subprocess.Popen([sys.executable, *launcher, HERE/'ranks.py', out, *names], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try: said,_ = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL)
-        pytest.fail(f"{names} hang: {p.communicate()[0][-2000:]}")
+        p.terminate()   # the launcher ends its processes, which have sessions of their own
+        try: said,_ = p.communicate(timeout=60)
+        except subprocess.TimeoutExpired:   # a loader's worker holds the output
+            os.killpg(p.pid, signal.SIGKILL)
+            said = ''
+        pytest.fail(f"{names} hang: {said[-2000:]}")
     assert p.returncode==0, said[-4000:]
 
 @pytest.fixture(scope='module')

@@ -200,8 +200,8 @@ def test_without_onnx_the_rest_is_written(here, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnx', None)
     results,out = finetune('encoder.safetensors', 'pics', 'no_onnx', labels_per_class=4, epochs=1, workers=0, flip_p=0., progress=False)
     assert (out/'export.pkl').exists() and not (out/'classifier.onnx').exists()
-    assert any("pip install 'self_supervised[onnx]'" in o for o in results['said'])
-    assert "pip install 'self_supervised[onnx]'" in Page(out/'report.html').text
+    assert any("pip install '.[onnx]'" in o for o in results['said'])
+    assert "pip install '.[onnx]'" in Page(out/'report.html').text
 
 def test_a_folder_in_use_is_left_alone(here, done, monkeypatch):
     monkeypatch.chdir(here)

@@ -381,7 +381,7 @@ bad_reads = {
     "learner's train, test given": (dict(test=(X,Y)), r"the learner's data \(train part\) has no labels"),
     'one-hot':       (dict(train=loader(X, nn.functional.one_hot(Y))), r'train must have one label per picture, and they are of shape \(16, 10\)'),
     'floats':        (dict(train=loader(X, Y.float())), 'train must have integer labels'),
-    'names':         (dict(train=TorchLoader(Named(X, Y), batch_size=16)), 'Number the classes'),
+    'names':         (dict(train=TorchLoader(Named(X, Y), batch_size=16)), 'has no labels to evaluate with.*with numbers y'),
     'test, no labels': (dict(train=(X,Y), test=loader(X)), 'test has no labels to evaluate with'),
     'two pictures':  (dict(train=(X[:2],Y[:2])), 'train=2 pictures must be 3 or more'),
     'one class':     (dict(train=loader(X, torch.full_like(Y, 7))), 'train must hold two classes or more, and all 54 are of class 7'),

@@ -247,7 +247,7 @@ def test_no_file_beyond_the_tolerance(tmp_path):
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(ImportError, match=r"pip install 'self_supervised\[onnx\]'"): export_onnx(tiny(), tmp_path/'m.onnx', 8)
+    with pytest.raises(ImportError, match=r"pip install '\.\[onnx\]'"): export_onnx(tiny(), tmp_path/'m.onnx', 8)
 
 # Neighbours
 

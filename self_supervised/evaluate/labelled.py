@@ -53,7 +53,7 @@ def labels_missing(
 )->Exception: # Error to raise
     "Make the error for pictures without labels"
     argument = name if name.isidentifier() else 'train'
-    fix = f'Pass labelled pictures: {argument}=(x,y), or a loader of batches (x,y)'
+    fix = f'Pass labelled pictures: {argument}=(x,y), or a loader of batches (x,y) with numbers y'
     return invalid(name, 'has no labels to evaluate with', fix)
 
 def _pair(name, x, y, whole):

@@ -170,7 +170,7 @@ def _random_picture(shape):
 def _returns(twin, x, want):
     "Does `twin` return `want`, up to rounding?"
     try: got = output_for(twin.to(x.device), x)
-    except torch.OutOfMemoryError: return True  # nobody knows
+    except torch.OutOfMemoryError: return True  # not known
     except Exception: return False  # it does not take what the network took
     pairs = [*zip_longest(tensors_in(want), tensors_in(got))]
     return all(b is not None and _close(a, b) for a,b in pairs)

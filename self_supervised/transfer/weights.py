@@ -101,7 +101,7 @@ def load_weights(
     path,
     encoder:nn.Module, # Network to fill, of the same architecture; changed in place
     # (mean,std) that its pictures were normalised with, e.g. fastai's `imagenet_stats` for lightly and solo-learn.
-    # None: those in a file of `save_encoder`; for another file they are unknown, and what embeds pictures warns
+    # None: those in a file of `save_encoder`; for another file they are unknown, and `embed` warns
     stats:tuple|None=None,
 )->nn.Module: # `encoder`
     "Fill `encoder` with the weights in a checkpoint of another run or library"
