@@ -131,6 +131,13 @@ def test_every_value_that_is_used_is_recorded_and_the_report_begins_with_the_ver
     body = page[page.index('<body>'):]
     assert res['verdict']['headline'] in body[:body.index('</h1>')].replace('&#39;', "'").replace('&#34;', '"')
 
+def test_the_length_of_a_run_is_printed_before_it_begins(tmp_path, capsys):
+    learn,_,_ = shortest(tmp_path, epochs=2)
+    said = capsys.readouterr().out
+    n = len(learn.dls.train_ds)
+    assert re.match(rf'{n} pictures to train on, 2 epochs: {2*(n//32)} steps of 32 pictures at 16 px, about [\d.]+ (s|min|h) and [\d.]+ GB on this machine. --minutes 20 would', said)
+    assert said.index('--minutes 20')<said.index('train_loss')
+
 def test_the_command_ends_with_the_verdict(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     byol_pretrain(epochs=1)
