@@ -39,7 +39,7 @@ from .pictures import (
     Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out, run_pictures,
     split_pictures, tell_left_out)
 from .report import as_text
-from .run_folder import read_settings
+from .run_folder import as_place, read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
@@ -144,14 +144,10 @@ def part_to_test(
 def _labels_of_run(settings, path, options):
     "Return the labels of the run if they label these pictures; None if folder names do"
     labels = settings.get('labels')
-    if labels is None or _is_same(path, settings.get('path')): return labels
+    if labels is None or as_place(path)==as_place(settings.get('path')): return labels
     file = csv_and_column(labels)
     if not file or not os.path.isfile(file[0]): return None
     return labels if is_labelled(labels, path, run_pictures(AttrDict(dict(path=path) | options))) else None
-
-def _is_same(path, trained_on):
-    "Are the pictures at hand those of the training?"
-    return str(path)==str(trained_on) or os.path.realpath(str(path))==os.path.realpath(str(trained_on))
 
 def has_record(
     run:Path, # Folder of an encoder's file
@@ -175,7 +171,7 @@ def _recorded_split(s, names, run, trained_on):
 
 def _which_part(n, of, path, run, trained_on):
     "Describe the pictures to test on"
-    same = _is_same(path, trained_on)
+    same = as_place(path)==as_place(trained_on)
     elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
     if not of: return f'{elsewhere}: a part is drawn by chance'

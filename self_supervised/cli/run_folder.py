@@ -150,13 +150,15 @@ def _as_read(value):
     "Return a value as JSON reads it, with lists for tuples"
     return json.loads(json.dumps(value, default=str))
 
-def _as_place(value):
-    "Return a path, or several, as the place it names: 'pics/' is 'pics'"
-    if isinstance(value, (list,tuple)): return [_as_place(o) for o in value]
+def as_place(
+    value, # Path, or a list of them
+): # Absolute path, or a list; None for None
+    "Return the place that a path names, to compare it: 'pics/' is 'pics'"
+    if isinstance(value, (list,tuple)): return [as_place(o) for o in value]
     return value if value is None else os.path.realpath(str(value))
 
 # How to compare settings that may be written in several ways
-_forms = dict(size=parse_size) | dict.fromkeys(('path','init','labels','holdout','folder'), _as_place)
+_forms = dict(size=parse_size) | dict.fromkeys(('path','init','labels','holdout','folder'), as_place)
 
 def read_settings(
     file:Path, # settings.json in the folder of a run
