@@ -27,6 +27,7 @@ from torch import nn
 
 from .budget import Deadline, check_minutes, measure_pace, steps_within
 from .core import batch_size_of, check_numbers, check_whole, checked, invalid, is_list, plain_numbers
+from .surgery import batchnorms
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
@@ -47,7 +48,6 @@ def check_recipe(
     return found
 
 _warned = WeakKeyDictionary()   # learner → its warnings
-_batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 def _rate_warning(learn, lr):
     "Return the warning for the learning rate of an Adam-like optimizer, or None"
@@ -66,7 +66,7 @@ def _peak(learn):
 
 def _batchnorm_warning(learn):
     "Return the warning for the batch size of a model with batchnorm, or None"
-    kinds = {type(m) for m in learn.model.modules() if isinstance(m, _batchnorms)}
+    kinds = {type(m) for m in learn.model.modules() if isinstance(m, batchnorms)}
     bs = batch_size_of(learn.dls.train)
     if not kinds or not bs: return None
     # Synchronised batchnorm sees the batches of all processes

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from .core import (brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list,
-                                  undisturbed, unwrapped)
+from .core import (
+    brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list, undisturbed, unwrapped)
 from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
 
 _all_ = ['create_timm_encoder']

@@ -19,8 +19,8 @@ from fastai.data.transforms import Categorize
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 
-from ..core import brief_repr, check_one_of, check_workers, checked, invalid, number_of, plural, printable
-from ..core import seed_loaders
+from ..core import (
+    brief_repr, check_one_of, check_workers, checked, invalid, number_of, plural, printable, seed_loaders)
 from .arrays import check_batch_fits, no_labels, positions
 from .kept import MOST, Kept
 from .reading import PictureReader, check_channels, is_array

@@ -18,6 +18,7 @@ from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
 from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed
+from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe
@@ -138,9 +139,7 @@ def check_loader(
     raise invalid(f'bs={batch_size_of(dls.train)}', f'is too large: {n} pictures do not fill one batch',
                   f'Pass bs={max(n,1)} or less, or more pictures')
 
-_batchnorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-def _norms_batches(model): return any(isinstance(m, _batchnorms) for m in model.modules())
+def _norms_batches(model): return any(isinstance(m, batchnorms) for m in model.modules())
 
 def _last_size(dl):
     "Number of pictures in the last batch of an epoch if it is smaller than the others; 0 if not, or unknown"
