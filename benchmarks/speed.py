@@ -109,11 +109,13 @@ def step_row(arch, px, bs, setting, opt, device, n, warmup=3):
                 bare_pictures_a_second=round(bs/median(bare[:,0]), 1), fit_pictures_a_second=round(bs/median(mine[:,0]), 1))
 
 def in_rounds(row, cases, device, n, repeats=3):
-    "Of each case the row with the median ratio, and the ratios of all rounds: what else the machine does changes within minutes, and not all of it meets both sides alike"
-    rounds = [[row(*o, device, n) for o in cases] for _ in range(repeats)]
-    for rows in zip(*rounds):
-        ratios = sorted(r['ratio'] for r in rows)
-        yield next(r for r in rows if r['ratio']==ratios[repeats//2]) | dict(ratios=ratios)
+    "After each round, of each case the row with the median ratio so far, and the ratios of all rounds: what else the machine does changes within minutes, and not all of it meets both sides alike"
+    rounds = [[] for _ in cases]
+    for _ in range(repeats):
+        for o,rows in zip(cases, rounds):
+            rows.append(row(*o, device, n))
+            print(rows[-1], flush=True)
+        yield [sorted(rows, key=lambda r: r['ratio'])[len(rows)//2] | dict(ratios=sorted(r['ratio'] for r in rows)) for rows in rounds]
 
 def in_turns(fs, n, device, warmup=2, make=None):
     "Median milliseconds of each of `fs`, taken in turns; what `make` answers is their argument, and making it is not timed"
@@ -217,22 +219,26 @@ def main():
     if args.out and os.path.exists(args.out):
         with open(args.out) as f: res = json.load(f)
     res |= dict(machine=machine(d, fastai=fastai.__version__, kornia=kornia.__version__), command='python benchmarks/speed.py' + (f' --out {args.out}' if args.out else ''))
-    def note(part, rows):
-        if part not in args.only: return
-        res[part] = []
+    def so_far(rows):
+        done = []
         for row in rows:
-            res[part].append(row)
-            print(part, row, flush=True)
+            done.append(row)
+            yield done
+    def note(part, tables):
+        if part not in args.only: return
+        for rows in tables:
+            res[part] = rows
+            print(part, rows[-1], flush=True)
             if args.out:
                 with open(args.out, 'w') as f: json.dump(res, f, indent=1); f.write('\n')
     bs = 8 if args.tiny else 64 if d=='cpu' else 256
     sizes = (32,) if args.tiny else (32,64,128) if d=='cpu' else (32,224)
     note('average', in_rounds(average_row, [('tiny_resnet',)] if args.tiny else [('resnet18',), ('resnet50',)], d, 5*args.n, args.rounds))
-    note('views',   (views_row(px, bs, d, args.n) for px in sizes))
-    note('memory',  (memory_row(px, bs, o, d) for px in ((64,128) if d=='cpu' else (32,224)) for o in ('float32','bfloat16, channels-last')))
+    note('views',   so_far(views_row(px, bs, d, args.n) for px in sizes))
+    note('memory',  so_far(memory_row(px, bs, o, d) for px in ((64,128) if d=='cpu' else (32,224)) for o in ('float32','bfloat16, channels-last')))
     note('step',    in_rounds(step_row, tiny if args.tiny else steps[d], d, args.n, args.rounds))
-    note('kept',    rate_rows([(px,0,1,o) for px in (64,128) for o in (True,False)] if d=='cpu' else [], bs, d, args.n//2))
-    note('workers', rate_rows([*((64,o,1,True) for o in (0,1,2,4)), *([(64,0,2,True)] if d=='cpu' else [])], bs, d, args.n//2))
-    note('growth',  (step_row(*o, d, max(10, args.n//2)) for o in growth))
+    note('kept',    so_far(rate_rows([(px,0,1,o) for px in (64,128) for o in (True,False)] if d=='cpu' else [], bs, d, args.n//2)))
+    note('workers', so_far(rate_rows([*((64,o,1,True) for o in (0,1,2,4)), *([(64,0,2,True)] if d=='cpu' else [])], bs, d, args.n//2)))
+    note('growth',  so_far(step_row(*o, d, max(10, args.n//2)) for o in growth))
 
 if __name__ == '__main__': main()
