@@ -39,7 +39,7 @@ GRAPHS = 'bfloat16, channels-last, graphs'
 settings[GRAPHS] = settings['bfloat16, channels-last']
 # recipe: the optimizer of a bare step, from torch where it has one
 bare_opts = dict(lars=LARS, sgd=partial(torch.optim.SGD, momentum=.9, weight_decay=1e-4, fused=True), adamw=partial(torch.optim.AdamW, weight_decay=1e-2, fused=True))
-steps = dict(cpu =[('resnet18', px, 64, o, opt) for px in (64,128) for opt in bare_opts for o in settings if opt!='sgd' or o=='float32, channels-last'],
+steps = dict(cpu =[('resnet18', px, 64, o, opt) for px in (64,128) for opt in bare_opts for o in settings if o!=GRAPHS and (opt!='sgd' or o=='float32, channels-last')],
              cuda=[('resnet50', 224, 256, o, 'lars') for o in ('bfloat16, channels-last', GRAPHS)] + [('resnet50', 224, 256, GRAPHS, 'adamw')] +
                   [('resnet18', 32, bs, GRAPHS, opt) for bs in (256,512) for opt in bare_opts] + [('resnet18', 32, 512, 'bfloat16, channels-last', 'sgd')])
 tiny = [('tiny_resnet', 32, 16, 'float32, channels-last', opt) for opt in bare_opts]   # to try the command
