@@ -55,14 +55,17 @@ def _planned(said):
     "The command's own line about its length"
     return next((o for o in said.splitlines() if re.search(r'steps? of .* s, about', o)), None)
 
+def above(row):
+    "Points that trained features are above pixels and above the start: by linear accuracy, by kNN"
+    pixels,start,trained = row['five'].values()
+    return [', '.join(f'{100*(trained[k][0]-o[k][0]):+.1f}' for o in (pixels,start)) for k in ('linear','kNN')]
+
 def table(rows):
-    "One line per run: how far trained features are above pixels and above the start, in points"
+    "One line per run"
     print('| folder | seed | minutes (taken) | network, size, steps | linear above pixels, start | kNN above pixels, start | helped |\n|---|---|---|---|---|---|---|')
     for r in sorted(rows, key=lambda r: (r['folder'],r['minutes'],r['seed'])):
-        pixels,start,trained = list(r['five'].values())
-        above = {k: [f'{100*(trained[k][0]-o[k][0]):+.1f}' for o in (pixels,start)] for k in ('linear','kNN')}
         print(f"| {r['folder']} | {r['seed']} | {r['minutes']:g} ({r['seconds']/60:.1f}) | {r['arch']}, {r['size']} px, {r['steps']} | "
-              f"{', '.join(above['linear'])} | {', '.join(above['kNN'])} | {r['helped']} |")
+              f"{' | '.join(above(r))} | {r['helped']} |")
 
 if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

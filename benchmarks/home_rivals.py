@@ -188,18 +188,17 @@ def timed(args, tmp):
     return dict(seconds=round(time.perf_counter()-begun, 1), cpu=round(cpu()-used, 1))
 
 def table(rows):
-    "One line per run, ours beside the rivals': how far trained features are above pixels and above the start, in points"
+    "One line per run, ours beside the rivals'"
+    from benchmarks.home import above
     wanted = {(r['folder'],r['minutes'],r['seed']) for r in rows}
     ours = [r | dict(system='byol_pretrain') for r in json.loads(here.with_name('home.json').read_text())
             if not r['extra'] and (r['folder'],r['minutes'],r['seed']) in wanted]
     print('| folder | seed | minutes (taken) | system | network, size | steps | linear above pixels, start | kNN above pixels, start |')
     print('|---|---|---|---|---|---|---|---|')
     for r in sorted(ours+rows, key=lambda r: (r['folder'],r['minutes'],r['seed'],r['system'],r['size'])):
-        pixels,start,trained = list(r['five'].values())
-        above = [', '.join(f'{100*(trained[k][0]-o[k][0]):+.1f}' for o in (pixels,start)) for k in ('linear','kNN')]
         system = ' '.join([r['system'], r.get('method', '')]).strip()
         print(f"| {r['folder']} | {r['seed']} | {r['minutes']:g} ({r['seconds']/60:.1f}) | {system} | {r['arch']}, {r['size']} px | "
-              f"{r['steps']} of {r['bs']} | {' | '.join(above)} |")
+              f"{r['steps']} of {r['bs']} | {' | '.join(above(r))} |")
 
 if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
