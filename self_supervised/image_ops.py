@@ -283,7 +283,6 @@ def _check_boxes(boxes, shape):
     raise invalid('boxes', f'must be whole pixels inside of pictures of {shape[-2]} x {shape[-1]}',
                   'Pass corners (bs,4,2), (x,y) from 0 to (w-1,h-1), first ones before last ones')
 
-@checked
 def cut_constants(
     shape:tuple, # Shape of the images (bs,c,h,w)
     size:tuple, # (h,w) to resize to
