@@ -176,6 +176,7 @@ def find_places(
     return places
 
 @lru_cache
+@torch.compiler.assume_constant_result # torch 2.7 cannot follow itertools
 def row_of(
     names:tuple, # Names of the steps
 )->tuple: # The row, and the place of each step for each order: (n**n,n), the order read as a number of base `n`
