@@ -14,7 +14,7 @@ from fastai.vision.models.unet import DynamicUnet
 from fastcore.meta import delegates
 from torch import nn
 
-from ..core import checked, device_of, invalid, undisturbed
+from ..core import checked, device_of, dtype_of, invalid, undisturbed
 from ..layers import FlatEncoder, input_channels
 from ..vision.checks import first_batch
 from ..record import recorded_stats
@@ -52,7 +52,7 @@ def _opened(net):
 def _chain_outputs(encoder, layers, hw):
     "Return every output of `layers` on two random pictures; None if the last is not the output of `encoder`"
     with undisturbed(encoder):
-        x = torch.rand(2, input_channels(encoder), *hw, device=device_of(encoder))
+        x = torch.rand(2, input_channels(encoder), *hw, device=device_of(encoder)).to(dtype_of(encoder))
         try:
             outs = _run(layers, x)
             want = encoder(x).flatten(1)
@@ -102,5 +102,6 @@ def segment_learner(
 )->Learner: # Learner, frozen except for the decoder, as `fine_tune` expects it
     "Make a `Learner` that fine-tunes a U-Net on `encoder`"
     size = tuple(first_batch(dls.train, encoder).shape[-2:])
-    model = segmenter(encoder, class_count(dls, n_out), size, stats, **(unet or {}))
-    return frozen_learner(dls, model, stats is not None, splitter=splitter, **kwargs)
+    n_out = class_count(dls, n_out)
+    model = segmenter(encoder, n_out, size, stats, **(unet or {}))
+    return frozen_learner(dls, model, stats is not None, n_out, splitter=splitter, **kwargs)
