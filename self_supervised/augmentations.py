@@ -156,11 +156,13 @@ def warn_of_one_draw(
         if is_list(getattr(op, name, None)): inside += getattr(op, name)
     names = [type(o).__name__ for o in inside if type(o).__module__.startswith('torchvision.transforms')]
     names = [o for o in names if o.startswith('Random') or o in _random_of_torchvision]
-    if names: warn_once(f'{names[0]} of torchvision draws once per batch, so all pictures of a batch are changed alike. '
-                        'Pass get_byol_aug_pipelines(size), or lambda x: torch.stack([aug(o) for o in x]).')
+    if not names: return
+    warn_once(f'{names[0]} of torchvision draws once per batch, so all pictures of a batch are changed alike. '
+              'Pass get_byol_aug_pipelines(size), or lambda x: torch.stack([aug(o) for o in x]).')
 
-_random_of_torchvision = ('ColorJitter','GaussianBlur','GaussianNoise','ElasticTransform','AutoAugment','RandAugment',
-                          'TrivialAugmentWide','AugMix','ScaleJitter')
+_random_of_torchvision = (
+    'ColorJitter','GaussianBlur','GaussianNoise','ElasticTransform','AutoAugment','RandAugment','TrivialAugmentWide',
+    'AugMix','ScaleJitter')
 
 def _left_out(n, what):
     "Warn once that `what` needs RGB and pictures have `n` channels; returns True"

@@ -499,7 +499,8 @@ def _with_weights_of(fresh, net):
     net.load_state_dict(fits, strict=False)
     return net
 
-def _bare(name): return '.'.join(o for o in name.split('.') if o not in ('_orig_mod','module','parametrizations','original'))
+_added = ('_orig_mod','module','parametrizations','original')   # to names, by wrappers and standardised weights
+def _bare(name): return '.'.join(o for o in name.split('.') if o not in _added)
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c024
 Compared = namedtuple('Compared', 'name linear knn')

@@ -47,6 +47,7 @@ from .checks import (
     check_online, check_pipelines, check_ranks, check_stated, check_views_differ, first_batch, first_parts,
     loss_for_labels, prepare, ready_views, split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
+from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
 from .checks import ( # noqa: F401
     check_alone, check_companions, check_loader, check_range)
