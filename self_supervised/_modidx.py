@@ -3082,6 +3082,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'self_supervised/transfer/finetune.py'),
                                                    'self_supervised.transfer.finetune._record_size': ( 'transfer.finetune.html#_record_size',
                                                                                                        'self_supervised/transfer/finetune.py'),
+                                                   'self_supervised.transfer.finetune._width': ( 'transfer.finetune.html#_width',
+                                                                                                 'self_supervised/transfer/finetune.py'),
                                                    'self_supervised.transfer.finetune.check_loaders': ( 'transfer.finetune.html#check_loaders',
                                                                                                         'self_supervised/transfer/finetune.py'),
                                                    'self_supervised.transfer.finetune.check_targets': ( 'transfer.finetune.html#check_targets',

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PoolingType', 'PoolFlat', 'Unflattenable', 'tensors_in', 'output_for', 'FlatEncoder', 'LayerEncoder',
-           'input_channels', 'input_dims', 'num_features', 'random_picture', 'alike', 'copy_without_hooks', 'probe',
-           'tiny_resnet', 'tiny_convnet', 'create_encoder', 'create_fastai_encoder', 'ClipEncoder',
-           'create_mlp_encoder', 'create_mlp_module', 'create_cls_module', 'create_timm_encoder']
+           'input_channels', 'input_dims', 'num_features', 'probe', 'tiny_resnet', 'tiny_convnet', 'create_encoder',
+           'create_fastai_encoder', 'ClipEncoder', 'create_mlp_encoder', 'create_mlp_module', 'create_cls_module',
+           'create_timm_encoder']
 
 # %% ../nbs/02_layers.ipynb #imports
 import math
@@ -445,38 +445,6 @@ def _stated_width(net):
     if hasattr(net, 'get_classifier') and isinstance(net.get_classifier(), nn.Identity):
         return getattr(net, 'head_hidden_size', None)
 
-def random_picture(
-    shape:tuple, # Shape of the picture
-)->Tensor: # The same numbers each time; no random generator moves
-    "Make a picture to try a network on"
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-def alike(
-    want, # Output of a network: tensor, or a dict, tuple or dataclass of tensors
-    got, # Output of another
-)->bool: # Numbers that are not finite tell nothing
-    "Are two outputs the same up to rounding?"
-    pairs = zip_longest(tensors_in(want), tensors_in(got))
-    return all(a is not None and b is not None and _close(a, b) for a,b in pairs)
-
-def _close(a, b):
-    if a.shape!=b.shape: return False
-    if not a.is_floating_point() or not a.isfinite().all(): return True
-    most = max(1e-3, torch.finfo(a.dtype).eps**.5)
-    return bool((a.double()-b.double()).norm() <= most*a.double().norm())
-
-def copy_without_hooks(
-    net:nn.Module, # Any network
-)->nn.Module: # Copy
-    "Copy a network without the hooks that look on, and with all hooks if one of them changes its output"
-    if not any(m._forward_hooks for m in net.modules()): return without_hooks(deepcopy(net))
-    bare = without_hooks(deepcopy(net))
-    try: x,want = probe(net, fill=random_picture)
-    except (ValueError, TypeError): return bare   # inputs of its own kind
-    try: same = alike(want, output_for(bare, x))
-    except Exception: same = False   # a part of it reads what a hook has kept
-    return bare if same else deepcopy(net)
-
 def probe(
     net:nn.Module, # Any network, left as it is
     n_in:int|None=None, # Number of input channels; None reads it from the first layer
@@ -515,6 +483,39 @@ def _stated_size(net):
     "Return the input size that `net` states, or None"
     sizes = (getattr(m, a, None) for m in net.modules() for a in ('img_size','image_size'))
     return next((s for s in sizes if s), None)
+
+# %% ../nbs/02_layers.ipynb #copies
+def random_picture(
+    shape:tuple, # Shape of the picture
+)->Tensor: # The same numbers each time; no random generator moves
+    "Make a picture to try a network on"
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+def alike(
+    want, # Output of a network: tensor, or a dict, tuple or dataclass of tensors
+    got, # Output of another
+)->bool: # Numbers that are not finite tell nothing
+    "Are two outputs the same up to rounding?"
+    pairs = zip_longest(tensors_in(want), tensors_in(got))
+    return all(a is not None and b is not None and _close(a, b) for a,b in pairs)
+
+def _close(a, b):
+    if a.shape!=b.shape: return False
+    if not a.is_floating_point() or not a.isfinite().all(): return True
+    most = max(1e-3, torch.finfo(a.dtype).eps**.5)
+    return bool((a.double()-b.double()).norm() <= most*a.double().norm())
+
+def copy_without_hooks(
+    net:nn.Module, # Any network
+)->nn.Module: # Copy
+    "Copy a network without the hooks that look on, and with all hooks if one of them changes its output"
+    if not any(m._forward_hooks for m in net.modules()): return without_hooks(deepcopy(net))
+    bare = without_hooks(deepcopy(net))
+    try: x,want = probe(net, fill=random_picture)
+    except (ValueError, TypeError): return bare   # inputs of its own kind
+    try: same = alike(want, output_for(bare, x))
+    except Exception: same = False   # a part of it reads what a hook has kept
+    return bare if same else deepcopy(net)
 
 # %% ../nbs/02_layers.ipynb #00c023b
 def check_vectors(

@@ -1005,6 +1005,35 @@ def test_a_classifier_of_maps_is_refused(make):
     with pytest.raises(ValueError, match='the classifier takes vectors \\(bs,nf\\). Pass create_encoder\\(net\\)') as e: classifier(make(), 10, None)
     one_line(e)
 
+@pytest.mark.parametrize('kind', ['random','in order'])
+def test_a_batch_sampler_of_torch_is_read_in_order_and_to_its_end(kind):
+    "It was passed for a whole loader's options, and dropped the last pictures"
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+    data = TensorDataset(X[:67], Y[:67])
+    order = RandomSampler(data) if kind=='random' else SequentialSampler(data)
+    feats,labels = embed(tiny(), DataLoader(data, batch_sampler=BatchSampler(order, 16, drop_last=True)))
+    torch.testing.assert_close(feats, embed(tiny(), X[:67])[0])
+    assert torch.equal(labels, Y[:67].long())
+
+def test_the_body_of_a_wrapped_network_is_that_of_the_network():
+    "It was empty"
+    from self_supervised.transfer.segment import unet_body
+    x = torch.rand(2,1,64,64)
+    torch.testing.assert_close(unet_body(nn.DataParallel(tiny()), 64)(x), unet_body(tiny(), 64)(x))
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = resnet()
+        def forward(self, x): return self.backbone(x)
+    with pytest.raises(ValueError, match='no chain of layers') as e: unet_body(Mine(), 64)
+    one_line(e)
+
+def test_a_flattened_map_is_as_wide_as_at_the_recorded_size():
+    net = nn.Sequential(nn.Conv2d(1,4,3,2), nn.ReLU(), nn.Flatten())
+    remember(net, stats=STATS, size=8, n_in=1)
+    assert class_learner(dls(), net, 10).model(X[:4]).shape==(4,10)
+    assert classifier(ClipEncoder(tiny()), 3)(CLIP).shape==(8,3)
+
 # ONNX
 
 def test_the_file_for_onnx_tells_the_size_it_takes(tmp_path):

@@ -73,6 +73,11 @@ def _picture_keys(b):
     if all(_goes_with(b[first], b[k]) for k in rivals): return rivals
     raise _which(b, rivals)
 
+def _named_as_pictures(keys):
+    "Are the parts of a dictionary named as pictures are, or alike, such as view1 and view2?"
+    if len({frozenset(o for o in _words(k) if len(o)>1) for k in keys})==1: return True
+    return any(_words(k)&_picture_words for k in keys)
+
 def _which(b, keys):
     "Make the error for a dictionary in which several parts may be the pictures"
     return invalid(f'batch with the keys {list(b)}', f'does not tell the pictures from others: {keys} may be them',
@@ -144,11 +149,6 @@ def _one_picture(b):
     keys = _picture_keys(b)
     if not _named_as_pictures(keys): raise _which(b, keys)
     return b[keys[0]][0] if _is_listed(b[keys[0]]) else b[keys[0]]
-
-def _named_as_pictures(keys):
-    "Are the parts of a dictionary named as pictures are, or alike, such as view1 and view2?"
-    if len({frozenset(o for o in _words(k) if len(o)>1) for k in keys})==1: return True
-    return any(_words(k)&_picture_words for k in keys)
 
 def _is_number(v): return isinstance(v, (Number,np.bool_)) or isinstance(v, Tensor) and not v.ndim
 

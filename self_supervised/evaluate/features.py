@@ -48,12 +48,14 @@ def _in_order(dl):
 
 def _complete(dl):
     "Make a torch loader that shuffles, or leaves out the last pictures, anew without; a sampler of your own stays"
-    if type(dl) is not TorchLoader or type(dl.batch_sampler) not in (BatchSampler,type(None)): return dl
-    shuffles = type(dl.sampler) is RandomSampler and not dl.sampler.replacement and len(dl.sampler)==len(dl.dataset)
-    if not (dl.batch_size and (shuffles or dl.drop_last)): return dl
+    if type(dl) is not TorchLoader or type(dl.batch_sampler) is not BatchSampler: return dl
+    batches = dl.batch_sampler   # torch's own, also where it was passed
+    drawn = batches.sampler
+    shuffles = type(drawn) is RandomSampler and not drawn.replacement and len(drawn)==len(dl.dataset)
+    if not (shuffles or batches.drop_last): return dl
     same = {k: getattr(dl, k) for k in _of_loader if getattr(dl, k, None) is not None}
-    sampler = None if shuffles or isinstance(dl.dataset, IterableDataset) else dl.sampler
-    return TorchLoader(dl.dataset, dl.batch_size, sampler=sampler, **same)
+    sampler = None if shuffles or isinstance(dl.dataset, IterableDataset) else drawn
+    return TorchLoader(dl.dataset, batches.batch_size, sampler=sampler, **same)
 
 _of_loader = ('num_workers','collate_fn','pin_memory','timeout','worker_init_fn','multiprocessing_context',
               'prefetch_factor','generator')
@@ -87,6 +89,17 @@ def clean_batches(
             if batch is None: return
             x,*y = picture_and_label(batch)
             yield _unit(x, device or _as_tensor(x).device),*y
+
+# %% ../../nbs/30_evaluate.features.ipynb #lengths
+def check_lengths(
+    x_name:str, # Name of the pictures or features, for the error
+    x, # n pictures or features
+    y_name:str, # Name of the labels
+    y, # n labels
+)->None:
+    "Raise unless there is one label per row"
+    if len(x)==len(y): return
+    raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c005
 @contextmanager
@@ -272,16 +285,6 @@ def check_two_classes(
     "Raise for labels that are all of one class"
     if len(y.unique())>1: return
     raise invalid(name, f'must hold two classes or more, and all {len(y)} are of class {y[0].item()}', fix)
-
-def check_lengths(
-    x_name:str, # Name of the pictures or features, for the error
-    x, # n pictures or features
-    y_name:str, # Name of the labels
-    y, # n labels
-)->None:
-    "Raise unless there is one label per row"
-    if len(x)==len(y): return
-    raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
 
 def check_neighbours(
     k:int, # Number of neighbours that vote

@@ -23,7 +23,7 @@ from ..layers import check_vectors, copy_without_hooks, create_cls_module, input
 from ..evaluate.features import check_classes, check_features, embed, warn_of_stats
 from ..data.batches import batch_parts, outside_unit, peek
 from ..vision.checks import channels_last, prepare
-from ..record import recorded_stats, remember, stats_lists, unwrapped
+from ..record import record_of, recorded_stats, remember, stats_lists, unwrapped
 from .encoder_file import check_encoder
 
 # %% ../../nbs/71_transfer.finetune.ipynb #31c022
@@ -70,10 +70,15 @@ def classifier(
     encoder = copy_encoder(encoder)
     check_vectors(encoder, user='classifier')
     remember(encoder, stats=stats_lists(stats))  # what it is trained on from here
-    head = create_cls_module(num_features(encoder), n_out, lin_ftrs, ps, use_bn)
+    head = create_cls_module(_width(encoder), n_out, lin_ftrs, ps, use_bn)
     return nn.Sequential(OrderedDict(normalize=normalize, encoder=encoder, head=head))
 
 # %% ../../nbs/71_transfer.finetune.ipynb #copy
+def _width(encoder):
+    "Return the number of features, of pictures of the recorded size: that of a flattened map depends on it"
+    try: return num_features(encoder, size=record_of(encoder).get('size'))
+    except ValueError: return num_features(encoder)   # of clips the record has the frames
+
 def copy_encoder(
     encoder:nn.Module, # Pretrained network
 )->nn.Module: # Copy, all of it trainable
