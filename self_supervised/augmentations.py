@@ -37,6 +37,24 @@ from .image_ops import bicubic_taps, weigh_rows # noqa: F401
 
 _all_ = ['adjust_contrast', 'adjust_hue', 'adjust_saturation', 'blur_kernel', 'resize_boxes', 'get_kornia_batch_augs']
 
+# %% ../nbs/05_augmentations.ipynb #one_draw
+def warn_of_one_draw(
+    op, # Operation on a batch
+)->None:
+    "Warn of a random transform of torchvision, which draws once for all pictures of a batch"
+    inside = [op, *(op.modules() if isinstance(op, nn.Module) else [])]
+    for name in ('transforms','fs'):
+        if is_list(getattr(op, name, None)): inside += getattr(op, name)
+    names = [type(o).__name__ for o in inside if type(o).__module__.startswith('torchvision.transforms')]
+    names = [o for o in names if o.startswith('Random') or o in _random_of_torchvision]
+    if not names: return
+    warn_once(f'{names[0]} of torchvision draws once per batch, so all pictures of a batch are changed alike. '
+              'Pass get_byol_aug_pipelines(size), or lambda x: torch.stack([aug(o) for o in x]).')
+
+_random_of_torchvision = (
+    'ColorJitter','GaussianBlur','GaussianNoise','ElasticTransform','AutoAugment','RandAugment','TrivialAugmentWide',
+    'AugMix','ScaleJitter')
+
 # %% ../nbs/05_augmentations.ipynb #01c007
 class PerImage(Transform):
     "Apply `op` to each image, or each clip as a whole, of a batch with probability `p`"
@@ -54,6 +72,7 @@ class PerImage(Transform):
         inplace:bool=False,
     ):
         check_p(p, _name(op))
+        warn_of_one_draw(op)
         super().__init__()
         self.op = op  # from a batch (n,c,h,w) to another
         self.p = p  # probability of each image to be chosen

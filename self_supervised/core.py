@@ -464,6 +464,12 @@ def device_of(
     "Return the device of `net`"
     return next((p.device for p in net.parameters()), torch.device('cpu'))
 
+def dtype_of(
+    net:nn.Module, # Any network
+)->torch.dtype: # Type of its first weights: float32, also without any, or half precision, or float64
+    "Return the type that `net` computes in"
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+
 def batch_size_of(
     dl, # Loader of fastai or torch
 )->int|None: # None if it states none

@@ -162,7 +162,7 @@ def bicubic_taps(
 )->tuple: # The four taps of each new pixel, and their weights, which sum to 1: both (bs,n_out,4)
     "Compute the taps of cubic convolution, a=-3/4 as in torch (Keys 1981, section III)"
     # Beyond its ends a cut goes on with its last pixel
-    at = (torch.arange(n_out, device=start.device)+.5)*(length/n_out)[:,None]-.5
+    at = (torch.arange(n_out, dtype=length.dtype, device=start.device)+.5)*(length/n_out)[:,None]-.5
     first = at.floor().long()-1
     t = at-at.floor()
     start = start.long()[:,None,None]
@@ -207,7 +207,8 @@ def tap_table(
 
 def _all_taps(n, n_out):
     "Compute taps and weights of 1 to `n` pixels (2,n,n_out,4)"
-    taps,weights = bicubic_taps(torch.zeros(n), torch.arange(1., n+1), n_out)
+    lengths = torch.arange(1, n+1, dtype=torch.float32)   # also if the default of torch is another type
+    taps,weights = bicubic_taps(torch.zeros_like(lengths), lengths, n_out)
     return torch.stack((taps.int(), weights.view(torch.int32)))
 
 @lru_cache(4)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import timm
@@ -27,9 +28,11 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from .core import (
-    brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list, undisturbed, unwrapped)
-from .surgery import StandardizedWeight, adapt_input, group_count, shrink_stem, to_group_norm
+from self_supervised.core import (
+    brief_repr, check_one_of, check_p, check_whole, checked, first_line, invalid, is_list, undisturbed, unwrapped,
+    without_hooks)
+from .surgery import (
+    StandardizedWeight, adapt_input, group_count, record_for_channels, shrink_stem, to_group_norm)
 
 _all_ = ['create_timm_encoder']
 
@@ -481,12 +484,46 @@ def _stated_size(net):
     sizes = (getattr(m, a, None) for m in net.modules() for a in ('img_size','image_size'))
     return next((s for s in sizes if s), None)
 
+# %% ../nbs/02_layers.ipynb #copies
+def random_picture(
+    shape:tuple, # Shape of the picture
+)->Tensor: # The same numbers each time; no random generator moves
+    "Make a picture to try a network on"
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+def alike(
+    want, # Output of a network: tensor, or a dict, tuple or dataclass of tensors
+    got, # Output of another
+)->bool: # Numbers that are not finite tell nothing
+    "Are two outputs the same up to rounding?"
+    pairs = zip_longest(tensors_in(want), tensors_in(got))
+    return all(a is not None and b is not None and _close(a, b) for a,b in pairs)
+
+def _close(a, b):
+    if a.shape!=b.shape: return False
+    if not a.is_floating_point() or not a.isfinite().all(): return True
+    most = max(1e-3, torch.finfo(a.dtype).eps**.5)
+    return bool((a.double()-b.double()).norm() <= most*a.double().norm())
+
+def copy_without_hooks(
+    net:nn.Module, # Any network
+)->nn.Module: # Copy
+    "Copy a network without the hooks that look on, and with all hooks if one of them changes its output"
+    if not any(m._forward_hooks for m in net.modules()): return without_hooks(deepcopy(net))
+    bare = without_hooks(deepcopy(net))
+    try: x,want = probe(net, fill=random_picture)
+    except (ValueError, TypeError): return bare   # inputs of its own kind
+    try: same = alike(want, output_for(bare, x))
+    except Exception: same = False   # a part of it reads what a hook has kept
+    return bare if same else deepcopy(net)
+
 # %% ../nbs/02_layers.ipynb #00c023b
 def check_vectors(
     encoder:nn.Module, # Network to train under a projector
     n_in:int|None=None, # Number of input channels; None reads it from the first layer
     size:int|tuple|None=None, # Input size; None for the stated one, or 64
     maps:bool=False, # Does the projector pool maps (bs,nf,...)?
+    user:str='projector', # Part behind the encoder, for the error
 )->None:
     "Raise unless `encoder` returns vectors (bs,nf), or such maps"
     _checked(encoder)
@@ -495,16 +532,16 @@ def check_vectors(
     given = f'encoder={type(encoder).__name__}'
     fix = 'Pass create_encoder(net), which makes vectors of them'
     if not isinstance(out, Tensor):
-        raise invalid(given, f'returns a {type(out).__name__}, and the projector takes vectors (bs,nf)', fix)
+        raise invalid(given, f'returns a {type(out).__name__}, and the {user} takes vectors (bs,nf)', fix)
     other = _other_in_training(encoder, x)
     if other is not None:
-        problem = f'returns a {type(other).__name__} in training mode, and the projector takes vectors (bs,nf)'
+        problem = f'returns a {type(other).__name__} in training mode, and the {user} takes vectors (bs,nf)'
         if not _has_main(other): fix = 'Choose a layer, create_encoder(net, layer=...), or switch off its extra heads'
         raise invalid(given, problem, fix)
     if out.ndim == 2: return
     if maps and not channels_at_end(encoder, x, out): return
-    if not maps: fix += ', or pool=True where they are maps (bs,nf,...)'
-    raise invalid(given, f'returns {tuple(out.shape)}, and the projector takes vectors (bs,nf)', fix)
+    if not maps and user=='projector': fix += ', or pool=True where they are maps (bs,nf,...)'
+    raise invalid(given, f'returns {tuple(out.shape)}, and the {user} takes vectors (bs,nf)', fix)
 
 def _other_in_training(net, x):
     "Return the output of `net` in training mode if it is no tensor, as of extra heads; else None"
@@ -539,8 +576,7 @@ def _no_weights(name):
 def _publish(net, mean, std, n_in):
     "Record the statistics of the published weights of `net`; for other channels the mean over the published ones"
     stats = [[float(v) for v in o] for o in (mean, std)]
-    if len(stats[0]) != n_in: stats = [[sum(o)/len(o)] for o in stats]
-    net.meta = dict(stats=stats, n_in=n_in)
+    net.meta = record_for_channels(dict(stats=stats, n_in=n_in), n_in)
 
 def _timm(name, pretrained, n_in, pool_type, size, **kwargs):
     "Build a plain timm network without its head"

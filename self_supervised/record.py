@@ -36,7 +36,8 @@ def _first(net):
     if isinstance(net, ClipEncoder): return net.encoder
     if isinstance(net, FlatEncoder): return net.net
     if isinstance(net, nn.Sequential): return next(iter(net), None)
-    return getattr(net, 'online', None)  # of a `BYOLModel`
+    online = getattr(net, 'online', None)  # of a `BYOLModel`
+    return online if isinstance(online, nn.Module) else None
 
 def remember(
     encoder:nn.Module, # Encoder, changed in place
@@ -73,8 +74,18 @@ def recorded_stats(
         raise invalid(f'{stats=}', 'finds no record: the encoder does not state how its pictures were normalised',
                       'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
     if 'weights_from' in meta: _warn_of_origin(meta['weights_from'])
-    else: _warn_of_inner(encoder)
+    elif not _warn_of_timm(encoder): _warn_of_inner(encoder)
     return None
+
+def _warn_of_timm(net):
+    "Warn of a network that timm made, which may have published weights; return True if so"
+    net = unwrapped(net)
+    cfg = getattr(net, 'pretrained_cfg', None)
+    if not isinstance(cfg, dict) or 'mean' not in cfg or getattr(net, 'spec', None): return False
+    warn_once(f"timm's {type(net).__name__} has no record of how its pictures were normalised: here they are in [0,1]. "
+              f"If its weights are published ones, pass stats=({tuple(cfg['mean'])},{tuple(cfg['std'])}); "
+              'else pass stats=None.')
+    return True
 
 def _warn_of_origin(name):
     "Warn that the weights come from a file that does not tell how its pictures were normalised"

@@ -28,11 +28,10 @@ def adapt_input(
     check_whole(1, n_in=n_in)
     name,conv = _first_conv(net, n_in)
     if conv.in_channels == n_in: return net
-    new = _like(conv, in_channels=n_in)
-    new.weight.data = for_channels(conv.weight.data, n_in)
-    if conv.bias is not None: new.bias = conv.bias
-    net.set_submodule(name, new)
+    net.set_submodule(name, _like(conv, for_channels(_raw(conv), n_in), in_channels=n_in))
     _describe(net, n_in=int(n_in))
+    for m in net.modules():
+        if isinstance(vars(m).get('meta'), dict): m.meta = record_for_channels(m.meta, int(n_in))
     return net
 
 def _describe(net, **changes):
@@ -48,12 +47,45 @@ def _first_conv(net, n_in):
         if name and isinstance(m, (nn.Conv2d,nn.Conv3d)): return name,m
     raise invalid(f'net={type(net).__name__}', 'has no convolution inside to change', f'Build it for {n_in} channels')
 
-def _like(conv, **changes):
-    "Make a new convolution like `conv`, except for `changes`"
+def _raw(conv):
+    "Return the weight of a convolution; of a standardised one the weight before that"
+    computed = conv.parametrizations.weight if parametrize.is_parametrized(conv, 'weight') else None
+    return getattr(computed, 'original', conv.weight).data
+
+def _like(conv, weight=None, **changes):
+    "Make a convolution like `conv`, except for `changes`: with `weight`, or None for a new one; standardised as it was"
     names = ('in_channels','out_channels','kernel_size','stride','padding','dilation','groups')
     args = {n:getattr(conv, n) for n in names} | dict(bias=conv.bias is not None) | changes
+    computed = conv.parametrizations.weight if parametrize.is_parametrized(conv, 'weight') else ()
+    # torch makes a class of its own for each standardised layer
+    kind = type(conv).__base__ if computed else type(conv)
     # By position: some of timm's convolutions have another name for the first
-    return type(conv)(*args.values()).to(conv.weight.device, conv.weight.dtype)
+    new = kind(*args.values()).to(conv.weight.device, conv.weight.dtype)
+    new.padding_mode = conv.padding_mode
+    if weight is not None:
+        new.weight.data = weight
+        # bias, and the gain of timm's scaled convolutions
+        new.load_state_dict({k: v for k,v in conv.state_dict().items() if k in ('bias','gain')}, strict=False)
+    for o in computed: parametrize.register_parametrization(new, 'weight', o)
+    return new.train(conv.training)
+
+# %% ../nbs/01_surgery.ipynb #record
+def record_for_channels(
+    meta:dict, # Record of an encoder
+    n_in:int, # Number of input channels that the encoder has now
+)->dict: # The same for `n_in` channels
+    "Change a record with the channels: statistics of another number of channels become their mean"
+    if 'n_in' in meta: meta = meta | dict(n_in=n_in)
+    if meta.get('stats') is None: return meta
+    return meta | dict(stats=[mean_for_channels(o, n_in) for o in meta['stats']])
+
+def mean_for_channels(
+    o, # A number, or one per channel
+    n_in:int, # Number of channels to have
+): # `o` if it fits, or the mean of its entries as a list of one
+    "Use the mean for all channels where numbers of single channels do not fit"
+    row = torch.as_tensor(o, dtype=torch.float64).flatten().tolist()
+    return o if len(row) in (1,n_in) else [sum(row)/len(row)]
 
 # %% ../nbs/01_surgery.ipynb #for_channels
 def for_channels(
@@ -91,10 +123,9 @@ def _stem(net):
 def _without_stride(conv):
     "Make a convolution of at most 3×3 pixels with stride 1 for `conv`"
     ks = min(3, *conv.kernel_size)
-    new = _like(conv, kernel_size=ks, stride=1, padding=ks//2)
     # A 7×7 filter has no 3×3 counterpart and starts anew
-    if ks == min(conv.kernel_size): new.load_state_dict(conv.state_dict())
-    return new
+    weight = _raw(conv).clone() if conv.kernel_size == (ks,ks) else None
+    return _like(conv, weight, kernel_size=ks, stride=1, padding=ks//2)
 
 def _alone(net, name):
     "Name the sequence around `name` if nothing in it has weights (a blur behind the pooling shrinks too), else `name`"
@@ -139,8 +170,11 @@ def to_group_norm(
 )->nn.Module: # `model`, without batch statistics
     "Put group norm in place of every batchnorm and standardise the weights (arXiv:2010.10241)"
     if groups is not None: check_whole(1, groups=groups)
-    for name,m in list(model.named_modules()):
-        if isinstance(m, batchnorms): model.set_submodule(name, _group_norm(m, groups))
+    made:dict = {}  # a norm may have several places
+    for name,m in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(m, batchnorms):
+            if m not in made: made[m] = _group_norm(m, groups)
+            model.set_submodule(name, made[m])
         elif standardize and _can_standardize(m):
             parametrize.register_parametrization(m, 'weight', StandardizedWeight())
     if groups is None and standardize:

@@ -1,6 +1,7 @@
 "What each process of test_distributed.py does: `torchrun tests/ranks.py FOLDER NAME…` writes what came out of each to FOLDER/NAME-RANK.pt"
 import sys, tarfile, warnings
 from contextlib import redirect_stdout, suppress
+from collections import namedtuple
 from copy import deepcopy
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -23,7 +24,7 @@ from self_supervised.data.demo import digits
 from self_supervised.data.arrays import TensorDL, tensor_dls
 from self_supervised.data.images import image_dls
 from self_supervised.callback.distributed import join_ranks
-from self_supervised.layers import LayerEncoder
+from self_supervised.layers import LayerEncoder, create_encoder
 from self_supervised.lars import LARS
 from self_supervised.cli.pretrain import byol_pretrain
 from self_supervised.callback.ranks import once
@@ -160,6 +161,24 @@ def simsiam(out):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return result(train(create_simsiam_model(net, 32, 16, 8, n_in=1, size=8), small_augs(), epochs=1))
+
+Heads = namedtuple('Heads', 'logits aux')
+class TwoHeads(nn.Module):
+    "Returns the output of an extra head, too, in training mode, as GoogLeNet and Inception"
+    def __init__(self):
+        super().__init__()
+        self.body,self.pool = nn.Sequential(nn.Conv2d(1,8,3,2), nn.BatchNorm2d(8), nn.ReLU()),nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc,self.aux = nn.Linear(8,10),nn.Sequential(nn.Conv2d(8,4,1), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(10))
+    def forward(self, x):
+        f = self.body(x)
+        out = self.fc(self.pool(f))
+        return Heads(out, self.aux(f)) if self.training else out
+
+def extra_heads(out):
+    torch.manual_seed(0)
+    net = TwoHeads()
+    net(X[:4])
+    return result(train(create_byol_model(create_encoder(net, n_in=1, size=8), hidden_size=32, projection_size=16, bn=False, n_in=1, size=8), fixed_augs(), epochs=1))
 
 def files(out):
     "Each rank has a folder, and writes nothing there unless it is the first"

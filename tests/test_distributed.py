@@ -32,7 +32,7 @@ def launch(launcher, out, *names, timeout=240):
 def two(tmp_path_factory):
     "name → what each of two processes has to say; one launch for all"
     out = tmp_path_factory.mktemp('two')
-    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch resumed tars unused simsiam stream files command'.split())
+    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch resumed tars unused extra_heads simsiam stream files command'.split())
     return lambda name: [torch.load(out/f'{name}-{r}.pt') for r in range(2)]
 
 def check_same(ranks):
@@ -115,7 +115,7 @@ def test_shards_are_shared_out(two):
     check_same((a,b))
     assert not a['read']&b['read'] and len(a['read']|b['read'])==96
 
-@pytest.mark.parametrize('name', ['unused','simsiam'])
+@pytest.mark.parametrize('name', ['unused','extra_heads','simsiam'])
 def test_parameters_without_a_gradient_and_a_model_without_a_target(two, name): check_same(two(name))
 
 def test_shards_of_different_size(two):

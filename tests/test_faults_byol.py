@@ -1,5 +1,6 @@
 "BYOL's callback, `fit_byol` and logging, as users combine them: each test names its law; nothing is left out in silence, nothing ends late"
 import math, re, sys, types, warnings
+from copy import deepcopy
 from functools import partial
 from itertools import permutations
 
@@ -19,10 +20,12 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD
 from fastcore.foundation import L
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from self_supervised.augmentations import BicubicCrop, PerImage
 from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.callback.guard import Guard
 from self_supervised.callback.health import Health
@@ -33,11 +36,12 @@ from self_supervised.ema import cosine_momentum, ema_update
 from self_supervised.evaluate.features import embed
 from self_supervised.fit import batch_size
 from self_supervised.lars import LARS
-from self_supervised.layers import create_encoder
+from self_supervised.layers import PoolFlat, create_encoder
 from self_supervised.recipes import Recipe, byol_recipe
+from self_supervised.surgery import to_group_norm
 from self_supervised.transfer.encoder_file import load_encoder, save_encoder
 from self_supervised.vision.byol import (
-    BYOL, BYOLLoss, byol_learner, byol_loss, create_byol_model, create_simsiam_model, get_byol_aug_pipelines)
+    BYOL, BYOLLoss, byol_learner, byol_loss, create_byol_model, create_simsiam_model, digit_views, get_byol_aug_pipelines)
 
 pytestmark = pytest.mark.filterwarnings('ignore:batchnorm sees')
 NAN,INF = float('nan'),float('inf')
@@ -1035,3 +1039,148 @@ def test_statistics_of_bytes_do_not_go_with_pictures_in_the_unit_range(stats):
         with pytest.warns(UserWarning, match='those of pictures in 0..255'): f()
     warn_once.cache_clear()
     assert not quiet_of('those of pictures', embed, e, x*255, stats=stats)
+
+# Views and targets that were taken for others in silence
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    return create_encoder('tiny_resnet', pretrained=False, n_in=1, widths=(8,16), **kwargs)
+
+def told(learn, text, lr=None):
+    "Warnings of a fit with `text`"
+    with warnings.catch_warnings(record=True) as w, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('always')
+        learn.fit(1, lr)
+    return [str(o.message) for o in w if text in str(o.message)]
+
+def learner_of(model, augs=None, x=X[:32], **kwargs):
+    return byol_learner(tensor_dls(x, bs=16, seed=0, device='cpu'), model, augs or get_byol_aug_pipelines(8, **digit_views), **kwargs)
+
+def test_views_that_are_the_same_are_named():
+    "Of a pipeline that leaves its random transforms out, and of a loader that brings one picture twice"
+    from fasttransform import Pipeline
+    same = [Pipeline([PerImage(BicubicCrop(8))]) for _ in range(2)]
+    assert told(learner_of(create_byol_model(small(), 16, 8), same), 'are the same, so there is nothing to learn')
+    twice = DataLoaders([(x,x.clone()) for x in X[:32].split(16)])
+    assert told(byol_learner(twice, create_byol_model(small(), 16, 8), None), 'are the same, so there is nothing to learn')
+    right = [Pipeline([PerImage(BicubicCrop(8))], split_idx=0) for _ in range(2)]
+    assert not told(learner_of(create_byol_model(small(), 16, 8), right), 'are the same')
+
+def test_transforms_of_torchvision_that_draw_once_per_batch_are_named():
+    "All pictures of a batch got one crop; a function that draws for each picture needs no warning"
+    from torchvision.transforms import v2
+    crop = v2.RandomResizedCrop(8, scale=(.3,1.))
+    for i,op in enumerate([crop, v2.Compose([v2.Identity(), crop]), nn.Sequential(crop)]):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match='draws once per batch'): BYOL([op,op])
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='draws once per batch'): get_byol_aug_pipelines(8, xtra_tfms=v2.RandomErasing(1.))
+    warn_once.cache_clear()
+    each = lambda x: torch.stack([crop(o) for o in x])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        BYOL([each,each])
+        get_byol_aug_pipelines(8, xtra_tfms=v2.Normalize([.5],[.5]))
+
+class Shifts(nn.Module):
+    "Changes its input in place"
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+    def forward(self, x): return self.net(x.sub_(.5).mul_(2))
+
+def test_an_encoder_that_changes_its_input_is_refused():
+    "The target got another view than the online network, or the first step ended in an error of autograd"
+    augs = get_byol_aug_pipelines(8, **digit_views | dict(stats=(.3,.35)))
+    for a in (augs,None):
+        dls = tensor_dls(X[:32], bs=16, device='cpu') if a else DataLoaders([(x-.3,x.flip(-1)-.3) for x in X[:32].split(16)])
+        with pytest.raises(ValueError, match='changes its input in place'): told(byol_learner(dls, create_byol_model(Shifts(), 16, 8, n_in=1, size=8), a), '')
+
+def equal(a, b): return all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters()))
+
+def late(kind, model, tmp_path):
+    "Give the encoder of a model other weights"
+    from self_supervised.transfer.encoder_file import load_encoder, save_encoder
+    from self_supervised.transfer.weights import load_weights
+    other = small()
+    for p in other.parameters(): nn.init.normal_(p, .1, .1)
+    if kind=='state': model.encoder.load_state_dict(other.state_dict())
+    else: dict(file=load_encoder, weights=load_weights)[kind](save_encoder(other, tmp_path/'e'), encoder=model.encoder)
+
+@pytest.mark.parametrize('kind', ['state','file','weights'])
+@pytest.mark.parametrize('find', [False,True])
+def test_weights_that_come_after_the_model_reach_the_target(kind, find, tmp_path):
+    "The online network began with pretrained weights, and its target with random ones"
+    model = create_byol_model(small(), 16, 8)
+    late(kind, model, tmp_path)
+    assert not equal(model.online, model.target)
+    learn = learner_of(model, path=tmp_path, opt_func=partial(SGD))
+    if find:
+        with learn.no_bar(): learn.lr_find(num_it=3, show_plot=False, suggest_funcs=None)
+    told(learn, '', 0.)
+    assert equal(model.online, model.target)
+
+def test_a_target_of_its_own_stays(tmp_path):
+    "One that has moved, was loaded, or was set"
+    model = create_byol_model(small(), 16, 8)
+    learn = learner_of(model, m=.5, opt_func=partial(SGD), path=tmp_path)
+    told(learn, '', .1)
+    learn.save('m')
+    was = deepcopy(model.target.state_dict())
+    assert not equal(model.online, model.target)
+    again = create_byol_model(small(), 16, 8)
+    for net in (model, deepcopy(model), again):
+        learn = learner_of(net, m=1., opt_func=partial(SGD), path=tmp_path)
+        if net is again: learn.load('m', with_opt=False)
+        told(learn, '', 0.)
+        assert all(torch.equal(was[k], v) for k,v in net.target.named_parameters())
+    mine = create_byol_model(small(), 16, 8)
+    for p in mine.target.parameters(): nn.init.normal_(p)
+    was = deepcopy(mine.target.state_dict())
+    told(learner_of(mine, m=1., opt_func=partial(SGD)), '', 0.)
+    assert all(torch.equal(was[k], v) for k,v in mine.target.named_parameters())
+
+def test_a_target_that_never_moves_stays_over_two_fits():
+    model = create_byol_model(small(), 16, 8)
+    was = deepcopy(dict(model.target.named_parameters()))
+    learn = learner_of(model, m=1., opt_func=partial(SGD))
+    for _ in range(2): told(learn, '', .1)
+    assert all(torch.equal(was[k], v) for k,v in model.target.named_parameters()) and not equal(model.online, model.target)
+
+@pytest.mark.parametrize('change', [to_group_norm, lambda e: setattr(e[0][0], 'stride', (2,2)), lambda e: setattr(e, '3', PoolFlat('max'))])
+def test_an_online_network_that_was_changed_is_named(change):
+    "Its weights have the shapes of the target's, which is another network"
+    model = create_byol_model(small(pool_type='avg'), 16, 8)
+    change(model.encoder)
+    text = 'the online network has other layers than its target'
+    assert told(learner_of(model), text)
+    model.reset_target()
+    assert not told(learner_of(model), text)
+    compiled = create_byol_model(small(), 16, 8)
+    compiled.online.encoder = torch.compile(compiled.encoder, backend='eager')
+    assert not told(learner_of(compiled), text)
+
+def test_projections_of_simsiam_are_those_of_its_weights():
+    "Not those of a pass before the step, or in another mode"
+    v,w = X[:8].clone(),X[8:16].clone()
+    for change in ('weights','mode'):
+        model = create_simsiam_model(small(), 16, 8, 4).train()
+        model(v, w)
+        if change=='mode': model.eval()
+        else:
+            with torch.no_grad(): [p.mul_(1.1) for p in model.parameters()]
+        with torch.no_grad(): want = deepcopy(model).online(v)
+        torch.testing.assert_close(model.project(v, w)[0], want)
+
+def test_features_that_are_there_are_used():
+    "As CUDA graphs do"
+    model = create_byol_model(small(), 16, 8).eval()
+    v,w = X[:8],X[8:16]
+    for a,b in zip(model(v, w), model(v, w, feats=(model.encoder(v),model.encoder(w)))): assert torch.equal(a, b)
+
+@pytest.mark.parametrize('keys,named', [(('scan','dose'),True), (('first','second'),True), (('view1','view2'),False), (('image1','image2'),False), (('a','b'),False)])
+def test_views_of_unknown_names_are_named(keys, named):
+    "Two tensors of one shape trained as two views, whatever they were"
+    warn_once.cache_clear()
+    batches = [dict(zip(keys, (x,x.flip(-1)))) for x in X[:32].split(16)]
+    assert bool(told(byol_learner(DataLoaders(batches), create_byol_model(small(), 16, 8), None), 'are taken as views of the same pictures'))==named

@@ -747,3 +747,305 @@ def test_unclipped_crops_overshoot_without_an_alarm():
     learn = learner(augs=augs)
     learn.dls = tensor_dls((X[:64]>.5).float(), Y[:64], bs=32, device='cpu')
     assert not any('nothing tells' in o for o in _after(learn)) and record_of(learn.model.encoder)['stats'] is None
+
+# Data, hooks, wrappers and weights that a call took in silence for others
+
+def test_pictures_and_labels_that_do_not_belong_together_are_refused():
+    "The shorter one cut the other at a batch; a third tensor was dropped"
+    for n in (256,40,599):
+        with pytest.raises(ValueError, match=f'y has {n} labels for the 600 rows of x'): embed(tiny(), (X[:600],Y[:n]))
+    with pytest.raises(ValueError, match='dl of 3 parts is no pair'): embed(tiny(), (X[:9],X[:9],X[:9]))
+
+class InPlace(nn.Module):
+    "Normalises its input in place"
+    def __init__(self):
+        super().__init__()
+        self.net = tiny(False)
+    def forward(self, x): return self.net(x.sub_(.5).mul_(2))
+
+@pytest.mark.parametrize('kind', [lambda x: x, lambda x: x.numpy(), lambda x: (x,), lambda x: [x]])
+def test_embed_leaves_the_pictures_as_they_are(kind):
+    x = X[:8].clone()
+    want = embed(InPlace(), kind(x), None)[0]
+    assert torch.equal(x, X[:8]) and torch.equal(embed(InPlace(), kind(x), None)[0], want)
+
+def test_an_encoder_wrapped_for_several_processes_embeds_without_them(tmp_path):
+    "Its wrapper sends buffers to the others, which may be elsewhere"
+    import torch.distributed as dist
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        e = nn.parallel.DistributedDataParallel(tiny())
+        e.forward = lambda *_: pytest.fail('asks the other processes')
+        torch.testing.assert_close(embed(e, X[:8])[0], embed(tiny(), X[:8])[0])
+    finally: dist.destroy_process_group()
+
+def test_a_network_of_timm_without_a_record_is_named():
+    "Its weights may be published ones, which were trained on normalised pictures"
+    net = layers.timm.create_model('test_resnet', num_classes=0)
+    with pytest.warns(UserWarning, match='has no record of how .* pass stats=\\(\\(0.5, 0.5, 0.5\\)'): embed(net, torch.rand(2,3,32,32))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        embed(net, torch.rand(2,3,32,32), stats=None)
+        embed(create_encoder('test_resnet', pretrained=False), torch.rand(2,3,32,32))
+
+def stem_of_cifar(e): e.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+def compiled_block(e): e.layer2 = torch.compile(e.layer2, backend='eager')
+
+@pytest.mark.parametrize('change', [no_pooling, no_stride, other_eps, other_act, other_pool, dilated, ceiled, compiled_block])
+@pytest.mark.parametrize('wrap', [lambda e: e, nn.DataParallel])
+def test_the_untrained_network_has_the_changes_of_the_encoder(change, wrap):
+    "It was the one that the description tells"
+    from fastai.torch_core import no_random
+    e = made()
+    change(e)
+    with no_random(3): want = create_encoder('resnet18', pretrained=False, pool_type='avg')
+    change(want)
+    x = torch.rand(2, 3, 65, 65)
+    torch.testing.assert_close(embed(untrained(wrap(e), 3), x)[0], embed(want, x)[0])
+
+def test_layers_of_ones_own_are_untrained_too():
+    e = made()
+    stem_of_cifar(e)
+    e.maxpool = nn.Identity()
+    u = untrained(e)
+    assert u.conv1.weight.shape==e.conv1.weight.shape and u(torch.rand(2,3,32,32)).shape==(2,512)
+    assert not any(torch.equal(p, q) for p,q in zip(u.parameters(), e.parameters()) if p.ndim>1)
+    assert torch.equal(u.conv1.weight, untrained(e).conv1.weight)
+
+def test_weights_that_cannot_be_made_anew_are_named():
+    with pytest.warns(UserWarning, match='was changed after create_encoder made it'): u = untrained(weight_norm(tiny()))
+    assert torch.equal(u[0][0].weight, untrained(tiny())[0][0].weight)
+
+RGB = [[.4,.5,.6],[.2,.25,.3]]
+
+@pytest.mark.parametrize('n_in,stats', [(1,[[.5],[.25]]), (4,[[.5],[.25]]), (3,RGB)])
+@pytest.mark.parametrize('how', ['adapt_input','wrapped','load_weights'])
+def test_the_record_follows_the_channels(how, n_in, stats, tmp_path):
+    "It kept the channels and statistics of before: no file could be embedded with, or one with other statistics"
+    from self_supervised.surgery import adapt_input
+    from self_supervised.transfer.weights import load_weights
+    e = tiny(RGB, n_in=3)
+    file = save_encoder(e, tmp_path/'rgb')
+    if how=='load_weights': e = load_weights(file, tiny(False, n_in=n_in))
+    else: adapt_input(nn.DataParallel(e) if how=='wrapped' else e, n_in)
+    assert record_of(e)['n_in']==n_in and np.allclose(record_of(e)['stats'], stats)
+    again = load_encoder(save_encoder(e, tmp_path/'e'))
+    assert encoder_settings(tmp_path/'e')[0]['n_in']==n_in and embed(again, torch.rand(2,n_in,8,8))[0].shape==(2,32)
+
+def filled(seed, **kw):
+    e = tiny(False, **kw)
+    torch.manual_seed(seed)
+    for p in e.parameters(): nn.init.normal_(p)
+    return e
+
+@pytest.mark.parametrize('names,taken,named', [
+    (('depth','rgb'), 0, True), (('rgb','depth'), 0, True), (('encoder_k','encoder_q'), 1, False), (('key_encoder','encoder'), 1, False),
+    (('model_ema','model'), 1, False), (('semantic','momentum_net'), 0, False), (('backbone','backbone_avg'), 0, False)])
+def test_of_two_networks_of_a_file_the_choice_is_named(names, taken, named, tmp_path):
+    "Unless one of them is known to follow the other"
+    from self_supervised.transfer.weights import load_weights
+    nets = [filled(i) for i in range(2)]
+    torch.save(nn.ModuleDict(dict(zip(names, nets))).state_dict(), tmp_path/'two.pth')
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        e = load_weights(tmp_path/'two.pth', tiny(False))
+    assert torch.equal(e[0][0].weight, nets[taken][0][0].weight)
+    assert any('holds several networks that fit' in str(o.message) for o in seen)==named
+
+def test_one_network_under_two_names_is_no_choice(tmp_path, recwarn):
+    from self_supervised.transfer.weights import load_weights
+    e = filled(0)
+    torch.save(nn.ModuleDict(dict(backbone=e, module=nn.ModuleDict(dict(backbone=e)))).state_dict(), tmp_path/'one.pth')
+    load_weights(tmp_path/'one.pth', tiny(False))
+    assert not [o for o in recwarn if 'several networks' in str(o.message)]
+
+def test_a_part_of_a_deeper_network_is_not_loaded(tmp_path):
+    "Its first layers have all weights of a shallower one; a classifier behind it is left out as ever"
+    from self_supervised.transfer.weights import load_weights
+    torch.save(create_encoder('tiny_resnet', n_in=1, pretrained=False, widths=(8,16,32)).state_dict(), tmp_path/'deep.pth')
+    with pytest.raises(ValueError, match='differ, e.g. .3.'): load_weights(tmp_path/'deep.pth', tiny(False))
+    whole = nn.Sequential(*filled(1).children(), nn.Linear(32, 10))
+    torch.save(whole.state_dict(), tmp_path/'classifier.pth')
+    assert torch.equal(load_weights(tmp_path/'classifier.pth', tiny(False))[0][0].weight, whole[0][0].weight)
+
+class Placed(nn.Module):
+    "Position embeddings (1,h,w,c) before its convolution, as SAM"
+    def __init__(self, h, w):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.ones(1,h,w,6))
+        self.conv = nn.Conv2d(3,6,4,4)
+    def forward(self, x): return (self.conv(x).permute(0,2,3,1)+self.pos_embed).mean((1,2))
+
+def test_only_the_first_convolution_is_fitted_to_channels(tmp_path):
+    from self_supervised.transfer.weights import load_weights
+    torch.save(Placed(8,8).state_dict(), tmp_path/'sam.pth')
+    with pytest.raises(ValueError, match="differ, e.g. 'pos_embed'"): load_weights(tmp_path/'sam.pth', Placed(4,8))
+
+def test_weights_are_loaded_into_encoders(tmp_path):
+    "A whole model would keep the record of its former weights"
+    from self_supervised.transfer.weights import load_weights
+    torch.save(create_byol_model(tiny(), 16, 8).state_dict(), tmp_path/'m.pth')
+    with pytest.raises(TypeError, match='Pass its .encoder'): load_weights(tmp_path/'m.pth', create_byol_model(tiny(), 16, 8))
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, partial(torch.compile, backend='eager')])
+def test_old_weights_fill_wrapped_networks(wrap, tmp_path):
+    torch.save(filled(2).state_dict(), tmp_path/'old.pth')
+    e = tiny(False)
+    assert type(load_old(tmp_path/'old.pth', wrap(e))) is type(wrap(e)) and torch.equal(e[0][0].weight, filled(2)[0][0].weight)
+    torch.save(create_byol_model(filled(3), 16, 8).state_dict(), tmp_path/'model.pth')
+    model = create_byol_model(tiny(False), 16, 8)
+    torch.save({k: v for k,v in create_byol_model(filled(3), 16, 8).online.state_dict().items()} |
+               {f'predictor.{k}': v for k,v in model.predictor.state_dict().items()}, tmp_path/'model.pth')
+    load_old(tmp_path/'model.pth', nn.DataParallel(model))
+    assert torch.equal(model.target[0][0][0].weight, filled(3)[0][0].weight)
+
+def test_loading_draws_no_random_number(tmp_path):
+    file = save_encoder(tiny(), tmp_path/'e')
+    torch.manual_seed(1)
+    want = torch.rand(1)
+    torch.manual_seed(1)
+    load_encoder(file)
+    assert torch.equal(torch.rand(1), want)
+
+def test_a_network_may_have_an_attribute_called_online(tmp_path):
+    e = tiny(False)
+    e.online = True
+    assert embed(e, X[:4])[0].shape==(4,32) and classifier(e, 3, None)(X[:4]).shape==(4,3)
+    save_encoder(e, tmp_path/'e')
+
+# Hooks that change an output
+
+def unit_length(m, inputs, out): return nn.functional.normalize(out)
+
+def test_a_hook_that_changes_the_output_is_copied(tmp_path):
+    "The target, the classifier and the exported file computed another function in silence; hooks that look on are not copied"
+    import onnxruntime
+    e,seen = tiny(),[]
+    e.register_forward_hook(unit_length)
+    want = embed(e, X[:8])[0]
+    assert torch.allclose(want.norm(dim=1), torch.ones(8))
+    for net in (create_byol_model(e, 16, 8).target.encoder, classifier(e, 3).encoder, untrained(e)):
+        torch.testing.assert_close(embed(net, X[:8])[0].norm(dim=1), torch.ones(8))
+    torch.testing.assert_close(embed(classifier(e, 3).encoder, X[:8])[0], want)
+    export_onnx(e, tmp_path/'e.onnx', 8)
+    out, = onnxruntime.InferenceSession(tmp_path/'e.onnx').run(None, {'x': ((X[:8]-.3)/.35).numpy()})
+    torch.testing.assert_close(torch.tensor(out), want, atol=1e-5, rtol=1e-5)
+    e = tiny()
+    e.register_forward_hook(lambda *_: seen.append(1))
+    target = create_byol_model(e, 16, 8).target
+    seen.clear()
+    target(X[:4])
+    assert not seen
+
+# Half precision
+
+def test_classifiers_and_segmenters_of_half_precision_encoders():
+    "They ended in the first batch, or were told that the network is no chain of layers"
+    c = classifier(tiny().bfloat16(), 10).eval()
+    torch.testing.assert_close(c(X[:4]), c.float()(X[:4]))
+    assert c.encoder[0][0].weight.dtype==torch.float32
+    e = resnet().bfloat16()
+    assert segmenter(e, 2, 32)(torch.rand(2,1,32,32)).shape==(2,2,32,32) and next(e.parameters()).dtype==torch.bfloat16
+    from self_supervised.transfer.segment import unet_body
+    assert unet_body(e, 64)(torch.rand(2,1,64,64).bfloat16()).shape==(2,512,2,2)
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_a_hub_folder_of_another_precision(dtype, tmp_path):
+    "It was told that timm cannot build the network"
+    save_hub_folder(resnet().to(dtype), tmp_path/'hub', size=32)
+    net = layers.timm.create_model(f'local-dir:{tmp_path/"hub"}', pretrained=True)
+    torch.testing.assert_close(embed(net, torch.ones(2,1,32,32), None)[0], embed(resnet(), torch.ones(2,1,32,32), None)[0], rtol=.1, atol=.1)
+
+def test_a_card_of_your_own_stays(tmp_path):
+    (tmp_path/'hub').mkdir()
+    (tmp_path/'hub/README.md').write_text('mine')
+    save_hub_folder(resnet(), tmp_path/'hub', size=32)
+    assert (tmp_path/'hub/README.md').read_text()=='mine' and (tmp_path/'hub/config.json').exists()
+
+# Labels
+
+def masked(value, dtype=torch.long, **kwargs):
+    y = torch.zeros(8,32,32, dtype=dtype)
+    y[:,0] = value
+    d = tensor_dls(torch.rand(8,1,32,32, generator=torch.Generator().manual_seed(0)), y, bs=4, device='cpu')
+    learn = segment_learner(d, tiny(), 2, **kwargs)
+    learn.remove_cb(learn.progress)
+    learn.logger = lambda *_: None
+    return learn
+
+def test_masks_find_their_loss():
+    "The default compared the columns of the picture with its classes"
+    learn = masked(1)
+    learn.fit(1)
+    assert np.isfinite(learn.recorder.losses[-1]) and learn.loss_func.axis==1
+
+@pytest.mark.parametrize('value', [255,2])
+def test_classes_that_the_model_does_not_have_are_named(value):
+    "On a GPU such a label ends the process; fastai's loss can leave them out"
+    from fastai.losses import CrossEntropyLossFlat
+    with pytest.raises(ValueError, match=f'labels hold \\[{value}\\].*axis=1, ignore_index={value}') as e: masked(value)
+    one_line(e, 'n_out=2')
+    learn = masked(value, loss_func=CrossEntropyLossFlat(axis=1, ignore_index=value))
+    learn.fit(1)
+    assert np.isfinite(learn.recorder.losses[-1])
+    d = tensor_dls(X[:40], Y[:40]+1, bs=40, device='cpu')
+    with pytest.raises(ValueError, match='labels hold \\[10\\].*from 0 to 9, pass n_out=11') as e: class_learner(d, tiny(), 10)
+    one_line(e)
+    class_learner(d, tiny(), 11)
+
+def test_several_labels_per_picture_start_no_linear_head():
+    from fastai.losses import BCEWithLogitsLossFlat
+    from self_supervised.transfer.finetune import start_head
+    d = tensor_dls(X[:40], torch.rand(40,3).round(), bs=20, device='cpu')
+    with pytest.raises(ValueError, match='must be \\(n,\\)') as e: start_head(class_learner(d, tiny(), 3, loss_func=BCEWithLogitsLossFlat()))
+    one_line(e)
+
+@pytest.mark.parametrize('make', [lambda: tiny(pool_type=False), lambda: create_encoder('resnet10t', pretrained=False, n_in=1, pool_type=False)])
+def test_a_classifier_of_maps_is_refused(make):
+    with pytest.raises(ValueError, match='the classifier takes vectors \\(bs,nf\\). Pass create_encoder\\(net\\)') as e: classifier(make(), 10, None)
+    one_line(e)
+
+@pytest.mark.parametrize('kind', ['random','in order'])
+def test_a_batch_sampler_of_torch_is_read_in_order_and_to_its_end(kind):
+    "It was passed for a whole loader's options, and dropped the last pictures"
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+    data = TensorDataset(X[:67], Y[:67])
+    order = RandomSampler(data) if kind=='random' else SequentialSampler(data)
+    feats,labels = embed(tiny(), DataLoader(data, batch_sampler=BatchSampler(order, 16, drop_last=True)))
+    torch.testing.assert_close(feats, embed(tiny(), X[:67])[0])
+    assert torch.equal(labels, Y[:67].long())
+
+def test_the_body_of_a_wrapped_network_is_that_of_the_network():
+    "It was empty"
+    from self_supervised.transfer.segment import unet_body
+    x = torch.rand(2,1,64,64)
+    torch.testing.assert_close(unet_body(nn.DataParallel(tiny()), 64)(x), unet_body(tiny(), 64)(x))
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = resnet()
+        def forward(self, x): return self.backbone(x)
+    with pytest.raises(ValueError, match='no chain of layers') as e: unet_body(Mine(), 64)
+    one_line(e)
+
+def test_a_flattened_map_is_as_wide_as_at_the_recorded_size():
+    net = nn.Sequential(nn.Conv2d(1,4,3,2), nn.ReLU(), nn.Flatten())
+    remember(net, stats=STATS, size=8, n_in=1)
+    assert class_learner(dls(), net, 10).model(X[:4]).shape==(4,10)
+    assert classifier(ClipEncoder(tiny()), 3)(CLIP).shape==(8,3)
+
+# ONNX
+
+def test_the_file_for_onnx_tells_the_size_it_takes(tmp_path):
+    import onnxruntime
+    export_onnx(tiny(), tmp_path/'e.onnx', (16,24))
+    meta = onnxruntime.InferenceSession(tmp_path/'e.onnx').get_modelmeta().custom_metadata_map
+    assert json.loads(meta['self_supervised'])['size']==[16,24] and tiny().meta['size']==8
+
+def test_networks_that_settle_with_their_first_input_are_exported(tmp_path):
+    for net in (FlatEncoder(nn.Sequential(nn.Conv2d(1,4,3)), 'avg'), segmenter(tiny(), 2, (32,40))):
+        assert export_onnx(net, tmp_path/'e.onnx', (32,40))<1e-3
+    class Dict(nn.Conv2d):
+        def forward(self, x): return dict(out=super().forward(x))
+    with pytest.raises(ValueError, match='returns a dict, and a file has one output') as e: export_onnx(Dict(1,4,3), tmp_path/'d.onnx', 8)
+    one_line(e)

@@ -537,3 +537,61 @@ def test_blocks_of_minerva():
     for name,v in dict(norm=['batch'], act=[nn.ReLU], bias=[True]*3).items():
         with pytest.raises(ValueError, match='entries for 2 hidden layers'): create_mlp_module(8, [16,12], 4, **{name:v})
     with pytest.raises(ValueError, match="norm='instance' is not known"): create_mlp_module(8, 16, 4, norm='instance')
+
+# Surgery in any order, and on networks of any build
+
+@pytest.mark.parametrize('arch', ['resnet18', 'resnet18d', 'xresnet18'])
+def test_surgery_after_standardised_weights(arch):
+    "Channels and stem change, and weights stay standardised, as in the other order"
+    from self_supervised.surgery import StandardizedWeight, adapt_input, shrink_stem, to_group_norm
+    for first in (adapt, shrink_stem):
+        nets = []
+        for steps in ((first,to_group_norm), (to_group_norm,first)):
+            seed_everything(0)
+            net = create_encoder(arch, pretrained=False)
+            for f in steps:
+                seed_everything(1)
+                f(net)
+            nets.append(net.eval())
+        a,b = nets
+        x = torch.rand(2, 4 if first is adapt else 3, 64, 64)
+        assert list(a.state_dict())==list(b.state_dict()) and a.spec==b.spec
+        torch.testing.assert_close(a(x), b(x))
+        assert sum(isinstance(m, StandardizedWeight) for m in a.modules())==sum(isinstance(m, StandardizedWeight) for m in b.modules())
+
+def adapt(net):
+    from self_supervised.surgery import adapt_input
+    return adapt_input(net, 4)
+
+def test_surgery_keeps_how_a_convolution_pads():
+    "Padding of another mode, and training flags"
+    from self_supervised.surgery import adapt_input, shrink_stem
+    net = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2, padding_mode='circular'), nn.Flatten()).eval()
+    x = torch.rand(2,1,9,9)
+    want = net(x.expand(-1,3,-1,-1))
+    torch.testing.assert_close(adapt_input(net, 1)(x), want)
+    assert not net[0].training
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1, padding_mode='reflect'), nn.MaxPool2d(2)).eval()
+    want = nn.functional.conv2d(nn.functional.pad(x, (1,)*4, 'reflect'), stem[0].weight, stem[0].bias)
+    torch.testing.assert_close(shrink_stem(stem)(x), want)
+
+def test_a_batchnorm_in_two_places_is_replaced_in_both():
+    from self_supervised.surgery import batchnorms, to_group_norm
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.a = nn.Conv2d(3,8,3),nn.BatchNorm2d(8)
+            self.b = self.a
+        def forward(self, x): return self.b(self.a(self.conv(x)))
+    net = to_group_norm(Shared())
+    assert net.a is net.b and not any(isinstance(m, batchnorms) for m in net.modules())
+
+def test_views_do_not_depend_on_the_default_type():
+    x,views = torch.rand(4,3,21,19),[]
+    for dtype in (torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        try:
+            seed_everything(0)
+            views.append([aug(x) for aug in get_byol_aug_pipelines(8)])
+        finally: torch.set_default_dtype(torch.float32)
+    assert all(v.dtype==torch.float32 and v.shape==(4,3,8,8) for vs in views for v in vs)

@@ -54,10 +54,7 @@ class GraphedModel:
         model = self.model
         may = len(views)>1 and torch.is_grad_enabled() and self._may(views)
         feats = self._replay(self.online, self._record_encoders, model.encoder, views) if may else None
-        if feats is None: return type(model).forward(model, *views)
-        with model.precision():
-            torch.clear_autocast_cache()
-            return tuple(model.predictor(model.projector(f)) for f in feats)
+        return type(model).forward(model, *views, feats=feats)
 
     def project(self, *views):
         "Compute target projections by replay"

@@ -41,7 +41,8 @@ class TensorData:
         self.y = y
         self.idxs = torch.arange(len(x)) if idxs is None else torch.as_tensor(idxs)
         self.n_inp = 1  # of a batch (x,y), fastai passes this many to the model
-        self.loss_func = no_labels if y is None else CrossEntropyLossFlat()  # default of a `Learner`
+        # Default of a `Learner`; masks have their classes at axis 1 of the predictions
+        self.loss_func = no_labels if y is None else CrossEntropyLossFlat(axis=1 if self.y.ndim>2 else -1)
 
     def __len__(self): return len(self.idxs)
     def __getitem__(self, i): return self.take(i)

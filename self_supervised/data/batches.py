@@ -73,6 +73,11 @@ def _picture_keys(b):
     if all(_goes_with(b[first], b[k]) for k in rivals): return rivals
     raise _which(b, rivals)
 
+def _named_as_pictures(keys):
+    "Are the parts of a dictionary named as pictures are, or alike, such as view1 and view2?"
+    if len({frozenset(o for o in _words(k) if len(o)>1) for k in keys})==1: return True
+    return any(_words(k)&_picture_words for k in keys)
+
 def _which(b, keys):
     "Make the error for a dictionary in which several parts may be the pictures"
     return invalid(f'batch with the keys {list(b)}', f'does not tell the pictures from others: {keys} may be them',
@@ -97,6 +102,10 @@ def batch_parts(
 def _of_dict(b):
     "Split a dictionary into views and the rest; pictures of another name, such as masks, are neither"
     keys = _picture_keys(b)
+    if not _named_as_pictures(keys):
+        warn_once(f"A batch has the keys {list(b)}, and {keys} are taken as views of the same pictures, since they are "
+                  "of one shape. If they are not, name the pictures 'image'; names such as view1 and view2 need no "
+                  'warning.')
     views = tuple(b[keys[0]]) if _is_listed(b[keys[0]]) else tuple(b[k] for k in keys)
     return views,tuple(o for k,o in b.items() if k not in keys and not is_second_view(views[0], o))
 
@@ -138,9 +147,7 @@ def picture_and_label(
 def _one_picture(b):
     "Pictures of a dictionary, or the first of their views"
     keys = _picture_keys(b)
-    # Views are named alike, such as view1 and view2, or as pictures are
-    alike = len({frozenset(o for o in _words(k) if len(o)>1) for k in keys})==1
-    if not alike and not any(_words(k)&_picture_words for k in keys): raise _which(b, keys)
+    if not _named_as_pictures(keys): raise _which(b, keys)
     return b[keys[0]][0] if _is_listed(b[keys[0]]) else b[keys[0]]
 
 def _is_number(v): return isinstance(v, (Number,np.bool_)) or isinstance(v, Tensor) and not v.ndim

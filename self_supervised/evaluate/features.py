@@ -20,12 +20,13 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, no_random
 from fastcore.foundation import L
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDataset, RandomSampler
 
 from ..core import (
-    brief_repr, check_whole, checked, checked_but, device_of, first_line, invalid, is_list, number_of, of_bytes,
-    per_channel, tensor_of, undisturbed, warn_once)
-from ..layers import create_encoder, input_channels, input_dims
+    brief_repr, check_whole, checked, checked_but, device_of, dtype_of, first_line, invalid, is_list, number_of,
+    of_bytes, per_channel, tensor_of, undisturbed, unwrapped, warn_once)
+from ..layers import copy_without_hooks, create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 from ..data.batches import outside_unit, picture_and_label
 
@@ -47,12 +48,14 @@ def _in_order(dl):
 
 def _complete(dl):
     "Make a torch loader that shuffles, or leaves out the last pictures, anew without; a sampler of your own stays"
-    if type(dl) is not TorchLoader or type(dl.batch_sampler) not in (BatchSampler,type(None)): return dl
-    shuffles = type(dl.sampler) is RandomSampler and not dl.sampler.replacement and len(dl.sampler)==len(dl.dataset)
-    if not (dl.batch_size and (shuffles or dl.drop_last)): return dl
+    if type(dl) is not TorchLoader or type(dl.batch_sampler) is not BatchSampler: return dl
+    batches = dl.batch_sampler   # torch's own, also where it was passed
+    drawn = batches.sampler
+    shuffles = type(drawn) is RandomSampler and not drawn.replacement and len(drawn)==len(dl.dataset)
+    if not (shuffles or batches.drop_last): return dl
     same = {k: getattr(dl, k) for k in _of_loader if getattr(dl, k, None) is not None}
-    sampler = None if shuffles or isinstance(dl.dataset, IterableDataset) else dl.sampler
-    return TorchLoader(dl.dataset, dl.batch_size, sampler=sampler, **same)
+    sampler = None if shuffles or isinstance(dl.dataset, IterableDataset) else drawn
+    return TorchLoader(dl.dataset, batches.batch_size, sampler=sampler, **same)
 
 _of_loader = ('num_workers','collate_fn','pin_memory','timeout','worker_init_fn','multiprocessing_context',
               'prefetch_factor','generator')
@@ -87,6 +90,17 @@ def clean_batches(
             x,*y = picture_and_label(batch)
             yield _unit(x, device or _as_tensor(x).device),*y
 
+# %% ../../nbs/30_evaluate.features.ipynb #lengths
+def check_lengths(
+    x_name:str, # Name of the pictures or features, for the error
+    x, # n pictures or features
+    y_name:str, # Name of the labels
+    y, # n labels
+)->None:
+    "Raise unless there is one label per row"
+    if len(x)==len(y): return
+    raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
+
 # %% ../../nbs/30_evaluate.features.ipynb #20c005
 @contextmanager
 def _in_eval(model, device):
@@ -103,13 +117,10 @@ def _normalised(x, stats):
     mean,std = (o.to(x.device).view(shape) for o in per_channel(tuple(stats), x.shape[1]))
     return (x-mean)/std
 
-def _dtype_of(net):
-    "Return the type that `net` computes in: half precision or float64 if its first weights are"
-    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-
 def _features(encoder, x, stats):
     "Compute the features of a batch of pictures in [0,1]"
-    try: return _forward(encoder, _normalised(x, stats).to(_dtype_of(encoder)))
+    # A copy: some networks change their input in place
+    try: return _forward(encoder, _normalised(x, stats).to(dtype_of(encoder), copy=stats is None))
     except Exception as e:
         # Looked at only now: a network may take what its first layer does not
         misfit = _misfit(encoder, x, first_line(e)) or _failed(encoder, x, e)
@@ -181,8 +192,13 @@ def _batches_of(dl, bs):
         raise invalid(f'dl={type(dl).__name__}', problem, 'Pass a tensor (n,c,h,w), or a loader', TypeError)
     if not isinstance(dl, tuple): return dl
     check_whole(1, bs=bs)
+    if len(dl)>2:
+        fix = 'Pass (x,y), pictures and labels; join several tensors of pictures with torch.cat'
+        raise invalid(f'dl of {len(dl)} parts', 'is no pair', fix)
     # (x,None) has no labels
-    return zip(*(_dense(name, o).split(bs) for name,o in zip('xy', dl) if name=='x' or o is not None))
+    parts = [_dense(name, o) for name,o in zip('xy', dl) if name=='x' or o is not None]
+    if len(parts)==2: check_lengths('x', parts[0], 'y', parts[1])
+    return zip(*(o.split(bs) for o in parts))
 
 def _dense(name, x):
     "Return an array or tensor as a tensor to split"
@@ -205,6 +221,8 @@ def embed(
     bs:int=256, # Batch size for tensors
 )->tuple: # Features (n,nf) float32 and labels (n,), both on the CPU; labels may be None
     "Compute the features of all clean pictures, in the order of the data set"
+    # Its wrapper would wait for other processes, which may not embed
+    if isinstance(encoder, DistributedDataParallel): encoder = encoder.module
     device = device or device_of(encoder)
     asked,stats = stats,recorded_stats(encoder, stats)
     record = record_of(encoder)
@@ -268,16 +286,6 @@ def check_two_classes(
     if len(y.unique())>1: return
     raise invalid(name, f'must hold two classes or more, and all {len(y)} are of class {y[0].item()}', fix)
 
-def check_lengths(
-    x_name:str, # Name of the pictures or features, for the error
-    x, # n pictures or features
-    y_name:str, # Name of the labels
-    y, # n labels
-)->None:
-    "Raise unless there is one label per row"
-    if len(x)==len(y): return
-    raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
-
 def check_neighbours(
     k:int, # Number of neighbours that vote
     n:int, # Number of pictures to learn from
@@ -302,6 +310,8 @@ def check_sets(
     train_x = check_features('train_x', train_x)
     test_x = check_features('test_x', test_x)
     train_y = check_classes('train_y', train_y)
+    train_y = train_y.to(train_x.device)   # labels of a loader lie on the CPU
+    test_x = test_x.to(train_x.device)
     nf,test_nf = train_x.shape[1],test_x.shape[1]
     if nf!=test_nf: raise invalid('test_x', f'has {test_nf} features and train_x {nf}', 'Embed both with one encoder')
     check_lengths('train_x', train_x, 'train_y', train_y)
@@ -360,7 +370,7 @@ def knn_accuracy(
     "Return the part of `test_x` that its nearest neighbours label right"
     check_sets(train_x, train_y, test_x, test_y)
     preds = knn_predict(train_x, train_y, test_x, k, T, chunk)
-    return (preds==torch.as_tensor(test_y)).float().mean().item()
+    return (preds.cpu()==torch.as_tensor(test_y).cpu()).float().mean().item()
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c019
 def linear_predict(
@@ -374,7 +384,7 @@ def linear_predict(
     from threadpoolctl import threadpool_limits
     if not (isinstance(C, float) and C==math.inf): C = number_of('C', C)
     if not C>0: raise invalid(f'{C=}', 'must be above 0', 'Pass e.g. C=1')
-    train_x,train_y,test_x,_ = check_sets(train_x, train_y, test_x)
+    train_x,train_y,test_x,_ = (o if o is None else o.cpu() for o in check_sets(train_x, train_y, test_x))
     mean = train_x.mean(0)
     std = (train_x-mean).square().mean().sqrt().clamp(min=1e-12)
     # Threads of a small solver wait for each other: on two busy cores one thread is 30 times as fast (50x64 to 1201x64)
@@ -395,7 +405,7 @@ def linear_accuracy(
     "Return the part of `test_x` labelled right by a logistic regression; features centred, of unit mean variance"
     check_sets(train_x, train_y, test_x, test_y)
     preds = linear_predict(train_x, train_y, test_x, C)
-    return (preds==torch.as_tensor(test_y)).double().mean().item()
+    return (preds==torch.as_tensor(test_y).cpu()).double().mean().item()
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c022
 class Accuracy(namedtuple('Accuracy', 'mean std all')):
@@ -464,13 +474,36 @@ def untrained(
     encoder:nn.Module, # Network of `create_encoder`
     seed:int=0, # Random seed of the weights
 )->nn.Module: # Network on the device and in the mode of `encoder`
-    "Make `encoder` anew, with untrained weights"
+    "Make `encoder` anew, with untrained weights; changes made by hand, such as another stride, stay"
+    encoder = unwrapped(encoder)
     if not getattr(encoder, 'spec', None):
         raise invalid(f'encoder={type(encoder).__name__}', 'does not record how it was made',
                       'Pass one that `create_encoder` made, or build the untrained one yourself')
-    with no_random(seed): net = create_encoder(**encoder.spec | dict(pretrained=False))
+    with no_random(seed):
+        fresh = create_encoder(**encoder.spec | dict(pretrained=False)).to(device_of(encoder))
+        net = _with_weights_of(fresh, copy_without_hooks(encoder))
+    if net is None:
+        warn_once(f'{type(encoder).__name__} was changed after create_encoder made it, and has weights that cannot be '
+                  'made anew: the untrained one is the network as it was made.')
+        net = fresh
     remember(net, **record_of(encoder))  # its pictures are prepared alike
-    return net.to(device_of(encoder)).train(encoder.training)
+    return net.requires_grad_(True).train(encoder.training)
+
+def _with_weights_of(fresh, net):
+    "Give `net` the weights of `fresh`, and new ones to layers that `fresh` does not have; None if that is impossible"
+    new = {_bare(k): v for k,v in fresh.state_dict().items()}
+    state = net.state_dict()
+    fits = {k: new[_bare(k)] for k,v in state.items() if _bare(k) in new and new[_bare(k)].shape==v.shape}
+    for name,m in net.named_modules():
+        own = [f'{name}.{k}' if name else k for k in m.state_dict() if '.' not in k]
+        if all(k in fits for k in own): continue
+        if not hasattr(m, 'reset_parameters'): return None
+        m.reset_parameters()
+    net.load_state_dict(fits, strict=False)
+    return net
+
+_added = ('_orig_mod','module','parametrizations','original')   # to names, by wrappers and standardised weights
+def _bare(name): return '.'.join(o for o in name.split('.') if o not in _added)
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c024
 Compared = namedtuple('Compared', 'name linear knn')

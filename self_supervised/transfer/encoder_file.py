@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from itertools import zip_longest
 from math import prod
 from numbers import Number
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch.nn.utils import parametrize
 
 from .. import __version__
 from ..core import brief_repr, checked, first_line, invalid, is_list, shape_in_words, undisturbed, write_atomic
-from ..layers import Unflattenable, create_encoder, output_for, probe, tensors_in
+from ..layers import Unflattenable, alike, create_encoder, output_for, probe, random_picture
 from ..record import check_record, record_of, unwrapped
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c006
@@ -78,7 +77,7 @@ def check_encoder(
     net:nn.Module, # Network that was passed as an encoder
 )->None:
     "Raise for a whole `BYOLModel`"
-    if hasattr(net, 'online'):
+    if isinstance(getattr(net, 'online', None), nn.Module):
         raise invalid(f'encoder={type(net).__name__}', 'is more than an encoder', 'Pass its .encoder', TypeError)
 
 def height_width(
@@ -161,26 +160,14 @@ def _seen(net, n_in, size)->Iterator:
     # A pooling and its like tell nothing on a map of one pixel
     sizes = [None, size] if size and prod(height_width(size))<=256*256 else [None]
     for s in sizes:
-        with suppress(ValueError, Unflattenable): yield probe(net, n_in, s, _random_picture)
-
-def _random_picture(shape):
-    "Return the same numbers each time, from a generator of their own"
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        with suppress(ValueError, Unflattenable): yield probe(net, n_in, s, random_picture)
 
 def _returns(twin, x, want):
     "Does `twin` return `want`, up to rounding?"
     try: got = output_for(twin.to(x.device), x)
     except torch.OutOfMemoryError: return True  # not known
     except Exception: return False  # it does not take what the network took
-    pairs = [*zip_longest(tensors_in(want), tensors_in(got))]
-    return all(b is not None and _close(a, b) for a,b in pairs)
-
-def _close(a, b):
-    "Are two tensors the same up to rounding? One that is not finite tells nothing"
-    if a is None or a.shape!=b.shape: return False
-    if not a.is_floating_point() or not a.isfinite().all(): return True
-    most = max(1e-3, torch.finfo(a.dtype).eps**.5)
-    return bool((a.double()-b.double()).norm() <= most*a.double().norm())
+    return alike(want, got)
 
 # Parts that wrappers inside a network add to the names of weights
 _wrapped = ('_orig_mod','_checkpoint_wrapped_module','_fsdp_wrapped_module','module')
@@ -326,7 +313,8 @@ def _build(spec, weights, path):
                 with catch_warnings():
                     simplefilter('ignore')
                     create_encoder(**spec, pretrained=False)
-            return create_encoder(**spec, pretrained=False)
+            # Its random weights are replaced: loading leaves the random state as it was
+            with torch.random.fork_rng(devices=[]): return create_encoder(**spec, pretrained=False)
     except Exception as e:
         raise invalid(given, f'describes a network that cannot be built ({first_line(e)[:300]})', fix) from e
 

@@ -7,7 +7,6 @@ __all__ = ['NormalizeInput', 'classifier', 'split_layers', 'class_learner', 'sta
 
 # %% ../../nbs/71_transfer.finetune.ipynb #imports
 from collections import OrderedDict
-from copy import deepcopy
 from warnings import warn
 
 import fastai.callback.schedule  # noqa: F401, gives `Learner` its `fine_tune`
@@ -19,12 +18,12 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import brief_repr, check_one_of, check_whole, checked, invalid, per_channel, without_hooks
-from ..layers import create_cls_module, input_channels, num_features
-from ..evaluate.features import check_features, embed, warn_of_stats
+from ..core import brief_repr, check_one_of, check_whole, checked, invalid, per_channel
+from ..layers import check_vectors, copy_without_hooks, create_cls_module, input_channels, num_features
+from ..evaluate.features import check_classes, check_features, embed, warn_of_stats
 from ..data.batches import batch_parts, outside_unit, peek
 from ..vision.checks import channels_last, prepare
-from ..record import recorded_stats, remember, stats_lists, unwrapped
+from ..record import record_of, recorded_stats, remember, stats_lists, unwrapped
 from .encoder_file import check_encoder
 
 # %% ../../nbs/71_transfer.finetune.ipynb #31c022
@@ -69,18 +68,25 @@ def classifier(
     stats = recorded_stats(encoder, stats, needed=True)
     normalize = NormalizeInput(stats, input_channels(encoder))
     encoder = copy_encoder(encoder)
+    check_vectors(encoder, user='classifier')
     remember(encoder, stats=stats_lists(stats))  # what it is trained on from here
-    head = create_cls_module(num_features(encoder), n_out, lin_ftrs, ps, use_bn)
+    head = create_cls_module(_width(encoder), n_out, lin_ftrs, ps, use_bn)
     return nn.Sequential(OrderedDict(normalize=normalize, encoder=encoder, head=head))
 
 # %% ../../nbs/71_transfer.finetune.ipynb #copy
+def _width(encoder):
+    "Return the number of features, of pictures of the recorded size: that of a flattened map depends on it"
+    try: return num_features(encoder, size=record_of(encoder).get('size'))
+    except ValueError: return num_features(encoder)   # of clips the record has the frames
+
 def copy_encoder(
     encoder:nn.Module, # Pretrained network
 )->nn.Module: # Copy, all of it trainable
     "Copy an encoder to fine-tune, so that the original stays for the next classifier"
     encoder = unwrapped(encoder)
     check_encoder(encoder)
-    return without_hooks(deepcopy(encoder)).requires_grad_(True)
+    # In float32: the head is, and the steps of half-precision weights are too small
+    return copy_without_hooks(encoder).float().requires_grad_(True)
 
 # %% ../../nbs/71_transfer.finetune.ipynb #split
 @checked
@@ -102,7 +108,7 @@ def check_loaders(
     dls, # Loaders of pictures
     model:nn.Module, # Model of `classifier` or `segmenter`
     normalizes:bool, # Does the model normalise its pictures?
-)->Tensor: # Pictures of a batch, prepared
+)->tuple: # Pictures of a batch, prepared, and a tuple of the rest
     "Raise unless the pictures of `dls` are like those of the training; warn for pictures outside [0,1]"
     given = f'dls={type(dls).__name__}'
     transforms = getattr(getattr(dls.train, 'after_batch', None), 'fs', ())
@@ -122,7 +128,7 @@ def check_loaders(
              f"expects [0, 1]. {found.fix or 'Scale them to [0, 1]'}, or pass stats=None.")
     for m in model.modules():
         if isinstance(m, NormalizeInput): warn_of_stats(x, stats_lists((m.mean,m.std)))
-    return x
+    return x,tuple(b[1:])
 
 def _check_pairs(given, dls, b):
     "Raise for a batch that fastai does not split into pictures and labels"
@@ -133,6 +139,25 @@ def _check_pairs(given, dls, b):
     if n_inp==1: return
     raise invalid(given, f'brings {n_inp} inputs in a batch of {len(b)} parts, and the model takes one',
                   'Leave out all but the pictures and their labels, or set dls.n_inp=1 if the rest are labels')
+
+def check_targets(
+    labels:tuple, # Parts of a batch besides the pictures
+    n_out:int, # Number of classes
+    loss_func, # Loss to train with
+)->None:
+    "Raise for classes that the model does not have, which would end a fit, on a GPU with the whole process"
+    func = getattr(loss_func, 'func', loss_func)   # fastai flattens losses of torch
+    name = (getattr(func, '__name__', None) or type(func).__name__).lower().replace('_', '')
+    y = labels[0] if labels else None
+    if 'crossentropy' not in name or 'binary' in name or not isinstance(y, Tensor) or y.is_floating_point(): return
+    y = y.long()
+    beyond = y[(y<0) | (y>=n_out)]
+    beyond = beyond[beyond!=getattr(func, 'ignore_index', -100)].unique().tolist()
+    if not beyond: return
+    axis = 'axis=1, ' if y.ndim>1 else ''
+    raise invalid(f'{n_out=}', f'is the number of classes, and the labels hold {beyond[:5]}',
+                  f'Number them from 0 to {n_out-1}, pass n_out={max(beyond)+1}, or leave these out of the loss: '
+                  f'loss_func=CrossEntropyLossFlat({axis}ignore_index={beyond[-1]})')
 
 def metrics_for(
     loss_func, # Loss to train with
@@ -163,12 +188,14 @@ def frozen_learner(
     dls, # Pictures in [0,1]
     model:nn.Module, # Model of `classifier` or `segmenter`
     normalizes:bool, # Does the model normalise its pictures?
+    n_out:int, # Number of classes
     **kwargs, # Arguments of `Learner`
 )->Learner: # Learner with all but the last group of parameters frozen
-    "Check the pictures and make the learner"
-    x = check_loaders(dls, model, normalizes)
+    "Check pictures and labels, and make the learner"
+    x,labels = check_loaders(dls, model, normalizes)
     if hasattr(model, 'encoder'): _record_size(model.encoder, x)
     learn = Learner(dls, model, **kwargs)
+    check_targets(labels, n_out, learn.loss_func)
     learn.freeze()
     return learn
 
@@ -196,9 +223,10 @@ def class_learner(
     **kwargs
 )->Learner: # Learner, frozen except for the head, as `fine_tune` expects it
     "Make a `Learner` that fine-tunes a classifier on `encoder`"
-    model = classifier(encoder, class_count(dls, n_out), stats, lin_ftrs, ps, use_bn)
+    n_out = class_count(dls, n_out)
+    model = classifier(encoder, n_out, stats, lin_ftrs, ps, use_bn)
     if isinstance(metrics, str): metrics = _metrics_named(metrics, dls, kwargs.get('loss_func'))
-    return frozen_learner(dls, model, stats is not None, metrics=metrics, splitter=splitter, **kwargs)
+    return frozen_learner(dls, model, stats is not None, n_out, metrics=metrics, splitter=splitter, **kwargs)
 
 # %% ../../nbs/71_transfer.finetune.ipynb #head_code
 def linear_on(
@@ -236,6 +264,7 @@ def start_head(
                       'Call class_learner without lin_ftrs and use_bn')
     if features is None: features = embed(learn.model[:2].to(learn.dls.device), learn.dls.train, None)
     feats,y = features
+    if y is not None: y = check_classes('dls.train', y)
     if y is None or len(set(y.tolist()))<2:
         raise invalid('dls.train', 'holds no labels of two classes or more', 'Pass labelled pictures')
     # With a strong penalty: a head that fits its labels perfectly has no gradient left for the encoder

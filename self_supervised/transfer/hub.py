@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..core import checked, device_of, invalid, per_channel, undisturbed, write_atomic
+from ..core import checked, invalid, per_channel, undisturbed, write_atomic
 from ..layers import input_channels
 from ..record import record_of, recorded_stats, unwrapped
 from .encoder_file import check_encoder, height_width, network_name
@@ -24,7 +24,7 @@ from .encoder_file import check_encoder, height_width, network_name
 @checked
 def save_hub_folder(
     encoder:nn.Module, # Network of timm, also made by `create_encoder` from a timm name
-    folder:str|Path, # Folder for config.json, model.safetensors and README.md; made if missing
+    folder:str|Path, # Folder for config.json, model.safetensors and README.md, of which yours stays; made if missing
     # (mean,std) of pretraining's normalisation; None for [0,1]; 'recorded' for those in the encoder's record
     stats:tuple|str|None='recorded',
     size:int|None=None, # Side of the pictures in pixels; None for the recorded one, else timm's
@@ -38,12 +38,14 @@ def save_hub_folder(
                       'Use save_encoder(encoder, path)')
     folder = Path(folder)
     data_config = _data_config(encoder, stats, size)
+    net = deepcopy(encoder).cpu().float()  # timm reads into float32, and a GPU rounds otherwise
     with tempfile.TemporaryDirectory() as tmp:
-        timm.models.save_for_hf(deepcopy(encoder).cpu(), tmp, dict(pretrained_cfg=dict(tag='self_supervised')),
+        timm.models.save_for_hf(net, tmp, dict(pretrained_cfg=dict(tag='self_supervised')),
                                 safe_serialization=True, data_config=data_config)
-        _check_folder(encoder, tmp, data_config['input_size'])
+        _check_folder(net, tmp, data_config['input_size'])
         for f in sorted(Path(tmp).iterdir()): write_atomic(folder/f.name, f.read_bytes())
-    write_atomic(folder/'README.md', _card.format(arch=cfg['architecture'], version=__version__).encode())
+    card = _card.format(arch=cfg['architecture'], version=__version__)
+    if not (folder/'README.md').exists(): write_atomic(folder/'README.md', card.encode())
     return folder
 
 _card = """---
@@ -81,5 +83,5 @@ def _returns_same(encoder, folder, input_size):
     with torch.random.fork_rng(devices=[]):
         again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
         x = torch.rand(2, *input_size)
-    with undisturbed(encoder): want = encoder(x.to(device_of(encoder))).cpu()
+    with undisturbed(encoder): want = encoder(x)
     with torch.no_grad(): return torch.allclose(again(x), want, rtol=1e-4, atol=1e-5)

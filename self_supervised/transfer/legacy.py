@@ -15,7 +15,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import checked, invalid
+from ..core import checked, invalid, unwrapped
 from ..record import forget
 from .encoder_file import fill_weights
 
@@ -68,15 +68,17 @@ def load_old(
 )->nn.Module: # `model`
     "Fill `model` with weights of the older fastai library"
     weights = _old_weights(path)
-    if not hasattr(model, 'online'):
-        fill_weights(model, _encoder_weights(weights, model), path)
-        forget(model)
+    net = unwrapped(model)
+    if not isinstance(getattr(net, 'online', None), nn.Module):
+        fill_weights(net, _encoder_weights(weights, net), path)
+        forget(net)
         return model
-    inside = {f'encoder.{k}': v for k,v in _encoder_weights(weights, model.encoder).items()}
-    parts = nn.ModuleDict(dict(encoder=model.encoder, projector=model.projector, predictor=model.predictor))
-    fill_weights(parts, inside | _head_weights(weights, model.encoder), path, name=type(model).__name__, fix=_fix_whole)
-    forget(model.encoder)  # what it recorded belonged to other weights, and these do not say
-    if model.target is not None: model.reset_target()
+    encoder = unwrapped(net.encoder)
+    inside = {f'encoder.{k}': v for k,v in _encoder_weights(weights, encoder).items()}
+    parts = nn.ModuleDict(dict(encoder=encoder, projector=net.projector, predictor=net.predictor))
+    fill_weights(parts, inside | _head_weights(weights, encoder), path, name=type(net).__name__, fix=_fix_whole)
+    forget(encoder)  # what it recorded belonged to other weights, and these do not say
+    if net.target is not None: net.reset_target()
     return model
 
 _fix_whole = ('Pass create_byol_model(..., bias_out=True) with the widths its heads had then; '

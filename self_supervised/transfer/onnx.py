@@ -6,16 +6,16 @@
 __all__ = ['export_onnx']
 
 # %% ../../nbs/74_transfer.onnx.ipynb #imports
-from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 
 import torch
-from torch import nn
+from fastai.layers import ToTensorBase
+from torch import Tensor, nn
 
 from .. import __version__
-from ..core import check_place, checked, first_line, invalid, without_hooks, write_atomic
-from ..layers import input_channels
+from ..core import check_place, checked, first_line, invalid, write_atomic
+from ..layers import copy_without_hooks, input_channels
 from ..surgery import bake_weights
 from ..record import record_of, unwrapped
 from .encoder_file import height_width, meta_text, network_name
@@ -34,8 +34,11 @@ def export_onnx(
     "Write `model` for onnxruntime (`x` (n,c,h,w) → `y`, any n), after checking that it returns the same as torch"
     check_place(path)
     onnx,ort,_ = _needs('onnx', 'onnxruntime', 'onnxscript')
-    net = bake_weights(without_hooks(deepcopy(unwrapped(model))).cpu().float().eval())
-    meta = record_of(model) | meta
+    net = _plain(bake_weights(copy_without_hooks(unwrapped(model)).cpu().float().eval()))
+    facts = record_of(model)
+    # The file takes this size alone, whatever that of the training was
+    if 'size' in facts: facts = facts | dict(size=size)
+    meta = facts | meta
     shape = (n_in or input_channels(net), *height_width(size))
     with torch.random.fork_rng(devices=[]): pics = [torch.rand(n, *shape) for n in (2,1,5)]
     proto = _to_onnx(net, pics[0])
@@ -57,14 +60,24 @@ def _needs(*names):
         fix = "Run pip install '.[onnx]' in the folder of this library, or pip install onnx onnxruntime onnxscript"
         raise invalid('export_onnx', f'needs {e.name}', fix, ImportError) from None
 
+def _plain(net):
+    "Take out the last layer of fastai's U-Net, which only changes the type of the tensor"
+    for name,m in list(net.named_modules()):
+        if isinstance(m, ToTensorBase): net.set_submodule(name, nn.Identity())
+    return net
+
 def _to_onnx(net, x):
     "Return the network as an ONNX model for batches of any size"
     any_size = ({0: torch.export.Dim('n')},)
     args = dict(dynamo=True, dynamic_shapes=any_size, input_names=['x'], output_names=['y'], verbose=False)
-    try: return torch.onnx.export(net, (x,), **args).model_proto
+    try:
+        with torch.no_grad(): out = net(x)   # some networks settle with their first input
+        if isinstance(out, Tensor): return torch.onnx.export(net, (x,), **args).model_proto
     except Exception as e:
         problem = f'cannot be exported to ONNX by torch ({_first_reason(e)})'
         raise invalid(f'model={network_name(net)}', problem, 'Export the network it is made of') from e
+    raise invalid(f'model={network_name(net)}', f'returns a {type(out).__name__}, and a file has one output',
+                  'Pass create_encoder(model), which returns a tensor')
 
 def _first_reason(e):
     "Return the innermost cause of an error, in one line"

@@ -6,7 +6,6 @@
 __all__ = ['retrieval_index']
 
 # %% ../../nbs/75_transfer.retrieval.ipynb #imports
-import numpy as np
 from torch import Tensor
 
 from ..core import checked
@@ -19,4 +18,4 @@ def retrieval_index(
 ): # scikit-learn's `NearestNeighbors`; `index.kneighbors(queries, 5)` returns cosine distances and rows of `feats`
     "Index features to search for the nearest by cosine"
     from sklearn.neighbors import NearestNeighbors
-    return NearestNeighbors(metric='cosine', algorithm='brute').fit(np.asarray(check_features('feats', feats)))
+    return NearestNeighbors(metric='cosine', algorithm='brute').fit(check_features('feats', feats).cpu().numpy())

@@ -14,7 +14,7 @@ from fastai.vision.models.unet import DynamicUnet
 from fastcore.meta import delegates
 from torch import nn
 
-from ..core import checked, device_of, invalid, undisturbed
+from ..core import checked, device_of, dtype_of, invalid, undisturbed, unwrapped
 from ..layers import FlatEncoder, input_channels
 from ..vision.checks import first_batch
 from ..record import recorded_stats
@@ -30,9 +30,10 @@ def unet_body(
 )->nn.Sequential: # The layers up to the last map (bs,nf,h',w')
     "Take the layers of `encoder` in front of its pooling, as `DynamicUnet` needs them"
     hw = height_width(size)
+    encoder = unwrapped(encoder)
     layers = _chain(encoder)
     outs = _chain_outputs(encoder, layers, hw)
-    if outs is None:
+    if outs is None or not any(map(_is_map, outs)):
         problem = f'is no chain of layers that ends in a pooling, at {hw[0]}×{hw[1]} px'
         raise invalid(f'encoder={network_name(encoder)}', problem,
                       'Pass a convolutional network, such as resnet18, xresnet18 or tiny_resnet')
@@ -52,7 +53,7 @@ def _opened(net):
 def _chain_outputs(encoder, layers, hw):
     "Return every output of `layers` on two random pictures; None if the last is not the output of `encoder`"
     with undisturbed(encoder):
-        x = torch.rand(2, input_channels(encoder), *hw, device=device_of(encoder))
+        x = torch.rand(2, input_channels(encoder), *hw, device=device_of(encoder)).to(dtype_of(encoder))
         try:
             outs = _run(layers, x)
             want = encoder(x).flatten(1)
@@ -102,5 +103,6 @@ def segment_learner(
 )->Learner: # Learner, frozen except for the decoder, as `fine_tune` expects it
     "Make a `Learner` that fine-tunes a U-Net on `encoder`"
     size = tuple(first_batch(dls.train, encoder).shape[-2:])
-    model = segmenter(encoder, class_count(dls, n_out), size, stats, **(unet or {}))
-    return frozen_learner(dls, model, stats is not None, splitter=splitter, **kwargs)
+    n_out = class_count(dls, n_out)
+    model = segmenter(encoder, n_out, size, stats, **(unet or {}))
+    return frozen_learner(dls, model, stats is not None, n_out, splitter=splitter, **kwargs)

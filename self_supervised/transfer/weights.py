@@ -9,6 +9,7 @@ __all__ = ['load_weights']
 import pickle
 import re
 from pathlib import Path
+from warnings import warn
 
 import torch
 from safetensors.torch import load_file
@@ -18,8 +19,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from ..core import check_stats, invalid
 from ..layers import FlatEncoder
 from ..record import forget, remember, stats_lists, unwrapped
-from ..surgery import for_channels
-from .encoder_file import encoder_info, fill_weights, network_name
+from ..surgery import for_channels, record_for_channels
+from .encoder_file import check_encoder, encoder_info, fill_weights, network_name
 from .legacy import why_not_read
 
 # %% ../../nbs/77_transfer.weights.ipynb #read
@@ -58,7 +59,8 @@ def _tensors(state, prefix=''):
         else: yield from _tensors(o, f'{prefix}{name}.')
 
 # %% ../../nbs/77_transfer.weights.ipynb #find
-_averages = re.compile('momentum|target|teacher|ema|mean')
+# In the names of networks that only follow another
+_averages = re.compile('momentum|target|teacher|(?<![a-z])(ema|mean|avg|key|k)(?![a-z])', re.IGNORECASE)
 
 def _namings(net):
     "List the ways to name the weights of `net` in a file: name there → own name"
@@ -89,10 +91,28 @@ def weights_for(
     places = list(_candidates(tensors, net))
     if not places: return {}
     def rank(place): return _fitting(tensors, *place, own),not _averages.search(place[0])
-    prefix,naming = max(places, key=rank)
+    prefix,naming = best = max(places, key=rank)
+    _warn_of_rivals(tensors, best, own, [o for o in places if rank(o)==rank(best)])
     layers = {k.partition('.')[0] for k in naming}
     inside = {k.removeprefix(prefix): v for k,v in tensors.items() if k.startswith(prefix)}
-    return {naming.get(k, k): v for k,v in inside.items() if k.partition('.')[0] in layers}
+    def belongs(k, v): return k.partition('.')[0] in layers or (v.ndim>2 and _is_further(k, layers))
+    return {naming.get(k, k): v for k,v in inside.items() if belongs(k, v)}
+
+def _warn_of_rivals(tensors, best, own, places):
+    "Warn of other networks in the file that fit as well as the best and have other weights"
+    prefix,naming = best
+    w = tensors[prefix+next(iter(naming))]
+    others = {p for p,n in places if p!=prefix and not torch.equal(tensors[p+next(iter(n))], w)}
+    needed = sum(not k.endswith('num_batches_tracked') for k in naming)
+    # The first layer may have other channels
+    if not others or _fitting(tensors, *best, own)<needed-1: return
+    warn(f"The file holds several networks that fit: {prefix!r} is taken, not {', '.join(sorted(map(repr, others)))}. "
+         'If you want another, save it alone: torch.save(net.state_dict(), path).')
+
+def _is_further(name, layers):
+    "Is a weight that of a numbered layer beyond the last one of `layers`, all of which are numbered?"
+    head = name.partition('.')[0]
+    return head.isdigit() and all(o.isdigit() for o in layers) and int(head)>max(map(int, layers))
 
 # %% ../../nbs/77_transfer.weights.ipynb #load
 def load_weights(
@@ -107,13 +127,14 @@ def load_weights(
     "Fill `encoder` with the weights in a checkpoint of another run or library"
     check_stats(stats)
     net = unwrapped(encoder)
+    check_encoder(net)
     inner = net.net if isinstance(net, FlatEncoder) else net
     tensors = read_tensors(path)
     weights = weights_for(tensors, inner) or weights_for(tensors, net)
     if not weights: raise _nothing_found(path, tensors, inner)
     fill_weights(inner, _fitted(weights, inner), path, name=network_name(net), fix=_fix_network)
     forget(net)
-    facts = {} if _is_pickle(path) else _record(path)
+    facts = {} if _is_pickle(path) else _record(path, net)
     if stats is not None: facts['stats'] = stats_lists(stats)
     elif 'stats' not in facts: facts['weights_from'] = Path(path).name
     remember(net, **facts)
@@ -121,9 +142,12 @@ def load_weights(
 
 _fix_network = 'Pass the architecture, size and channels it was trained with'
 
-def _record(path):
-    "Return the recorded facts of a file of `save_encoder`; none for another file"
-    return {k: v for k,v in encoder_info(path).items() if k not in ('spec','version')}
+def _record(path, net):
+    "Return the recorded facts of a file of `save_encoder`, for the channels of `net`; none for another file"
+    facts = {k: v for k,v in encoder_info(path).items() if k not in ('spec','version')}
+    own = net.state_dict()
+    first = _first_weight(net, own)
+    return record_for_channels(facts, own[first].shape[1]) if first else facts
 
 def _nothing_found(path, tensors, net):
     "Make the error for a file without the encoder"
@@ -131,11 +155,19 @@ def _nothing_found(path, tensors, net):
     problem = f'holds no {network_name(net)}: its weights are called {there or "nothing"}, those of the network {own}'
     return invalid(f'path={str(path)!r}', problem, _fix_network)
 
+def _first_weight(net, own):
+    "Name the weight of the first convolution, also of a standardised one; None without a convolution"
+    for name,m in net.named_modules():
+        if not isinstance(m, (nn.Conv2d,nn.Conv3d)): continue
+        names = f'{name}.weight'.lstrip('.'),f'{name}.parametrizations.weight.original'
+        return next((k for k in names if k in own), None)
+    return None
+
 def _fitted(weights, net):
     "Adapt `weights` to the channels of `net`, with its counters of batches if the file has none"
     own = net.state_dict()
     weights = {k: v for k,v in own.items() if k.endswith('num_batches_tracked')} | weights
-    first = next((k for k,v in own.items() if v.ndim>=4), None)
+    first = _first_weight(net, own)
     w = weights.get(first)
     if w is None or w.ndim!=own[first].ndim: return weights
     n_in = own[first].shape[1]

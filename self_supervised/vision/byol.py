@@ -11,7 +11,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
-from copy import deepcopy
 from random import SystemRandom
 
 import torch
@@ -26,10 +25,9 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import Tensor, nn
 
-from self_supervised.core import (
-    brief_repr, check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once,
-    without_hooks)
-from ..layers import PoolFlat, check_vectors, create_mlp_module, num_features
+from ..core import (
+    brief_repr, check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once)
+from ..layers import PoolFlat, check_vectors, copy_without_hooks, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import forget, record_of, remember, views_stats
 from ..data.arrays import no_labels
@@ -46,9 +44,10 @@ from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from .checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
-    check_online, check_pipelines, check_ranks, check_stated, first_batch, first_parts, loss_for_labels, prepare,
-    ready_views, split_batch, states_labels)
+    check_online, check_pipelines, check_ranks, check_stated, check_views_differ, first_batch, first_parts,
+    loss_for_labels, prepare, ready_views, split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
+from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
 from .checks import ( # noqa: F401
     check_alone, check_companions, check_loader, check_range)
@@ -158,7 +157,8 @@ class BYOLModel(nn.Module):
         self.online = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
         self.predictor = predictor
         self.target = None   # a network like `online`, or None for SimSiam
-        self.passed = ()     # of SimSiam: the views that passed last, and their projections
+        self.began = None    # numbers of the target as it was made; None once it has moved
+        self.passed = ()     # of SimSiam: the views that passed last, their projections, and the weights' state
         if use_momentum: self.reset_target()
 
     @property
@@ -168,17 +168,23 @@ class BYOLModel(nn.Module):
 
     def reset_target(self):
         "Make the target a copy of the online network; float32, because a half-precision moving average stands still"
-        self.target = without_hooks(deepcopy(self.online)).float().requires_grad_(False)
+        self.target = copy_without_hooks(self.online).float().requires_grad_(False)
+        self.began = _numbers_of(self.target)
 
-    def forward(self, *views):
-        "Return predictions of two or more views, or the features (bs,nf) of a single batch"
+    def forward(self,
+        *views, # Two or more views, or a single batch
+        feats:tuple|None=None, # Features of the views, if they are there already
+    ): # Predictions of the views, one (bs,d) each, or the features (bs,nf) of the batch
+        "Predict the projections of the other views"
         if len(views)==1: return self.encoder(*views)
         with self.precision():
             # An interrupted fit leaves fastai's context open, and in it casts of weights that have changed since
             torch.clear_autocast_cache()
-            zs = tuple(self.online(v) for v in views)
-            if self.target is None: self.passed = views,tuple(z.detach() for z in zs)
+            zs = tuple(map(self.online, views) if feats is None else map(self.projector, feats))
+            if self.target is None: self.passed = views,tuple(z.detach() for z in zs),self._weights_now()
             return tuple(self.predictor(z) for z in zs)
+
+    def _weights_now(self): return self.training,[p._version for p in self.online.parameters()]
 
     @torch.no_grad()
     def project(self, *views):
@@ -189,10 +195,11 @@ class BYOLModel(nn.Module):
 
     def _take_passed(self, views):
         "Return the projections that `forward` has just made of these views, without a second pass"
-        seen,zs = self.passed or ((),())
+        seen,zs,state = self.passed or ((),(),None)
         self.passed = ()
         made = {id(v):z for v,z in zip(seen, zs)}
-        return tuple(made[id(v)] for v in views) if all(id(v) in made for v in views) else None
+        if state!=self._weights_now() or any(id(v) not in made for v in views): return None
+        return tuple(made[id(v)] for v in views)
 
     def loss(self, *views):
         "Compute `byol_loss` of two or more views, for your own loop; of more than two pairs twice the mean"
@@ -208,6 +215,25 @@ class BYOLModel(nn.Module):
         return preds,self.project(*(views[i] for i in targets)),targets
 
 # %% ../../nbs/61_vision.byol.ipynb #10c013b
+def _numbers_of(net):
+    "Return the first number of each parameter, to see later whether these have changed"
+    ps = [p.detach().flatten()[0].double().cpu() for p in net.parameters() if p.numel() and not p.is_meta]
+    return torch.stack(ps) if ps else None
+
+@torch.no_grad()
+def start_target(
+    model:nn.Module, # `BYOLModel`, its target changed in place
+)->None:
+    "Copy the online network into a target that has not moved yet, if it got other weights since the model was made"
+    began = getattr(model, 'began', None)
+    if model.target is None or began is None or not torch.equal(_numbers_of(model.target), began): return
+    pairs = [*zip(model.target.parameters(), model.online.parameters())]
+    if all(t.shape!=p.shape or torch.equal(t, p.to(t.dtype)) for t,p in pairs): return
+    pairs += zip(model.target.buffers(), model.online.buffers())
+    for t,p in pairs:
+        if t.shape==p.shape: t.copy_(p)
+    model.began = _numbers_of(model.target)
+
 def _at_least_float32(v, net):
     "The view `v` in the precision of `net`: floating point tensors, alone or in lists and dicts; the rest as it is"
     if isinstance(v, Tensor):
@@ -394,6 +420,7 @@ class BYOLSetup(AttachedCallback):
         self.rollback.begin(self.learn)
         check_before_fit(self.learn)
         set_up_loggers(self.learn)
+        start_target(self.byol_model)
         self.guard.run = all(cb is self.guard for cb in self.learn._grab_cbs(Guard))   # one of your own replaces it
         keep_out_of_optimizer(self.byol_model.target, self.opt)
         for o in self.for_fit: o.begin(self.learn)
@@ -505,6 +532,7 @@ class BYOL(BYOLSetup):
         check_batch(views[0], self.model)
         if not self.looked:
             check_online(self.byol_model, views[0], views)
+            check_views_differ(views)
             self.look_at_range(views)
         return views
 
@@ -541,6 +569,7 @@ class BYOL(BYOLSetup):
         m = self.m
         self.momenta.append(m)
         if self.stepped and net.target is not None: ema_update(net.target, net.online, m, left_out(self.learn))
+        if self.rollback.saved is None: net.began = None   # `lr_find` puts the target back
         self.stepped = False
         self.begun = None
 

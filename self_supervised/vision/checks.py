@@ -6,7 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/60_vision.checks.ipynb #imports
+import re
 from functools import partial
+from itertools import zip_longest
 from warnings import warn
 
 import torch
@@ -17,9 +19,10 @@ from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
-from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed
+from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
+from ..augmentations import warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe
 
@@ -79,7 +82,9 @@ def check_pipelines(
 )->list|None: # The same as a list
     "Raise unless `augs` is a list of at least two callables, or None"
     if augs is None: return None   # the loader brings views
-    if is_list(augs) and len(augs)>=2 and all(map(callable, augs)): return list(augs)
+    if is_list(augs) and len(augs)>=2 and all(map(callable, augs)):
+        for aug in augs: warn_of_one_draw(aug)
+        return list(augs)
     given = f'{type(augs).__name__} of {len(augs)}' if is_list(augs) else type(augs).__name__
     raise invalid(f'aug_pipelines={given}', 'must be a list of two or more callables, one per view',
                   'Pass get_byol_aug_pipelines(size) or [aug1, aug2], or None where the loader brings views (x0,x1)')
@@ -99,6 +104,23 @@ def check_model(
     if all(hasattr(model, k) for k in ('online', 'predictor', 'project')): return
     raise invalid(f'model={type(model).__name__}', 'is no BYOLModel, and BYOL trains no other',
                   'Pass create_byol_model(encoder) to the Learner', TypeError)
+
+def check_target(
+    model:nn.Module, # `BYOLModel`
+)->None:
+    "Warn of an online network with other layers than its target, as after `to_group_norm(model.encoder)`"
+    if model.target is None: return
+    pairs = zip_longest(_layers_of(model.online), _layers_of(model.target))
+    other = next((o for o in pairs if o[0]!=o[1]), None)
+    if other is None: return
+    warn(f'the online network has other layers than its target ({other[0]}, and the target {other[1]}), so it was '
+         'changed after the model was made. Call model.reset_target() before you make the learner.')
+
+def _layers_of(net):
+    "Describe each layer of a network, without wrappers of torch"
+    for m in net.modules():
+        # Some print the place of an object in memory
+        if unwrapped(m) is m: yield re.sub(' at 0x[0-9a-f]+', '', f'{type(m).__name__}({m.extra_repr()})')
 
 def check_companions(
     learn:Learner, # Learner before its fit
@@ -195,6 +217,7 @@ def check_before_fit(
     model = get_model(learn.model)
     check_alone(learn)
     check_model(model)
+    check_target(model)
     check_companions(learn)
     check_loader(learn.dls)
     check_last_batch(learn)
@@ -282,10 +305,23 @@ def check_online(
         if len(v)!=len(x):
             raise invalid(f'aug_pipelines={len(v)} views of {len(x)} pictures', 'do not fit together',
                           'Pass pipelines that return one view per picture')
+        some = v[:2].clone()
         try:
-            with undisturbed(model.online): shape = tuple(model.online(v[:2]).shape)
+            with undisturbed(model.online): shape = tuple(model.online(some).shape)
         except Exception as e: raise _misfit(model.encoder, v, first_line(e)) from e
         if len(shape)!=2: raise _misfit(model.encoder, v, f'they return {shape}, and (bs,d) is needed')
+        if not some._version: continue   # torch counts the changes in place
+        raise invalid(f'encoder={type(model.encoder).__name__}',
+                      'changes its input in place, so the target would get another view than the online network',
+                      'Let it compute a new tensor, e.g. x = x-mean in place of x -= mean')
+
+def check_views_differ(
+    views:tuple, # Views of the same pictures
+)->None:
+    "Warn of two views that are the same to the last bit, which leave nothing to predict"
+    if views[0].shape!=views[1].shape or not torch.equal(views[0], views[1]): return
+    warn('the two views of each picture are the same, so there is nothing to learn. Let each pipeline draw at random; '
+         "a `Pipeline` of fastai leaves out random transforms without split_idx=0.")
 
 def _channels(encoder, v):
     "Return the channels that `encoder` takes; those of the view `v` if it does not tell"
@@ -356,3 +392,4 @@ def check_first_batch(
     "Check once whether pictures, views and network fit together"
     check_range(x, clipped)
     check_online(model, x, views)
+    check_views_differ(views)
