@@ -58,6 +58,7 @@ def _open(f):
     if not isinstance(f, (str,os.PathLike)): raise Unreadable(f'no picture, but {type(f).__name__}')
     if os.path.isfile(f): return _identify(f, os.path.getsize(f))
     if os.path.islink(f): raise Unreadable('a link that leads nowhere')
+    if os.path.isdir(f): raise Unreadable('a folder', 'Pass the pictures in it, e.g. picture_files(folder)')
     if os.path.exists(f): raise Unreadable('not a file')  # a named pipe, say, would wait for ever
     raise Unreadable(f'there is no file {os.path.abspath(f)!r}', 'Pass folder, from which relative paths start')
 

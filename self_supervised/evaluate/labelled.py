@@ -96,6 +96,26 @@ def unknown_classes(
     some = f'{len(new)} of its {len(test_y)} pictures are of others, e.g. {new[0].item()}'
     return f'must have only classes that {train} has, and {some}'
 
+def check_numbering(
+    train, # Labelled pictures, a loader or a pair (x,y)
+    test, # Test pictures in the same form
+)->None:
+    "Raise for two loaders that give a class different numbers, as those of two folders may"
+    names = [_class_names(o) for o in (train,test)]
+    if None in names: return
+    i = next((i for i,(a,b) in enumerate(zip(*names)) if a!=b), None)
+    if i is None: return
+    problem = f'numbers its classes otherwise than train: {i} is {names[1][i]!r}, and {names[0][i]!r} in train'
+    raise invalid('test', problem, 'Make both loaders of one data set, e.g. with valid=... of `image_dls`')
+
+def _class_names(data):
+    "Return the names of the classes in the order of their numbers, as far as a loader knows them"
+    while (data := getattr(data, 'dataset', None)) is not None:   # of a `Subset`, the data set inside
+        for name in ('vocab','classes'):   # of fastai, and of torchvision
+            names = getattr(data, name, None)
+            if names is not None and not isinstance(names, (dict,str)) and hasattr(names, '__len__'): return list(names)
+    return None
+
 def check_same_classes(
     train:str, # Name of the pictures to learn from
     train_y:Tensor, # (n,) labels
@@ -129,6 +149,8 @@ def some_of(
     bs = bs or batch_size_of(data)
     if isinstance(data, DataLoader):
         return data.new(shuffle=False, drop_last=False, bs=bs, get_idxs=partial(list, idxs))
+    # A sampler of batches knows their size, where the loader states none
+    if data.batch_sampler is not None: bs = bs or getattr(data.batch_sampler, 'batch_size', None) or 64
     subset = Subset(data.dataset, idxs)
     return TorchLoader(subset, batch_size=bs, num_workers=data.num_workers, collate_fn=data.collate_fn)
 
@@ -142,6 +164,7 @@ def labelled_parts(
     train = labelled_source('train', train, whole=True)
     if test is not None:
         test = labelled_source('test', test, whole=True)
+        check_numbering(train, test)
         return [some_of(o, draw_idxs(o, n, seed)) for o in (train,test)]
     idxs = draw_idxs(train, n+n//2, seed)
     if len(idxs)<3:
@@ -265,6 +288,7 @@ def coded_parts(
     test, # Test pictures in the same form
 )->tuple: # x, y, test_x, test_y: pictures, tensors or `OnDisk`, and labels as numbers from 0
     "Check both parts and number the classes"
+    check_numbering(train, test)
     x,y = looked_at('train', train)
     test_x,test_y = looked_at('test', test)
     check_two_classes('train', y)
