@@ -37,6 +37,8 @@ from .options import how_to_read, listed_pictures
 
 # %% ../../nbs/83_cli.pictures.ipynb #labels
 FEWEST = 10   # pictures of a label to judge by it
+# Words that tell parts of a data set
+_parts = {'train','training','valid','validation','val','dev','test','testing'}
 
 def run_pictures(
     s, # Settings of the run
@@ -261,9 +263,6 @@ def _names_in(file, named, given):
         problem = f"has a column with {', '.join(map(repr, sorted(words)))}, and each name in it would be held out"
         raise invalid(given, problem, 'List the names to hold out alone, or pass the table as path and name the column')
     return [row[at] for row in rows]
-
-# Words that tell parts of a data set
-_parts = {'train','training','valid','validation','val','dev','test','testing'}
 
 def _held_by_column(s, items, labels, name, option):
     "Do the same by a column of a table; rows with neither train nor valid belong to no part"

@@ -52,6 +52,17 @@ def draw_part(
     return (~drawn).nonzero()[:,0],drawn.nonzero()[:,0]
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #choose
+def _several(**values):
+    "Return each value as a tuple, a single number as a tuple of one; rates ascend, each once"
+    res = []
+    for name,v in values.items():
+        v = tuple(listify(v))
+        if name in ('lrs','Cs'): v = tuple(sorted(set(v)))
+        example = '0' if name=='seeds' else '0.1'
+        if not v: raise invalid(f'{name}=()', 'must hold one number or more', f'Pass e.g. {name}=({example},)')
+        res.append(v)
+    return res
+
 def choose_by_held_out(
     name:str, # Name of the setting, for a warning
     tried, # Values, ascending
@@ -185,17 +196,6 @@ def linear_bank(
     return heads.cpu()
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #23c018
-def _several(**values):
-    "Return each value as a tuple, a single number as a tuple of one; rates ascend, each once"
-    res = []
-    for name,v in values.items():
-        v = tuple(listify(v))
-        if name in ('lrs','Cs'): v = tuple(sorted(set(v)))
-        example = '0.1' if name=='lrs' else '0'
-        if not v: raise invalid(f'{name}=()', 'must hold one number or more', f'Pass e.g. {name}=({example},)')
-        res.append(v)
-    return res
-
 def _right(preds, y):
     "Accuracy of the outputs `preds`"
     # A NaN output counts as wrong; `argmax` would call it the first class
