@@ -665,8 +665,9 @@ def test_the_first_line_comes_before_pictures_are_looked_for(here, monkeypatch, 
     "Minutes passed in silence"
     def stopped(*args, **kw): raise RuntimeError('not yet')
     monkeypatch.setattr(pretrain, 'run_pictures', stopped)
-    with pytest.raises(RuntimeError, match='not yet'): pretrain.pretrain('pics', views=views, **SMALL)
-    assert capsys.readouterr().out=='Looking for pictures in pics\n'
+    for path,said in ((['pics'], 'pics'), (['pics','a','b'], 'pics and 2 others')):
+        with pytest.raises(CliError, match='not yet'): pretrain.byol_pretrain(path, views=views, epochs=1)
+        assert capsys.readouterr().out==f'Looking for pictures in {said}\n'
 
 def test_train_and_test_are_no_classes(tmp_path, monkeypatch):
     "Pictures without labels were judged by the part they lie in"

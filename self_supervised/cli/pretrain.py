@@ -418,7 +418,6 @@ def pretrain(
     else: asked['views'] = views
     s = complete_settings(**asked)
     check_settings(s)
-    if s.path is not None and not rank_distrib(): print(f'Looking for pictures in {printable(str(s.path))}', flush=True)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
     if views in _unnamed and items is not None and not resume: choose_views(s, items)
@@ -524,6 +523,10 @@ def _pretrain(path, out, views, off, fast=False, no_bf16=False, **settings):
     if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
     # Unasked, `within_minutes` chooses
     if settings.get('minutes') and not (settings['bf16'] or no_bf16): settings['bf16'] = None
+    if path and not rank_distrib():   # before the pictures are listed, and some read: both may take minutes
+        first,*others = [path] if isinstance(path, str) else path
+        more = f" and {counted(len(others), 'other')}" if others else ''
+        print(f'Looking for pictures in {printable(first)}{more}', flush=True)
     if off: views = ({} if views is None else views_for(views)) | off
     return pretrain(path, out, views=views, **settings)
 
