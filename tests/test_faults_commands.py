@@ -652,7 +652,7 @@ def test_odd_findings_are_told_of_each_time(here, encoder):
     for name in ('a','b'):
         Path(name).mkdir()
         for i in range(3): Image.fromarray(np.full((12,12), 4000, np.uint16)).save(f'{name}/{i}.png')
-        with pytest.warns(UserWarning, match=f'3 of 3 pictures use less than an eighth of their scale, e.g. {name}/0.png'): embed.embed_pictures(encoder, name, workers=0)
+        with pytest.warns(UserWarning, match=f'3 of 3 pictures use less than a quarter of their scale, e.g. {name}/0.png'): embed.embed_pictures(encoder, name, workers=0)
 
 @pytest.mark.parametrize('option', [dict(folder='pics'), dict(column='file'), dict(suffixes='.png'), dict(ground='white')])
 def test_options_of_pictures_without_a_path(here, option):

@@ -166,7 +166,7 @@ def tiff(a, tags=(), **kwargs):
     for k,v in dict(tags).items(): info[k] = v
     return as_file(Image.fromarray(a), 'TIFF', tiffinfo=info, **kwargs)
 
-@pytest.mark.parametrize('top,dtype,tags', [(4095,'<u2',{}), (1023,'<u2',{}), (65535,'<i4',{}), (4095,'<i4',{}), (.0625,'<f4',{})])
+@pytest.mark.parametrize('top,dtype,tags', [(4095,'<u2',{}), (1023,'<u2',{}), (10000,'<u2',{}), (16383,'<u2',{}), (65535,'<i4',{}), (4095,'<i4',{}), (.0625,'<f4',{})])
 @pytest.mark.parametrize('format', ['TIFF','PNG'])
 def test_values_that_use_little_of_their_scale_are_remarked_on(top, dtype, tags, format, tmp_path):
     "Warned of once by `open_picture`; counted by byol_check, which says what to pass; and what it says helps"
@@ -181,7 +181,7 @@ def test_the_command_counts_them(tmp_path, capsys):
     for i in range(5): Image.fromarray((ramp*(4095 if i<3 else 65535)).astype(np.uint16)).save(tmp_path/f'{i}.png')
     byol_check(str(tmp_path), workers=0)
     out = capsys.readouterr().out
-    assert f'3 of 5 pictures use less than an eighth of their scale, e.g. {tmp_path}/0.png: values reach 4095 of 65535: pass full_scale=4095' in out
+    assert f'3 of 5 pictures use less than a quarter of their scale, e.g. {tmp_path}/0.png: values reach 4095 of 65535: pass full_scale=4095' in out
     byol_check(str(tmp_path), workers=0, full_scale=65535)
     assert 'use less' in capsys.readouterr().out
     with pytest.raises(CliError, match='2 of 5'): byol_check(str(tmp_path), workers=0, full_scale=4095)
@@ -194,7 +194,7 @@ def test_training_warns_once_whatever_the_number_of_workers_and_epochs(workers, 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter('always')
         for _ in range(3): list(dls.train)
-    assert ['8 of 8 pictures use less' in str(o.message) for o in seen if 'eighth' in str(o.message)]==[True]
+    assert ['8 of 8 pictures use less' in str(o.message) for o in seen if 'quarter' in str(o.message)]==[True]
     assert not dls.skipped
 
 @pytest.mark.parametrize('tags', [{341: 4095}, {281: 4095}])
@@ -247,9 +247,10 @@ def test_values_outside_say_what_may_be_the_matter(a, words):
         with pytest.raises(BadPicture, match=words) as e: open_picture(f, 1)
         assert '\n' not in str(e.value) and ('Repair' not in str(e.value) or 'nan' in words)
 
-def test_sixteen_bit_colour_that_uses_little(tmp_path):
+@pytest.mark.parametrize('top', [4095,10000,16383])
+def test_sixteen_bit_colour_that_uses_little(tmp_path, top):
     "PIL keeps the upper 8 bits, so a scale of 12 leaves 4 of them: that is remarked on, and refused where asked for"
-    a = (np.stack([ramp]*3, -1)*4095).astype(np.uint16)
+    a = (np.stack([ramp]*3, -1)*top).astype(np.uint16)
     (tmp_path/'a.png').write_bytes(png16(a))
     assert 'reader' in check_pictures(tmp_path, workers=0).dim[str(tmp_path/'a.png')]
     with pytest.raises(BadPicture, match='upper 8.*reader'): open_picture(tmp_path/'a.png', full_scale=4095)
