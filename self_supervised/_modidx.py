@@ -2393,6 +2393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'self_supervised/evaluate/labelled.py'),
                                                    'self_supervised.evaluate.labelled._as_bytes': ( 'evaluate.labelled.html#_as_bytes',
                                                                                                     'self_supervised/evaluate/labelled.py'),
+                                                   'self_supervised.evaluate.labelled._check_one_size': ( 'evaluate.labelled.html#_check_one_size',
+                                                                                                          'self_supervised/evaluate/labelled.py'),
                                                    'self_supervised.evaluate.labelled._class_names': ( 'evaluate.labelled.html#_class_names',
                                                                                                        'self_supervised/evaluate/labelled.py'),
                                                    'self_supervised.evaluate.labelled._pair': ( 'evaluate.labelled.html#_pair',

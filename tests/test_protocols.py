@@ -147,6 +147,15 @@ def test_a_loader_with_batches_of_its_own_sampler(net):
     want,got = (linear_eval(net, kind(*TRAIN), kind(*TEST), lrs=1., **SHORT) for kind in (from_files, batched))
     assert got.accuracy.all==want.accuracy.all
 
+def test_pictures_of_several_sizes_are_named(net):
+    from self_supervised.evaluate.labelled import in_memory
+    class Sizes(torch.utils.data.Dataset):
+        def __len__(self): return 8
+        def __getitem__(self, i): return torch.rand(1, 8+4*(i>3), 8),i%2
+    mixed = TorchDL(Sizes(), batch_size=4)
+    for f,name in ((in_memory,'data'), (partial(linear_eval, net, test=TEST, **SHORT),'train'), (partial(finetune_eval, net, TRAIN, **SHORT),'test')):
+        refused(f'{name} has pictures of several shapes, e.g. (1, 8, 8) and (1, 12, 8). Cut them to one size', f, mixed)
+
 def test_rates_in_any_order_and_twice(net):
     "The accuracy of one rate was taken for that of another"
     want = finetune_eval(net, TRAIN, TEST, fractions=.1, lrs=(1e-6,.1,.3), **SHORT)[.1]

@@ -172,7 +172,8 @@ def check_settings(
     if s.norm is not None: check_one_of(['group'], norm=s.norm)
     if s.m is not None and not callable(s.m) and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
-    if s.init is not None and not Path(s.init).is_file(): raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
+    if s.init is not None and not Path(s.init).is_file():
+        raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')

@@ -24,7 +24,7 @@ from .arrays import tensor_dls
 @checked
 def table_rows(
     to, # Processed `TabularPandas`, or one of its subsets
-)->tuple: # Rows (n,c) float32: each category one-hot, then the numbers; labels (n,), long or float32, (n,k) of k columns, or None
+)->tuple: # Rows (n,c) float32: each category one-hot, then the numbers; labels (n,) or (n,k), long or float32, or None
     "Turn a table into rows of numbers"
     hot = [F.one_hot(torch.tensor(to.items[c].values).long(), len(to.classes[c])) for c in to.cat_names]
     x = torch.cat([o.float() for o in (*hot, torch.tensor(to.conts.values))], 1)

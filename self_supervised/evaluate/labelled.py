@@ -174,6 +174,16 @@ def labelled_parts(
     return [some_of(train, idxs[~held_out]), some_of(train, idxs[held_out])]
 
 # %% ../../nbs/31_evaluate.labelled.ipynb #memory
+def _check_one_size(
+    name:str, # Name of the argument, for the error
+    shapes, # Shapes of the pictures, (c,h,w)
+)->None:
+    "Raise for pictures of several sizes, before torch fails over it"
+    a,*others = sorted(set(map(tuple, shapes)))
+    if not others: return
+    problem = f'has pictures of several shapes, e.g. {a} and {others[-1]}'
+    raise invalid(name, problem, 'Cut them to one size, e.g. image_dls(folder, size=64)')
+
 def _as_bytes(x):
     "Return pictures in [0,1] as bytes, or as they are if that would change them"
     b = (255*x).round().byte()
@@ -191,6 +201,7 @@ def in_memory(
         xs.append(_as_bytes(x))
         ys.append(torch.as_tensor(y[0]).cpu().as_subclass(Tensor))
     if not xs: raise labels_missing('data')
+    _check_one_size('data', [x.shape[1:] for x in xs])
     if len({x.dtype for x in xs})>1: xs = [x.float()/255 if x.dtype==torch.uint8 else x for x in xs]
     return torch.cat(xs),torch.cat(ys)
 
@@ -251,15 +262,15 @@ def shuffled_batches(
 
 # %% ../../nbs/31_evaluate.labelled.ipynb #coded
 class _Look(nn.Module):
-    "Note the shape of a picture, and the pictures that are not finite"
+    "Note the shapes of pictures, and those that are not finite"
     def __init__(self):
         super().__init__()
         self.n = 0         # pictures seen
-        self.shape = None  # of a picture
+        self.shapes = {}   # of pictures; a dictionary keeps the order
         self.bad = []      # numbers of those with NaN or inf
 
     def forward(self, x):
-        self.shape = tuple(x.shape[1:])
+        self.shapes[tuple(x.shape[1:])] = True
         bad = ~x.flatten(1).isfinite().all(1)
         self.bad += [self.n+i for i in bad.nonzero()[:,0].tolist()]
         self.n += len(x)
@@ -277,11 +288,12 @@ def looked_at(
     if look.bad:
         problem = f'has NaN or inf in {len(look.bad)} of {look.n} pictures, e.g. number {look.bad[0]}'
         raise invalid(name, problem, 'Repair them or leave them out')
+    _check_one_size(name, look.shapes)
     if in_ram: return data
     if read is None: raise labels_missing(name)
     y = read.as_subclass(Tensor)
     check_labels(name, y)
-    return OnDisk(data, look.shape),y
+    return OnDisk(data, next(iter(look.shapes))),y
 
 def coded_parts(
     train, # Labelled pictures, a loader or a pair (x,y)
