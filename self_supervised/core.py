@@ -355,6 +355,13 @@ def number_of(
     "Make a number of any kind of number, as `checked` does"
     return _fit(name, v, [_kinds[float]], False)
 
+def typed(
+    values:dict, # Name → value
+    types:dict, # Name → type, as in a signature
+)->dict: # Those of the values that have a type and are not None, as that type
+    "Make values fit their types, as `checked` does with arguments"
+    return {k: _fit(k, values[k], *_kinds_of(o)) for k,o in types.items() if values.get(k) is not None}
+
 def checked(
     f:F, # A function, or `__init__`, with types in its signature
     but:tuple=(), # Names of arguments to leave alone

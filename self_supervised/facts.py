@@ -47,9 +47,9 @@ def _digest(texts:Iterable[str])->str:
     for t in texts: h.update(t.encode(errors='surrogateescape')+b'\0')
     return h.hexdigest()[:12]
 
-def _spread(n)->range:
-    "Return at most `SAMPLES` places, evenly spread over `n`"
-    return range(0, n, max(1, -(-n//SAMPLES)))
+def _spread(n, most=SAMPLES)->range:
+    "Return at most `most` places, evenly spread over `n`"
+    return range(0, n, max(1, -(-n//most)))
 
 def _own(o, name):
     "Return an attribute of `o` itself, not of the data set it wraps"
@@ -70,9 +70,18 @@ def _items(data):
     "Return the paths of all items, or None: fastai keeps `items`, torchvision `samples`, pairs of path and class"
     items = getattr(data, 'items', None)
     if items is None or callable(items): items = _own(data, 'samples')
+    if hasattr(items, 'iloc'): items = _in_rows(data, items)
     if not isinstance(items, Iterable) or not hasattr(items, '__len__') or not len(items): return None
     if isinstance(items[0], (tuple,list)): items = [o[0] for o in items]
     return items if isinstance(items[0], (str,os.PathLike)) else None
+
+def _in_rows(data, rows):
+    "Return what fastai reads in the rows of a data frame, at most ten times `SAMPLES`; None if it is no name"
+    tls = _own(data, 'tls')
+    if not tls or not len(rows) or not len(tls[0].tfms.fs): return None
+    read = tls[0].tfms.fs[0]
+    if not isinstance(read(rows.iloc[0]), (str,os.PathLike)): return None
+    return [read(rows.iloc[i]) for i in _spread(len(rows), 10*SAMPLES)]
 
 def _from_common(names):
     "Return names relative to their common folder, which may move"
@@ -128,8 +137,8 @@ def _computed(data):
     if tls is None or len(tls)<2 or not len(tls[1].tfms.fs): return []
     label = tls[1].tfms.fs[0]
     if getattr(label, 'name', '')=='parent_label': return []
-    n = len(tls[1].items)
-    return [label(tls[1].items[i]) for i in range(0, n, max(1, -(-n//(10*SAMPLES))))]
+    items = getattr(tls[1].items, 'iloc', tls[1].items)   # rows of a data frame by their place
+    return [label(items[i]) for i in _spread(len(tls[1].items), 10*SAMPLES)]
 
 def _picked(data, values):
     "Return the values of the part that a `TensorData` is"

@@ -45,3 +45,18 @@ def test_as_made_leaves_out_what_work_changed():
     was = as_made(o)
     o.seen = 3
     assert as_made(o)==was=='Counted(p=0.5)'
+
+def test_rows_of_a_data_frame(tmp_path):
+    "fastai's `from_df` and `from_csv`: a checkpoint ended with KeyError 0"
+    import pandas as pd
+    from fastai.vision.all import ImageDataLoaders
+    from PIL import Image
+    def facts(labels, names=range(12), **kw):
+        for i in range(12): Image.new('L', (8,8), 20*i).save(tmp_path/f'{i}.png')
+        df = pd.DataFrame(dict(name=[f'{i}.png' for i in names], label=labels), index=range(5, 17))
+        return data_facts(ImageDataLoaders.from_df(df, tmp_path, bs=2, num_workers=0, seed=1, **kw).train_ds)
+    was = facts(['a','b']*6)
+    assert sorted(was)==['contents','labels','names'] and len(was['contents'])==10 and facts(['a','b']*6)==was
+    assert differing(was, facts(['b','a']*6))==['labels']
+    assert differing(was, facts(['a','b']*6, names=range(11, -1, -1)))==['names','contents']
+    assert differing(was, facts(['a','b']*6, fn_col='name', label_col='label'))==[]

@@ -564,3 +564,116 @@ def test_processes(here, encoder):
 def test_words_in_their_number(n, word, text):
     from self_supervised.core import counted
     assert counted(n, word)==text
+
+def test_two_tables_with_a_column_of_parts(here):
+    "All pictures of the second were left out"
+    files = files_of('pics')
+    for name,some in (('a.csv',files[::2]), ('b.csv',files[1::2])):
+        with open(name, 'w') as f: csv.writer(f).writerows([('file','part'), *((o, ('train','valid')[i%3==0]) for i,o in enumerate(some))])
+    def parts(path):
+        s = pretrain.AttrDict(path=path, column='file', holdout='part', unlabelled=False, seed=1)
+        got = pictures.split_pictures(s, pictures.run_pictures(s))
+        return [[os.path.normpath(got.items[i]) for i in part] for part in (got.train,got.held)]
+    train,held = parts(['a.csv','b.csv'])
+    assert sorted(train+held)==sorted(files) and sorted(held)==sorted([*files[::2][::3], *files[1::2][::3]])
+    assert parts(['a.csv'])[1]==files[::2][::3]
+    Path('b.csv').write_text('file\n'+files[1])
+    with pytest.raises(ValueError, match="holdout='part' is no .* column of each table"): parts(['a.csv','b.csv'])
+
+def test_labels_of_a_table_are_those_that_were_split(kaggle):
+    "With blanks around them they were other classes, and a copy without one was a class"
+    names = [f'kaggle/train/{i}.png' for i in range(24)]
+    rows = [(o,f' {kind(i)}' if i%4 else kind(i)) for i,o in enumerate(names)]
+    with open('t.csv', 'w') as f: csv.writer(f).writerows([('name','label'), *rows, (names[0],''), (names[1],'')])
+    s = pretrain.AttrDict(path='t.csv', column='name', labels='label', unlabelled=False, seed=1, size=12, n_in=3, workers=0, keep=False)
+    dls = pictures.folder_dls(s, pictures.run_pictures(s), 4)
+    assert list(dls.vocab)==list(pictures.judged_dls(dls).vocab)==['cat','dog'] and len(dls.train_ds)+len(dls.valid_ds)==26
+
+@pytest.mark.parametrize('word', ['train','Training'])
+def test_a_table_that_names_both_parts_does_not_hold_out_both(kaggle, word):
+    Path('h.csv').write_text('id,part\n'+''.join(f'{i}.png,{("valid",word)[i>3]}\n' for i in range(12)))
+    with pytest.raises(ValueError, match="holdout='h.csv' has a column with '.*train.*each name in it would be held out. List"): held('h.csv')
+    Path('h.csv').write_text('id,part\n'+''.join(f'{i}.png,valid\n' for i in range(4)))
+    assert held('h.csv')=={f'{i}.png' for i in range(4)}
+
+@pytest.mark.parametrize('form', ['NFC','NFD'])
+def test_accents_of_another_form(kaggle, form):
+    "A Mac writes é as two signs"
+    from unicodedata import normalize
+    for i in range(24): Path(f'kaggle/train/{i}.png').rename(normalize(form, f'kaggle/train/é{i}.png'))
+    other = normalize('NFD' if form=='NFC' else 'NFC', 'é{}.png')
+    assert set(labels('kaggle/train', table('l.csv', other)).values())=={'cat','dog'}
+    assert len(held(table('h.csv', other, n=6)))==6
+
+def test_labels_in_a_file_of_another_kind(kaggle):
+    "The advice was for tars"
+    table('l.txt')
+    for f in (pretrain.pretrain, partial(finetune.finetune, kaggle), partial(evaluate.evaluate_pictures, kaggle)):
+        with pytest.raises(ValueError, match="labels='l.txt' is no .csv or .tsv file. Save it as csv"): f('kaggle/train', labels='l.txt')
+
+@pytest.mark.parametrize('source', ['d/t.csv','d/t.txt','d/pics/*/*/*.png','d/pics'])
+def test_what_was_held_out_is_found_from_another_folder(here, source, monkeypatch, capsys):
+    "It was 'none of the pictures is here', and pictures were tested on that were trained on"
+    Path('d').mkdir()
+    Path('pics').rename('d/pics')
+    files = [o.removeprefix('d/') for o in files_of('d')]
+    Path('d/t.csv').write_text('\n'.join(['name', *files]))
+    Path('d/t.txt').write_text('\n'.join(files))
+    pretrain.pretrain(source, 'out', **SMALL)
+    names = pictures.read_held_out('out')
+    assert len(names)==72
+    Path('elsewhere').mkdir()
+    monkeypatch.chdir('elsewhere')
+    s = pretrain.AttrDict(path=f'../{source}')
+    items = pictures.run_pictures(s)
+    assert sum(pictures.is_held_out(s.path, items, names, source))==72
+    with open('labels.csv', 'w') as f: csv.writer(f).writerows([('name','label'), *((f'../d/{o}', o.split('/')[-2]) for o in files)])
+    part = evaluate.part_to_test(Path('../out'), s.path, None, 'labels.csv', 1, {})
+    assert len(part.held)==72 and 'tested on the 72 pictures' in capsys.readouterr().out
+
+def test_names_without_suffix_and_titles(kaggle):
+    "The first picture lost its label, or was trained on"
+    for how in (dict(name='{}'), dict(name='x,{}'), dict(name=' {} ')):
+        found = labels('kaggle/train', table('l.csv', head='', **how)+(':column 3' if how['name'][0]=='x' else ''))
+        assert found=={f'{i}.png': kind(i) for i in range(24)}
+        assert held(table('h.csv', head='', n=6, **how))=={f'{i}.png' for i in range(6)}
+    # a title that is the name of a picture, too
+    some_pictures('kaggle/train/id.png')
+    for name in ('{}.png','train/{}.png'): assert labels('kaggle', table('l.csv', name.replace('{','train/{',1) if name[0]=='{' else name))['train/id.png'] is None
+
+@pytest.mark.parametrize('option', [dict(init=''), dict(views='', no_flip=True), dict(path=''), dict(folder=''), dict(out='')])
+def test_an_empty_option_of_a_shell_variable_that_is_not_set(here, option):
+    "It was taken for none, and the run began from chance"
+    with pytest.raises(CliError, match="=''") as e: pretrain.byol_pretrain(**dict(path=['pics'], arch='tiny_resnet', size='16', n_in=1, epochs=1, workers=0) | option)
+    assert '\n' not in str(e.value)
+
+def test_odd_findings_are_told_of_each_time(here, encoder):
+    "In the second folder of a session they were not"
+    for name in ('a','b'):
+        Path(name).mkdir()
+        for i in range(3): Image.fromarray(np.full((12,12), 4000, np.uint16)).save(f'{name}/{i}.png')
+        with pytest.warns(UserWarning, match=f'3 of 3 pictures use less than a quarter of their scale, e.g. {name}/0.png'): embed.embed_pictures(encoder, name, workers=0)
+
+@pytest.mark.parametrize('option', [dict(folder='pics'), dict(column='file'), dict(suffixes='.png'), dict(ground='white')])
+def test_options_of_pictures_without_a_path(here, option):
+    "`--folder pics` without a path trained on scikit-learn's digits"
+    with pytest.raises(ValueError, match=f"{[*option][0]}='.*' is for pictures, and no path was passed"): pretrain.pretrain(epochs=1, progress=False, **option)
+    with pytest.raises(ValueError, match=r'path=\[\] is an empty list'): pretrain.pretrain([], epochs=1, progress=False)
+
+@pytest.mark.parametrize('views', [None,'photo'])
+def test_the_first_line_comes_before_pictures_are_looked_for(here, monkeypatch, capsys, views):
+    "Minutes passed in silence"
+    def stopped(*args, **kw): raise RuntimeError('not yet')
+    monkeypatch.setattr(pretrain, 'run_pictures', stopped)
+    for path,said in ((['pics'], 'pics'), (['pics','a','b'], 'pics and 2 others')):
+        with pytest.raises(CliError, match='not yet'): pretrain.byol_pretrain(path, views=views, epochs=1)
+        assert capsys.readouterr().out==f'Looking for pictures in {said}\n'
+
+def test_train_and_test_are_no_classes(tmp_path, monkeypatch):
+    "Pictures without labels were judged by the part they lie in"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'p/{part}/{i}.png' for part in ('train','test','Val') for i in range(12)))
+    items = pictures.run_pictures(pretrain.AttrDict(path='p'))
+    assert pictures.labels_by_folder(items)==[None]*36
+    with pytest.raises(ValueError, match='has no picture with a label'): evaluate.labelled_pictures('p', 12, workers=0)
+    assert pictures.labels_by_folder(['p/train/0.png','p/bus/1.png'])==['train','bus']   # vehicles

@@ -166,7 +166,7 @@ def tiff(a, tags=(), **kwargs):
     for k,v in dict(tags).items(): info[k] = v
     return as_file(Image.fromarray(a), 'TIFF', tiffinfo=info, **kwargs)
 
-@pytest.mark.parametrize('top,dtype,tags', [(4095,'<u2',{}), (1023,'<u2',{}), (65535,'<i4',{}), (4095,'<i4',{}), (.0625,'<f4',{})])
+@pytest.mark.parametrize('top,dtype,tags', [(4095,'<u2',{}), (1023,'<u2',{}), (10000,'<u2',{}), (16383,'<u2',{}), (65535,'<i4',{}), (4095,'<i4',{}), (.0625,'<f4',{})])
 @pytest.mark.parametrize('format', ['TIFF','PNG'])
 def test_values_that_use_little_of_their_scale_are_remarked_on(top, dtype, tags, format, tmp_path):
     "Warned of once by `open_picture`; counted by byol_check, which says what to pass; and what it says helps"
@@ -181,7 +181,7 @@ def test_the_command_counts_them(tmp_path, capsys):
     for i in range(5): Image.fromarray((ramp*(4095 if i<3 else 65535)).astype(np.uint16)).save(tmp_path/f'{i}.png')
     byol_check(str(tmp_path), workers=0)
     out = capsys.readouterr().out
-    assert f'3 of 5 pictures use less than an eighth of their scale, e.g. {tmp_path}/0.png: values reach 4095 of 65535: pass full_scale=4095' in out
+    assert f'3 of 5 pictures use less than a quarter of their scale, e.g. {tmp_path}/0.png: values reach 4095 of 65535: pass full_scale=4095' in out
     byol_check(str(tmp_path), workers=0, full_scale=65535)
     assert 'use less' in capsys.readouterr().out
     with pytest.raises(CliError, match='2 of 5'): byol_check(str(tmp_path), workers=0, full_scale=4095)
@@ -194,7 +194,7 @@ def test_training_warns_once_whatever_the_number_of_workers_and_epochs(workers, 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter('always')
         for _ in range(3): list(dls.train)
-    assert ['8 of 8 pictures use less' in str(o.message) for o in seen if 'eighth' in str(o.message)]==[True]
+    assert ['8 of 8 pictures use less' in str(o.message) for o in seen if 'quarter' in str(o.message)]==[True]
     assert not dls.skipped
 
 @pytest.mark.parametrize('tags', [{341: 4095}, {281: 4095}])
@@ -247,9 +247,10 @@ def test_values_outside_say_what_may_be_the_matter(a, words):
         with pytest.raises(BadPicture, match=words) as e: open_picture(f, 1)
         assert '\n' not in str(e.value) and ('Repair' not in str(e.value) or 'nan' in words)
 
-def test_sixteen_bit_colour_that_uses_little(tmp_path):
+@pytest.mark.parametrize('top', [4095,10000,16383])
+def test_sixteen_bit_colour_that_uses_little(tmp_path, top):
     "PIL keeps the upper 8 bits, so a scale of 12 leaves 4 of them: that is remarked on, and refused where asked for"
-    a = (np.stack([ramp]*3, -1)*4095).astype(np.uint16)
+    a = (np.stack([ramp]*3, -1)*top).astype(np.uint16)
     (tmp_path/'a.png').write_bytes(png16(a))
     assert 'reader' in check_pictures(tmp_path, workers=0).dim[str(tmp_path/'a.png')]
     with pytest.raises(BadPicture, match='upper 8.*reader'): open_picture(tmp_path/'a.png', full_scale=4095)
@@ -1006,13 +1007,105 @@ def test_csv_files_of_any_separator(tmp_path, sep, end):
     (tmp_path/'a.csv').write_text(f'name{sep}label\n'+''.join(f'{f.name}{sep}00{i%2}{end}\n' for i,f in enumerate(files)), encoding='utf-8-sig')
     with warnings.catch_warnings(action='error'): assert labels_in(tmp_path/'a.csv', 'label', column='name')=={'000':6, '001':6}
 
-@pytest.mark.parametrize('data', ['name,label\ncat_0.png,chät'.encode('latin-1'), b'', b'name,label\na,b\na,b,c,d\n', 'name,label\n'.encode('utf-16')])
-def test_a_csv_file_that_cannot_be_read_is_named(tmp_path, data):
+@pytest.mark.parametrize('data,said', [('name,label\ncat_0.png,chät'.encode('latin-1'), "a.csv' is not UTF-8 text. Save it as UTF-8"), (b'', "a.csv' is empty"),
+    (b'name,label\na,b\na,b,c,d\n', "a.csv' has 4 cells in the row of 'a', and 2 in its first"), ('name,label\n'.encode('utf-16'), 'is empty. Pass pictures')])
+def test_a_csv_file_that_cannot_be_read_is_named(tmp_path, data, said):
     (tmp_path/'a.csv').write_bytes(data)
-    with pytest.raises(ValueError, match="a.csv' is no csv file that can be read .* UTF-8") as e: picture_items(tmp_path/'a.csv', 'name', label='label')
+    with pytest.raises(ValueError, match=said) as e: picture_items(tmp_path/'a.csv', 'name', label='label')
     assert '\n' not in str(e.value)
 
 def test_a_list_of_names_with_a_byte_order_mark(tmp_path):
     files = words(tmp_path)
     (tmp_path/'names.txt').write_text('\n'.join(f.name for f in files), encoding='utf-8-sig')
     assert picture_items(tmp_path/'names.txt')==files
+
+@pytest.mark.parametrize('text,said', [
+    ('name,label\n{0},cat\n{1},"dog\n{2},cat\n', 'is no table .*Close each quote'), ('name,label\n{0},cat,x\n{1},dog,x\n', "has 3 cells in the row of '.*cat_0.png', and 2 in its first"),
+    ('name,label,label\n{0},cat,dog\n{1},dog,cat\n', "'label' is the name of several columns")], ids=['quote','cells','titles'])
+def test_a_table_that_hides_rows_or_cells_is_refused(tmp_path, text, said):
+    "A quote that is not closed hid the rows below it, and a cell too many moved the columns"
+    (tmp_path/'a.csv').write_text(text.format(*words(tmp_path)))
+    with pytest.raises(ValueError, match=said) as e: picture_items(tmp_path/'a.csv', 'name', 'label')
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('name,sep,encoding', [('a.csv',';','utf-16'), ('a.TSV','\t','utf-8'), ('a.tsv','\t','utf-8-sig'), ('a.csv','\t','utf-16')])
+def test_tables_as_spreadsheets_save_them(tmp_path, name, sep, encoding):
+    files = words(tmp_path/'pics')
+    rows = [('name','label, or none'), *((f'pics/{f.name}', f.name[:3]) for f in files)]
+    (tmp_path/name).write_text('\r\n'.join(map(sep.join, rows)), encoding=encoding)
+    assert labels_in(tmp_path/name, 'label, or none', column='name')==dict(cat=6, dog=6)
+    (tmp_path/'names.txt').write_text('\r\n'.join(o for o,_ in rows[1:]), encoding=encoding)
+    assert picture_items(tmp_path/'names.txt')==files
+
+def test_a_csv_file_without_titles_and_suffixes_loses_no_picture(tmp_path):
+    files = words(tmp_path)
+    (tmp_path/'a.csv').write_text('\n'.join(f.stem for f in files))
+    assert [o.name for o in picture_items(tmp_path/'a.csv')]==[f.name for f in files]
+    (tmp_path/'b.csv').write_text('\n'.join(f'{f.name[:3]},{f.stem}' for f in files))
+    with pytest.raises(ValueError, match="b.csv' has no header: .*cat_0.*name,label"): picture_items(tmp_path/'b.csv')
+    # a title that is the name of a picture, too
+    Image.fromarray(colour).save(tmp_path/'label.png')
+    (tmp_path/'c.csv').write_text('name,label\n'+'\n'.join(f'{f.stem},{f.name[:3]}' for f in files))
+    assert labels_in(tmp_path/'c.csv', 'label', column='name')==dict(cat=6, dog=6)
+
+@pytest.mark.parametrize('folder', [None,'pics'])
+def test_a_row_without_a_name_is_one_bad_picture(tmp_path, folder, monkeypatch):
+    "All others lost their folder and were not completed"
+    monkeypatch.chdir(tmp_path)
+    files = [f.name for f in words(Path('pics'))]
+    names = [o if folder else f'pics/{o}' for o in files]
+    for none in (None, math.nan, pd.NA):
+        frame = pd.DataFrame(dict(name=[*names[:3], none, names[4].removesuffix('.png'), *names[5:]]))
+        assert list(check_pictures(frame, column='name', folder=folder, workers=0))==['row 3']
+
+def test_a_folder_of_the_name_is_no_picture(tmp_path):
+    words(tmp_path)
+    (tmp_path/'cat_0').mkdir()
+    assert picture_items([tmp_path/'cat_0', tmp_path/'dog_1'])==[tmp_path/'cat_0.png', tmp_path/'dog_1.png']
+
+def test_folders_that_fit_a_pattern_are_counted(tmp_path):
+    "Their pictures were left out in silence"
+    files = words(tmp_path, 2)
+    words(tmp_path/'a', 3)
+    words(tmp_path/'b', 1)
+    items = picture_items(f'{tmp_path}/*')
+    assert items==files and items.left_out=={'folders':2} and left_out_text(items.left_out)=='2 folders'
+    items = picture_items(f'{tmp_path}/**')
+    assert len(items)==6 and items.left_out=={}
+
+@pytest.mark.parametrize('take', [picture_items, check_pictures, image_dls])
+def test_an_empty_text_is_no_folder(tmp_path, take, monkeypatch):
+    "As of a shell variable that is not set; it was the current folder"
+    words(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for wrong in (dict(source=''), dict(source='.', folder='')):
+        with pytest.raises(ValueError, match="='' is an empty text. Pass a path"): take(**wrong)
+
+@pytest.mark.parametrize('at', [0,100,148,156,257,300])
+def test_a_tar_with_a_damaged_header_is_refused(tmp_path, at):
+    "The files after it were lost in silence"
+    tar = write_tar(tmp_path/'a.tar', {f'{i}.png': png for i in range(6)})
+    data = bytearray(tar.read_bytes())
+    place = [m.offset for m in tarfile.open(tar)][3]
+    data[place+at] ^= 0x15
+    tar.write_bytes(data)
+    with pytest.raises(ValueError, match=r'a.tar.*goes on after 3 files: a damaged header') as e: picture_items(tar)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('end', [0,100,1024,5000])
+def test_the_end_of_a_tar(tmp_path, end):
+    "With no zeros, half a block of them, the usual two blocks, and more; a header that is cut is damage"
+    tar = write_tar(tmp_path/'a.tar', {f'{i}.png': png for i in range(3)})
+    with tarfile.open(tar) as t: last = list(t)[-1]
+    stop = last.offset_data+-(-last.size//512)*512
+    whole = tar.read_bytes()[:stop]
+    tar.write_bytes(whole+bytes(end))
+    assert len(picture_items(tar))==3
+    tar.write_bytes(whole+whole[:200])
+    with pytest.raises(ValueError, match='goes on after 3 files'): picture_items(tar)
+    tar.write_bytes(whole+bytes(1024)+whole+bytes(1024))   # `cat a.tar b.tar`
+    with pytest.raises(ValueError, match='goes on after 3 files.* several tars in one file'): picture_items(tar)
+
+def test_a_folder_in_a_list_is_named_as_one(tmp_path):
+    words(tmp_path/'a')
+    with pytest.raises(BadPicture, match=r'a folder\). Pass the pictures in it, e.g. picture_files'): open_picture(tmp_path/'a')

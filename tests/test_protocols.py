@@ -139,3 +139,57 @@ def test_a_warning_names_network_and_protocol_and_comes_once_for_all_seeds(net, 
     assert len(set(said))==len(said)
 
 def test_settings_with_more_neighbours_than_pictures_are_left_out(): assert knn_protocol(*[torch.eye(3), torch.arange(3)]*2)=={}
+
+def test_a_loader_with_batches_of_its_own_sampler(net):
+    "It states no batch size, and single pictures were passed for batches"
+    from torch.utils.data import BatchSampler, SequentialSampler
+    def batched(x, y): return TorchDL(TensorDataset(x, y), batch_sampler=BatchSampler(SequentialSampler(x), 50, False))
+    want,got = (linear_eval(net, kind(*TRAIN), kind(*TEST), lrs=1., **SHORT) for kind in (from_files, batched))
+    assert got.accuracy.all==want.accuracy.all
+
+def test_pictures_of_several_sizes_are_named(net):
+    from self_supervised.evaluate.labelled import in_memory
+    class Sizes(torch.utils.data.Dataset):
+        def __len__(self): return 8
+        def __getitem__(self, i): return torch.rand(1, 8+4*(i>3), 8),i%2
+    mixed = TorchDL(Sizes(), batch_size=4)
+    for f,name in ((in_memory,'data'), (partial(linear_eval, net, test=TEST, **SHORT),'train'), (partial(finetune_eval, net, TRAIN, **SHORT),'test')):
+        refused(f'{name} has pictures of several shapes, e.g. (1, 8, 8) and (1, 12, 8). Cut them to one size', f, mixed)
+
+def test_rates_in_any_order_and_twice(net):
+    "The accuracy of one rate was taken for that of another"
+    want = finetune_eval(net, TRAIN, TEST, fractions=.1, lrs=(1e-6,.1,.3), **SHORT)[.1]
+    for lrs in ((.1,1e-6,.3), (1e-6,1e-6,.1,.1,.3), [.3,.1,1e-6]):
+        got = finetune_eval(net, TRAIN, TEST, fractions=.1, lrs=lrs, **SHORT)[.1]
+        assert got.chosen==want.chosen and got.accuracy.all==want.accuracy.all
+
+@pytest.mark.parametrize('both', [None,True])
+def test_true_is_the_default_of_a_protocol(net, both, monkeypatch):
+    from self_supervised.evaluate import protocols
+    for name in ('_by_linear','_by_finetuning'): monkeypatch.setattr(protocols, name, lambda *args, **kw: {'made': protocols.Evaluated(protocols.Accuracy.of([1.]), [])})
+    assert 'made' in evaluate_encoder(net, TRAIN, TEST, linear=both, finetune=both, seeds=(0,))['rows']['encoder']
+
+def test_two_loaders_that_number_their_classes_otherwise(net, tmp_path):
+    "A class that is missing in the test folder shifted the numbers of all behind it, and the accuracy was that of chance"
+    from fastai.data.transforms import parent_label
+    from PIL import Image
+    from self_supervised.data.images import image_dls
+    from self_supervised.evaluate.labelled import labelled_parts
+    for part,names in dict(train='ant bee cat', test='bee cat', begin='ant bee').items():
+        for name in names.split():
+            (tmp_path/part/name).mkdir(parents=True)
+            for i in range(9): Image.effect_noise((8,8), 50).save(tmp_path/part/name/f'{i}.png')
+    def loader(part): return image_dls(tmp_path/part, 8, n_in=1, label_func=parent_label, valid=0., bs=1, workers=0, device='cpu').train
+    said = "test numbers its classes otherwise than train: 0 is 'bee', and 'ant' in train. Make both loaders of one data set"
+    quick = dict(linear=False, finetune=False, seeds=(0,))
+    for f in (partial(linear_eval, net, **SHORT), partial(finetune_eval, net, **SHORT), partial(evaluate_encoder, net, **quick), partial(labelled_parts, n=20)):
+        refused(said, f, loader('train'), loader('test'))
+    evaluate_encoder(net, loader('train'), loader('begin'), **quick)   # the numbers agree
+    class Folder(TensorDataset): pass
+    def torch_loader(classes):
+        data = Folder(*TRAIN)
+        data.classes = classes
+        return TorchDL(torch.utils.data.Subset(data, range(60)), batch_size=30)
+    digit = [*'0123456789']
+    evaluate_encoder(net, torch_loader(digit), torch_loader(digit), **quick)
+    refused("3 is 'three', and '3' in train", evaluate_encoder, net, torch_loader(digit), torch_loader(digit[:3]+['three']), **quick)

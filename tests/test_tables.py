@@ -59,3 +59,13 @@ def test_what_cannot_be_meant_is_named():
     with pytest.raises(ValueError, match='noise=-1 must be 0 or more'): get_vector_augs(noise=-1)
     with pytest.raises(ValueError, match=r'Pass rows of a table \(bs,c\)'): get_vector_augs()(torch.rand(2,3,8,8))
     with pytest.raises(ValueError, match=r'noise=\(0, 0.1, 0.2\) has 3 entries for 2 views'): get_vector_aug_pipelines(noise=(0,.1,.2))
+
+def test_several_targets_are_all_labels():
+    "The first was taken in silence"
+    import pandas as pd
+    from fastai.tabular.all import RegressionBlock, TabularPandas
+    from self_supervised.data.tables import table_rows
+    df = pd.DataFrame(dict(a=[0.,1.,2.], b=[3.,4.,5.], c=[6.,7.,8.]))
+    _,y = table_rows(TabularPandas(df, cont_names=['a'], y_names=['b','c'], y_block=RegressionBlock()))
+    assert y.tolist()==[[3,6],[4,7],[5,8]]
+    assert table_rows(TabularPandas(df, cont_names=['a'], y_names='c', y_block=RegressionBlock()))[1].tolist()==[6,7,8]

@@ -102,3 +102,27 @@ def test_a_picture_above_the_limit_is_never_decoded_in_full(progressive, monkeyp
     assert not looked
     open_picture(b.getvalue(), 1, 16)
     assert len(looked)==1
+
+@pytest.mark.parametrize('kw', [dict(progressive=True), dict(progressive=True, quality=95, subsampling=0)], ids=str)
+def test_a_progressive_picture_cut_between_its_scans_is_noticed(kw):
+    "The scans so far are whole, and make a picture without its detail"
+    data = jpeg(scene(), **kw)
+    scans = [i for i in range(len(data)-1) if data[i:i+2]==b'\xff\xda']
+    assert len(scans)>5
+    for i in scans[1:]:
+        for cut in (i, i+2, i+12):   # before the scan, in its header, at its data
+            for size in (None,32):
+                with pytest.raises(BadPicture, match='ends before|truncated|broken|cannot'): open_picture(data[:cut], size=size)
+    assert open_picture(data).shape==(3,96,96)
+
+@pytest.mark.parametrize('kind', [0,2])
+def test_an_interlaced_picture_cut_between_its_passes_is_noticed(kind):
+    "By hand, since PIL writes none: seven passes, of which the first make a picture of blocks"
+    a = scene(64)[...,:1 if kind==0 else 3]
+    passes = [b''.join(b'\0'+row.tobytes() for row in a[y::dy,x::dx]) for x,y,dx,dy in ((0,0,8,8), (4,0,8,8), (0,4,4,8), (2,0,4,4), (0,2,2,4), (1,0,2,2), (0,1,1,2))]
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', 64, 64, 8, kind, 0, 0, 1))
+    def made(n): return b'\x89PNG\r\n\x1a\n'+head+chunk(b'IDAT', zlib.compress(b''.join(passes[:n])))+chunk(b'IEND', b'')
+    whole = open_picture(made(7), 1 if kind==0 else 3)
+    assert np.allclose(whole.numpy().transpose(1,2,0), a/255, atol=1e-6)
+    for n in range(1, 7):
+        with pytest.raises(BadPicture): open_picture(made(n))

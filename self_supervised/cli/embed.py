@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from warnings import warn
 
 # Before fastai: it silences a warning of fastai's import
 from .terminal import one_line_errors
@@ -29,8 +30,8 @@ from torch.utils.data import DataLoader
 
 from ..core import check_at_least, check_place, checked, invalid, plural, printable, write_atomic
 from ..data.sources import left_out_text
-from ..data.reading import BadPicture, PictureReader, check_channels, is_array, parse_size, warn_of
-from ..data.skipped import quiet_worker
+from ..data.reading import BadPicture, PictureReader, check_channels, is_array, parse_size
+from ..data.skipped import quiet_worker, remarks_text
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
 from .neighbors import write_neighbors
@@ -63,16 +64,16 @@ def encoder_settings(
 
 # %% ../../nbs/93_cli.embed.ipynb #52c006
 class _Readable:
-    "Pictures by their place, or the reasons why they cannot be read"
+    "Place, picture or the reason why it cannot be read, and odd findings"
     def __init__(self, items, read):
         self.items = items  # where the pictures are
         self.read = read    # a `PictureReader`
 
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
-        f = self.items[i]
-        try: return i,self.read(f, note=partial(warn_of, f)).as_subclass(Tensor)
-        except BadPicture as e: return i,e.reason
+        remarks = []
+        try: return i,self.read(self.items[i], note=remarks.append).as_subclass(Tensor),remarks
+        except BadPicture as e: return i,e.reason,[]
 
 class _ReadableBatches:
     "Batches of the pictures that can be read, and the names of all"
@@ -81,6 +82,7 @@ class _ReadableBatches:
         self.progress = progress  # show a bar?
         self.names = []           # of the pictures read
         self.bad = {}             # name → why it cannot be read
+        self.remarks = {}         # name → odd finding
         workers = min(16, defaults.cpus) if workers is None else workers
         self.dl = DataLoader(_Readable(items, read), batch_size=bs, num_workers=workers, collate_fn=noop,
                              worker_init_fn=quiet_worker)
@@ -88,8 +90,9 @@ class _ReadableBatches:
     def __iter__(self):
         for batch in progress_bar(self.dl, leave=False) if self.progress else self.dl:
             good = []
-            for i,o in batch:
+            for i,o,remarks in batch:
                 name = os.fspath(self.items[i])
+                if remarks: self.remarks[name] = remarks[0]
                 if isinstance(o, str): self.bad[name] = o
                 else:
                     self.names.append(name)
@@ -127,6 +130,7 @@ def embed_pictures(
         if batches.names: raise
         raise _none_readable(source, items, batches.bad) from None
     _check_few_bad(batches.bad, len(items), options.get('max_bad', 1))
+    if batches.remarks: warn(f'{remarks_text(batches.remarks, len(items))}.')
     return _finite(batches.names, feats, batches.bad)
 
 def _as_source(source):
@@ -201,7 +205,8 @@ def write_features(
     import pyarrow as pa
     import pyarrow.parquet as pq
     columns = {f'f{i}': column for i,column in enumerate(feats.numpy().T)}
-    pq.write_table(pa.table({'name': list(names)} | columns), f)
+    names = [o.encode(errors='backslashreplace').decode() for o in names]   # parquet takes no bytes that are no text
+    pq.write_table(pa.table({'name': names} | columns), f)
     return write_atomic(out, f.getvalue())
 
 # %% ../../nbs/93_cli.embed.ipynb #52c011

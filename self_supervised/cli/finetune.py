@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from ..core import (
     check_at_least, check_not_empty, check_whole, checked, counted, first_line, invalid, plural, printable,
-    seed_everything, write_atomic)
+    seed_everything, typed, write_atomic)
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
@@ -509,7 +509,7 @@ def check_finetune(
     "Raise for settings that cannot work"
     unknown = sorted(s.keys()-{*FINETUNE, *_settings})
     if unknown: raise invalid(', '.join(unknown), 'is no setting', f"Choose from {', '.join(FINETUNE)}")
-    s.update(_types(**{k: s[k] for k in FINETUNE}))
+    s.update(typed(s, _types))
     check_at_least(0, workers=s.workers, wd=s.wd)
     check_at_least(1, size=s.size)
     check_whole(1, epochs=s.epochs, patience=s.patience)
@@ -521,9 +521,8 @@ def check_finetune(
     problem = 'must be in (0,1), the part to test on, or the name of a folder'
     raise invalid(f'valid={s.valid:g}', problem, 'Pass e.g. 0.2')
 
-@checked
-def _types(epochs:int, patience:int, part:float, bs:int, lr:float, slower:float, scratch_lr:float, wd:float):
-    return locals()
+# Type of each setting
+_types = dict(epochs=int, patience=int, part=float, bs=int, lr=float, slower=float, scratch_lr=float, wd=float)
 
 _settings = 'encoder path labels_per_class valid labels size n_in compare flip_p workers seed reading'.split()
 

@@ -8,11 +8,11 @@ __all__ = []
 # %% ../../nbs/83_cli.pictures.ipynb #imports
 import csv
 import os
+import re
 from collections import Counter, namedtuple
 from functools import partial
 from io import StringIO
 from numbers import Number
-from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from warnings import warn
@@ -30,19 +30,26 @@ from ..data.images import held_by_chance, image_dls, parts_by_column
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
-from ..data.sources import Picture, column_values, known_labels, open_table
-from .lists import PictureNames, read_rows, read_text, real_place
+from ..data.sources import (
+    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text)
+from .lists import PictureNames, real_place
 from .options import how_to_read, listed_pictures
 
 # %% ../../nbs/83_cli.pictures.ipynb #labels
 FEWEST = 10   # pictures of a label to judge by it
+# Words that tell parts of a data set
+_parts = {'train','training','valid','validation','val','dev','test','testing'}
 
 def run_pictures(
     s, # Settings of the run
 )->L: # Pictures, as `picture_items` lists them
     "List the pictures of a run"
     labels = s.get('labels')
-    return listed_pictures(s.path, s, label=None if labels is None or csv_and_column(labels) else labels)
+    if labels is None or csv_and_column(labels): return listed_pictures(s.path, s)
+    if os.path.isfile(labels) and Path(labels).suffix:
+        fix = 'Save it as csv, with a first line such as name,label'
+        raise invalid(f'labels={str(labels)!r}', 'is no .csv or .tsv file', fix)
+    return listed_pictures(s.path, s, label=labels)
 
 def labels_of(
     s, # Settings of the run
@@ -61,11 +68,14 @@ def labels_of(
 def labels_by_folder(
     items, # Pictures
 )->list: # One label per picture
-    "Label pictures by their folders, except those in the folder that all others are in or below"
+    "Label pictures by their folders, except those in the folder that all others are in or below, and train and test"
     folders = [Path(os.fspath(o)).parent for o in items]
     parts = [o.parts for o in set(folders)]
     top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
-    return plain_labels([None if o==top else o.name for o in folders])
+    labels = plain_labels([None if o==top else o.name for o in folders])
+    kinds = {str(o).lower() for o in labels if o is not None}
+    # A folder of pictures without labels may be split into train and test
+    return [None]*len(labels) if len(kinds)>1 and kinds<=_parts else labels
 
 def plain_labels(
     labels, # As they were read, one per picture
@@ -122,18 +132,17 @@ def csv_and_column(
 )->tuple|None:
     "Split 'file.csv:column' into file and column (or None); return None if it names no .csv or .tsv file"
     file,colon,column = str(labels).rpartition(':')
-    if file.lower().endswith(('.csv','.tsv')): return file,column
-    return (str(labels),None) if str(labels).lower().endswith(('.csv','.tsv')) else None
+    if is_table(file): return file,column
+    return (str(labels),None) if is_table(str(labels)) else None
 
 def _labels_in_csv(file, column, named):
     "Read pairs of name and label; a first row with the name of a picture is no row of titles"
     given = f'labels={file!r}'
     if not os.path.isfile(file): raise invalid(given, 'is not an existing file', 'Name a csv file of names and labels')
     rows = read_rows(file, given)
-    titles = [f'column {i}' for i in range(1, len(rows[0])+1)]
-    if not any(map(named.is_named, rows[0])): titles = [o.strip() for o in rows.pop(0)]
-    at = named.column_of(rows)
-    label = _label_column(titles, column, at, file, given)
+    numbered = [f'column {i}' for i in range(1, len(rows[0])+1)]
+    titles,rows,at = named.split_titles(rows)
+    label = _label_column([o.strip() for o in titles or numbered], column, at, file, given)
     labels = plain_labels([row[label] for row in rows])
     return [(row[at],y) for row,y in zip(rows, labels) if y is not None]
 
@@ -142,7 +151,7 @@ def _label_column(titles, column, names, file, given):
     others = [o for i,o in enumerate(titles) if i!=names]
     if column is None and len(others)>1: column = next((o for o in others if o.lower() in ('label','class')), None)
     elif column is None and others: column = others[0]
-    if column in others: return next(i for i,o in enumerate(titles) if o==column and i!=names)
+    if others.count(column)==1: return next(i for i,o in enumerate(titles) if o==column and i!=names)
     problem = f"has the columns {', '.join(titles)}, and names of pictures in {titles[names]!r}"
     raise invalid(given, problem, f'Name the column with labels, as {file}:COLUMN')
 
@@ -161,9 +170,17 @@ def names_below(
     items, # Pictures, as `run_pictures` lists them
 )->list[str]: # Name of each
     "Name pictures by their paths below the source, or by the whole path if the source is a list"
-    if isinstance(source, (list,tuple)) and len(source)==1: source = source[0]
-    begin = os.path.join(os.path.normpath(source), '') if isinstance(source, (str,os.PathLike)) else ''
+    begin = os.path.join(_top_of(source), '')
     return [os.path.normpath(os.fspath(o)).removeprefix(begin) for o in items]
+
+def _top_of(source):
+    "Return the folder that names are below, that of a file that lists pictures or of a pattern; '' for other sources"
+    if isinstance(source, (list,tuple)) and len(source)==1: source = source[0]
+    if not isinstance(source, (str,os.PathLike)): return ''
+    top = os.path.normpath(source)
+    if os.path.exists(top): return os.path.dirname(top) if is_table(top, ('.csv','.tsv','.txt')) else top
+    before = re.split(r'[*?[]', top)[0]
+    return top if before==top else os.path.dirname(before)
 
 # %% ../../nbs/83_cli.pictures.ipynb #split
 Split = namedtuple('Split', 'items labels train held')  # pictures; a label or None of each; positions of two parts
@@ -177,7 +194,6 @@ def split_pictures(
     labels = labels_of(s, items)
     judged = judged_labels(labels)
     items,labels,held = _held(s, items, labels, judged)
-    held = _with_copies(items, held)
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
@@ -193,12 +209,19 @@ def _held(s, items, labels, judged):
     if part is None: return _held_by_name(s, items, labels, holdout)
     if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
     held = held_by_chance(len(items), part, s.seed).tolist()
+    held = [out and (not judged or o in judged) for out,o in zip(held, labels)]
     first = dict[str,bool]()  # copies of a picture go with the first
-    held = [first.setdefault(real_place(o), out) for o,out in zip(items, held)]
-    return items,labels,[out and (not judged or o in judged) for out,o in zip(held, labels)]
+    return items,labels,[first.setdefault(real_place(o), out) for o,out in zip(items, held)]
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
-    "Do the same by a file that lists names, by folders, or by a column"
+    "Do the same by a file that lists names, by folders, or by a column; copies of a held-out picture are held out"
+    items,labels,held = _named_in(s, items, labels, holdout, option)
+    places = [real_place(o) for o in items]
+    out = {place for place,o in zip(places, held) if o}
+    return items,labels,[o in out for o in places]
+
+def _named_in(s, items, labels, holdout, option):
+    "Do the same without copies"
     names = names_below(s.path, items)
     if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
     folders = {o.strip() for o in holdout.split(',')}
@@ -209,12 +232,6 @@ def _held_by_name(s, items, labels, holdout, option='holdout'):
     if any(among): return items,labels,list(map(bool, among))
     return _held_by_column(s, items, labels, holdout, option)
 
-def _with_copies(items, held):
-    "Hold out every copy of a picture that is held out"
-    places = [real_place(o) for o in items]
-    out = {place for place,o in zip(places, held) if o}
-    return [o in out for o in places]
-
 def _as_part(holdout):
     "Return a number, or None for a name"
     try: return float(holdout)
@@ -223,7 +240,7 @@ def _as_part(holdout):
 def _listed_in(file, names, items, given):
     "Return whether each picture is in a line of a text file, or in a row of a csv file"
     named = PictureNames(names, items, file, given)
-    lines = [o for o in _lines_of(file, named, given) if o.strip()]
+    lines = [o for o in _names_in(file, named, given) if o.strip()]
     found = [named.find(o) for o in lines]
     held = {i for o in found for i in o}
     fix = 'List paths below the source, or names of files'
@@ -236,23 +253,25 @@ def _listed_in(file, names, items, given):
     if missing: warn(one_line(f'{given} {problem}. {fix}.'))
     return [i in held for i in range(len(names))]
 
-def _lines_of(file, named, given):
+def _names_in(file, named, given):
     "Return the names in a file; a first row of titles is none"
-    if not file.lower().endswith(('.csv','.tsv')): return read_text(file).splitlines()
-    rows = read_rows(file, given, strict=False)
-    if not any(map(named.find, rows[0])): rows = rows[1:]
-    at = named.column_of(rows)
+    if not is_table(file): return read_lines(file)
+    _,rows,at = named.split_titles(read_rows(file, given, strict=False))
+    for column in zip(*rows):
+        words = {o.strip().lower() for o in column}-{''}
+        if not words & {'train','training'} or words-_parts: continue
+        problem = f"has a column with {', '.join(map(repr, sorted(words)))}, and each name in it would be held out"
+        raise invalid(given, problem, 'List the names to hold out alone, or pass the table as path and name the column')
     return [row[at] for row in rows]
 
 def _held_by_column(s, items, labels, name, option):
     "Do the same by a column of a table; rows with neither train nor valid belong to no part"
     is_list = isinstance(s.path, (list,tuple)) and isinstance(s.path[0], (str,os.PathLike))
-    table,_ = open_table(s.path[0] if is_list else s.path)
-    column = column_values(table, name)
-    if column is None:
-        problem = 'is no part in [0,1), folder with pictures in it, column of a table, or file that lists names'
+    columns = [column_values(open_table(o)[0], name) for o in (s.path if is_list else [s.path])]
+    if any(o is None for o in columns):
+        problem = 'is no part in [0,1), folder with pictures in it, column of each table, or file that lists names'
         raise invalid(f'{option}={name!r}', problem, f'Pass one of these, e.g. {option}=0.2')
-    train,held = parts_by_column(column, name)
+    train,held = parts_by_column([o for column in columns for o in column], name)
     kept = sorted(train+held)
     out = set(held)
     return items[kept],[labels[i] for i in kept],[i in out for i in kept]
@@ -282,7 +301,6 @@ def labelled_split(
     labels = labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
     held = [False]*len(items)
     if isinstance(valid, str): items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
-    held = _with_copies(items, held)
     return Split(items, labels, *([i for i,out in enumerate(held) if out==part] for part in (False,True)))
 
 # %% ../../nbs/83_cli.pictures.ipynb #size
@@ -361,7 +379,6 @@ def fits_memory(
 def _label_func(s, split):
     "Return the function from a picture to its label"
     if s.get('labels') is None: return parent_label
-    if not csv_and_column(s.labels): return attrgetter('label')
     return partial(looked_up, {os.fspath(o): label for o,label in zip(split.items, split.labels)})
 
 def looked_up(
@@ -420,7 +437,7 @@ def is_held_out(
 )->list[bool]: # One per picture
     "Find held-out pictures again, by their names below the source, or as the same file"
     known = set(names)
-    begin = trained_on if isinstance(trained_on, (str,os.PathLike)) else ''
-    files = {os.path.realpath(os.path.join(begin, name)) for name in names}
+    # Older runs recorded pictures that a file lists by their whole paths
+    files = {os.path.realpath(os.path.join(top, name)) for name in names for top in (_top_of(trained_on), '')}
     there = zip(names_below(source, items), items)
     return [name in known or os.path.realpath(os.fspath(o)) in files for name,o in there]

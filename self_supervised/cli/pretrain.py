@@ -40,7 +40,7 @@ from torch import nn
 from ..budget import Deadline, check_minutes, measure_pace, steps_within
 from ..core import (
     check_at_least, check_not_empty, check_one_of, check_whole, checked, computing_threads, counted, invalid,
-    plain_numbers, printable, seed_everything)
+    plain_numbers, printable, seed_everything, typed)
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
@@ -122,22 +122,15 @@ def complete_settings(
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init,
                   minutes=minutes, norm=norm)
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
-    s.update(_typed(s))
+    s.update(typed({k: as_text_path(v) for k,v in s.items()}, _types))
     s.size = parse_size(s.size)
     s.views = _for_channels(s.n_in, _default_views(s) | (views or {}))
     return s
 
-def _typed(s):
-    "Return the settings that have a type, as that type"
-    known = signature(_types).parameters
-    given = {k: as_text_path(s[k]) for k in known if s.get(k) is not None}
-    return {k: v for k,v in _types(**given).items() if k in given}
-
-@checked
-def _types(arch:str=None, n_in:int=None, bs:int=None, epochs:int=None, lr:float=None, wd:float=None,
-    m:float|Callable=None, hidden_size:int=None, projection_size:int=None, pool_type:str|bool=None, keep:bool=None,
-    graphs:bool=None, labels:str=None, holdout:str|float=None, norm:str=None):
-    return locals()
+# Type of each setting
+_types = dict(
+    arch=str, n_in=int, bs=int, epochs=int, lr=float, wd=float, m=float|Callable, hidden_size=int, projection_size=int,
+    pool_type=str|bool, keep=bool, graphs=bool, labels=str, holdout=str|float, norm=str)
 
 def _for_channels(n_in, views):
     "Switch off what needs red, green and blue, which would warn of it"
@@ -179,13 +172,14 @@ def check_settings(
     if s.norm is not None: check_one_of(['group'], norm=s.norm)
     if s.m is not None and not callable(s.m) and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
-    if s.init and not Path(s.init).is_file(): raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
+    if s.init is not None and not Path(s.init).is_file():
+        raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
     if s.unlabelled and s.get('labels') is not None:
         raise invalid(f'labels={s.labels!r}', 'and unlabelled contradict each other', 'Leave one of them out')
-    for name in ('labels','holdout','reader'):
+    for name in ('labels','holdout',*signature(reading_options).parameters):
         if s.path is not None or s.get(name) is None: continue
         raise invalid(f'{name}={s[name]!r}', 'is for pictures, and no path was passed', 'Pass their folder')
 
@@ -357,7 +351,9 @@ def _say_how_long(s, learn, items):
 def _as_recorded(path):
     "Return a path, or a list of paths, as text; the command passes one path as a list, too"
     for o in path if isinstance(path, (list,tuple)) else [path]: check_not_empty(path=o)
-    if path is None or isinstance(path, (list,tuple)) and not path: return None
+    if path is None: return None
+    if isinstance(path, (list,tuple)) and not path:
+        raise invalid(f'{path=}', 'is an empty list', "Pass pictures, or None for scikit-learn's digits")
     if isinstance(path, (list,tuple)): return [str(o) for o in path] if len(path)>1 else str(path[0])
     return str(path)
 
@@ -506,7 +502,7 @@ def byol_pretrain(
 ):
     "Train an encoder on pictures without labels (BYOL), and measure its features"
     _,_,folder = one_line_errors(
-        'byol_pretrain', _pretrain, path, out, views, switched_off(no_flip, no_colour),
+        'byol_pretrain', _pretrain, None if path==[] else path, out, views, switched_off(no_flip, no_colour),
         stopped=_how_to_go_on, progress=sys.stdout.isatty(),
         arch=arch, minutes=minutes, norm=norm, size=size, n_in=n_in, bs=bs, epochs=epochs, lr=lr, wd=wd, m=m,
         hidden_size=hidden_size, projection_size=projection_size,
@@ -528,7 +524,11 @@ def _pretrain(path, out, views, off, fast=False, no_bf16=False, **settings):
     if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
     # Unasked, `within_minutes` chooses
     if settings.get('minutes') and not (settings['bf16'] or no_bf16): settings['bf16'] = None
-    if off: views = (views_for(views) if views else {}) | off
+    if path and not rank_distrib():   # before the pictures are listed, and some read: both may take minutes
+        first,*others = [path] if isinstance(path, str) else path
+        more = f" and {counted(len(others), 'other')}" if others else ''
+        print(f'Looking for pictures in {printable(first)}{more}', flush=True)
+    if off: views = ({} if views is None else views_for(views)) | off
     return pretrain(path, out, views=views, **settings)
 
 def _print_summary(folder):

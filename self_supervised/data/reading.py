@@ -58,6 +58,7 @@ def _open(f):
     if not isinstance(f, (str,os.PathLike)): raise Unreadable(f'no picture, but {type(f).__name__}')
     if os.path.isfile(f): return _identify(f, os.path.getsize(f))
     if os.path.islink(f): raise Unreadable('a link that leads nowhere')
+    if os.path.isdir(f): raise Unreadable('a folder', 'Pass the pictures in it, e.g. picture_files(folder)')
     if os.path.exists(f): raise Unreadable('not a file')  # a named pipe, say, would wait for ever
     raise Unreadable(f'there is no file {os.path.abspath(f)!r}', 'Pass folder, from which relative paths start')
 
@@ -132,7 +133,7 @@ def _scaled(a, scale, note):
     if not a.size: raise Unreadable('no pixels')
     low,high = float(a.min()),float(a.max())
     if not (low>=0 and high<=scale): raise _out_of_range(low, high, scale)
-    if 0<high<scale/8 and note: note(_dim(high, scale))
+    if 0<high<=scale/4 and note: note(_dim(high, scale))
     a = np.asarray(a, dtype=np.float32)
     return a if scale==1 else a/np.float32(scale)
 
@@ -150,7 +151,7 @@ def _depth_above(high):
     return next((2**b-1 for b in (8,10,12,14,16,24,32) if 2**b>high), math.ceil(high))
 
 def _dim(high, scale):
-    "Describe a picture that uses less than an eighth of its range"
+    "Describe a picture that uses less than a quarter of its range"
     fix = 'full_scale=4095 where they hold 12 bits' if 255<high<=4095<scale else 'full_scale, the value that becomes 1'
     return f'values reach {high:g} of {scale:g}: pass {fix}'
 
@@ -535,7 +536,7 @@ def _note_deep(im, note):
     "Tell `note` of a picture of 16 bits per colour that uses little of them"
     ends = im.getextrema()
     high = ends[1] if im.mode=='L' else max(o[1] for o in ends)
-    if 0<high<32: note(f'values reach {high} of 255, the upper 8 of 16 bits: pass reader, which reads all 16')
+    if 0<high<64: note(f'values reach {high} of 255, the upper 8 of 16 bits: pass reader, which reads all 16')
 
 def _bad(f, e):
     "Make the error for a picture that cannot be read"

@@ -162,8 +162,8 @@ def remarks_text(
     paged = {name: o for name,o in found.items() if is_of_pages(o)}
     dim = {name: o for name,o in found.items() if name not in paged}
     parts = []
-    eighth = 'less than an eighth of'
-    if dim: parts.append(_counted(dim, n, f'uses {eighth} its scale', f'use {eighth} their scale'))
+    quarter = 'less than a quarter of'
+    if dim: parts.append(_counted(dim, n, f'uses {quarter} its scale', f'use {quarter} their scale'))
     if paged: parts.append(_counted(paged, n, 'has several pages', 'have several pages'))
     return '. '.join(parts)
 

@@ -6,6 +6,7 @@
 __all__ = ['picture_files', 'Picture', 'picture_items', 'open_table']
 
 # %% ../../nbs/11_data.sources.ipynb #imports
+import csv
 import glob
 import json
 import os
@@ -13,15 +14,17 @@ import posixpath
 import re
 import tarfile
 import warnings
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from functools import partial
+from io import StringIO
 from numbers import Integral, Real
 from pathlib import Path
 
 from fastcore.all import L
 from PIL import Image
 
-from ..core import checked, first_line, invalid, printable
+from ..core import check_not_empty, checked, first_line, invalid, printable
 
 # %% ../../nbs/11_data.sources.ipynb #suffixes
 # Formats of PIL that other programs read (EPS starts Ghostscript), or that are no pictures
@@ -171,6 +174,63 @@ class Picture:
         if name.startswith('_') or name in self.__slots__: raise AttributeError(name)
         return getattr(Path(self.path), name)
 
+# %% ../../nbs/11_data.sources.ipynb #lists
+def read_text(
+    file, # Text file: UTF-8, or UTF-16 with its mark
+    given:str|None=None, # Name of the file in an error; None also takes bytes that are no text, as in names of files
+)->str:
+    "Read a text file, without the mark that Windows writes at its start"
+    data = Path(file).read_bytes()
+    encoding = 'utf-16' if data.startswith((BOM_UTF16_LE,BOM_UTF16_BE)) else 'utf-8-sig'
+    try: return data.decode(encoding, 'surrogateescape' if given is None else 'strict')
+    except UnicodeDecodeError: pass
+    raise invalid(given or f'file={str(file)!r}', 'is not UTF-8 text', 'Save it as UTF-8')
+
+def read_lines(
+    file, # Text file
+)->list: # Lines that are not blank
+    "Read a text file with a name in each line"
+    # `splitlines` would cut names at rarer characters, too
+    return [o for o in re.split('\r\n|\r|\n', read_text(file)) if o.strip()]
+
+def read_rows(
+    file, # Table: .csv or .tsv
+    given:str, # Name of the file in an error, e.g. "labels='l.csv'"
+    strict:bool=True, # Refuse bytes that are no text?
+)->list: # Rows, each a list of texts as long as the first; rows of blanks are left out
+    "Read a table separated by commas, semicolons or tabs"
+    text = read_text(file, given if strict else None)
+    mark = _separator(text, '\t,;' if is_table(file, '.tsv') else ',;\t')
+    # `strict`: a quote that is not closed would hide all rows below it
+    rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True)
+    try: rows = [row for row in rows if any(map(str.strip, row))]
+    except csv.Error as e:
+        raise invalid(given, f'is no table ({first_line(e)})', 'Close each quote, and save it as csv') from e
+    if not rows: raise invalid(given, 'is empty', 'Write a name in each line')
+    while not rows[0][-1].strip(): rows[0].pop()
+    return [_as_wide(row, len(rows[0]), given) for row in rows]
+
+def is_table(
+    file, # Path or text
+    suffixes=('.csv','.tsv'), # Endings of tables
+)->bool:
+    "Is `file` named like a table?"
+    return os.fspath(file).lower().endswith(suffixes)
+
+def _separator(text, marks):
+    "Return the mark that cuts the first line into most cells; of equals the lines after it, too"
+    lines = [o for o in text[:10_000].splitlines() if o.strip()][:5]
+    def cells(mark):
+        first,*others = [len(row) for row in csv.reader(lines, delimiter=mark)] or [0]
+        return first,sum(others)
+    return max(marks, key=cells)
+
+def _as_wide(row, n, given):
+    "Return the first `n` cells of a row; raise if there are others"
+    if not any(map(str.strip, row[n:])): return (row+['']*n)[:n]
+    problem = f'has {len(row)} cells in the row of {row[0]!r}, and {n} in its first'
+    raise invalid(given, problem, 'Put quotes around a cell with a separator in it')
+
 # %% ../../nbs/11_data.sources.ipynb #items
 @checked
 def picture_items(
@@ -190,6 +250,8 @@ def picture_items(
     any_file:bool=False, # Without `suffixes`, take every file of a folder, since a reader of yours reads them?
 )->L: # Paths, or `Picture`s; with labels always `Picture`s; `left_out`: suffix → number of files left out
     "List the pictures of `source` without opening them"
+    for name,o in dict(source=source, folder=folder).items():
+        if isinstance(o, str): check_not_empty(**{name: o})
     source,folder = open_table(source, folder)
     is_wanted = _ending_in(suffixes)
     if isinstance(source, (str,os.PathLike)): return _in_path(Path(source), column, label, folder, suffixes, any_file)
@@ -206,34 +268,30 @@ def open_table(
     folder=None, # Folder that relative paths start from
 )->tuple: # Source and folder
     "Read a csv file as a table of texts, so that a name such as 007 stays 007; leave any other source"
-    if not isinstance(source, (str,os.PathLike)) or not os.fspath(source).lower().endswith('.csv'): return source,folder
-    if not os.path.isfile(source): return source,folder
+    if not isinstance(source, (str,os.PathLike)) or not is_table(source) or not os.path.isfile(source):
+        return source,folder
+    import pandas as pd
+    given = f'source={os.fspath(source)!r}'
     folder = folder or Path(source).parent
-    table = _read_csv(source)
-    cells = list(table.columns)
-    name = next((o for o in cells if _is_a_picture_name(o, folder)), None)
-    if name is None: return table,folder
-    if len(cells)==1: return _read_csv(source, header=None, names=['name']),folder
-    raise invalid(f'source={os.fspath(source)!r}', f'has no header: its first line has the picture {name!r}',
+    rows = read_rows(source, given)
+    name = _name_in_first(rows, folder)
+    if name is None: return pd.DataFrame(rows[1:], columns=list(map(str.strip, rows[0])), dtype=object),folder
+    if len(rows[0])==1: return pd.DataFrame(rows, columns=['name'], dtype=object),folder
+    raise invalid(given, f'has no header: its first line has the picture {name!r}',
                   "Add a first line with names of the columns, e.g. 'name,label'")
 
-def _read_csv(file, **how):
-    "Read a csv file as a table of texts; its separator is the comma, semicolon or tab that its first line has most of"
-    import pandas as pd
-    with open(file, encoding='utf-8', errors='replace') as f: first = f.readline()
-    how |= dict(sep=max(',;\t', key=first.count), dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    try:
-        table = pd.read_csv(file, **how)
-        # A separator at the end of each line makes the names row names, beside an empty column
-        ends_empty = not isinstance(table.index, pd.RangeIndex) and (table.iloc[:,-1]=='').all()
-        if not ends_empty: return table
-        return pd.read_csv(file, index_col=False, usecols=range(table.shape[1]), **how)
-    except ValueError as e:  # pandas' own errors are kinds of it, too
-        fix = 'Save it as UTF-8, with a first line such as name,label and as many cells in each other line'
-        raise invalid(f'source={os.fspath(file)!r}', f'is no csv file that can be read ({first_line(e)})', fix) from e
-
-def _is_a_picture_name(cell, folder):
-    return _ending_in(None)(cell) or os.path.isfile(os.path.join(folder, cell))
+def _name_in_first(rows, folder):
+    "Return the name of a picture in the first row, which is no row of titles then; None without one"
+    is_picture,places = _ending_in(None),{}
+    def is_completed(cell):
+        place,stem = os.path.split(os.path.join(folder, cell.strip()))
+        if place not in places: places[place] = _by_stem(place, is_picture)
+        return stem in places[place]
+    for column in zip(*rows[:5]):
+        if is_picture(column[0]) or os.path.isfile(os.path.join(folder, column[0])): return column[0]
+        # Without suffixes: `image` may be a title beside image.png, but others in its column are names as well
+        if all(map(is_completed, column)): return column[0]
+    return None
 
 def _check_source(source):
     "Raise unless `source` can be indexed and is not empty"
@@ -287,8 +345,7 @@ def _in_file(path, column, label, folder, is_wanted):
 
 def _names(path, folder):
     "List the paths in the lines of a text file"
-    lines = path.read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
-    names = [os.path.join(folder or path.parent, o.strip()) for o in lines if o.strip()]
+    names = [os.path.join(folder or path.parent, o.strip()) for o in read_lines(path)]
     if names:
         for name in names[:5]: _refuse_labels_behind(name, path, folder or path.parent)
         return names
@@ -304,11 +361,16 @@ def _refuse_labels_behind(name, path, folder):
 
 def _in_pattern(path, column, label, is_wanted):
     "List the pictures that fit a pattern, each file once, or those of the tars that fit it"
-    found = [f for f in sorted(glob.glob(os.fspath(path), recursive=True)) if os.path.isfile(f)]
+    fitting = sorted(set(glob.glob(os.fspath(path), recursive=True)))
+    found = [f for f in fitting if os.path.isfile(f)]
     if found and all(map(_is_tar, found)): return _in_tars(found, column, label, is_wanted)
     _refuse_parts(column, label)
     files = [Path(f) for f in found if is_wanted(f)]
-    if files: return _listed(files, _count([f for f in found if not is_wanted(f)], is_wanted, _is_hidden_file))
+    left_out = Counter(_count([f for f in found if not is_wanted(f)], is_wanted, _is_hidden_file))
+    # A pattern with ** fits folders whose pictures it lists
+    entered = {str(o) for f in files for o in f.parents}
+    left_out += Counter(folders=sum(os.path.isdir(f) and os.path.normpath(f) not in entered for f in fitting))
+    if files: return _listed(files, dict(left_out))
     raise invalid(f'path={str(path)!r}', 'fits no picture', 'Pass a pattern such as pics/*.jpg, or a folder')
 
 def _in_list(source, column, label, folder, is_wanted):
@@ -412,7 +474,7 @@ def _with_suffixes(paths, folder, is_wanted):
     stems = {}  # folder → stem → files
     for path in paths:
         path = os.path.join(folder or '', os.fspath(path))
-        if is_wanted(path) or os.path.exists(path):
+        if is_wanted(path) or os.path.isfile(path):
             yield path
             continue
         place,stem = os.path.split(path)
@@ -433,6 +495,9 @@ def _by_stem(folder, is_wanted):
 def _in_table(source, columns, column, label, folder, is_wanted):
     "List the pictures of the rows of a table"
     column = _picture_column(source, columns, column)
+    for name in (column,label):
+        if columns.count(name)<2: continue
+        raise invalid(f'column={name!r}', 'is the name of several columns', 'Give each a name of its own')
     labels = known_labels(_labels(source, columns, label))
     if hasattr(source, 'iloc'):  # the cells of a frame are in memory already
         cells = _resolved(source[column].tolist(), folder, is_wanted)
@@ -443,8 +508,8 @@ def _in_table(source, columns, column, label, folder, is_wanted):
 def _resolved(cells, folder, is_wanted):
     "Return the cells of a column, with names of files as paths; with `folder` a number is the name of a file too"
     if folder is not None: cells = [str(o) if isinstance(o, Integral) else o for o in cells]
-    if not all(isinstance(o, (str,os.PathLike)) for o in cells): return cells
-    return list(_with_suffixes(cells, folder, is_wanted))
+    found = _with_suffixes([o for o in cells if isinstance(o, (str,os.PathLike))], folder, is_wanted)
+    return [next(found) if isinstance(o, (str,os.PathLike)) else o for o in cells]
 
 def _cell(source, i, column, folder):
     "Return the picture of a row"
@@ -533,10 +598,21 @@ def _in_tar(shard, column, label, is_wanted):
 def _members(shard):
     "List the headers of the files and links in a shard"
     try:
-        with tarfile.open(shard, 'r:') as t: return [m for m in t if m.isreg() or m.islnk() or m.issym()]
+        with tarfile.open(shard, 'r:') as t:
+            members = [m for m in t if m.isreg() or m.islnk() or m.issym()]
+            _check_end(t)
+            return members
     except (tarfile.ReadError, OSError, EOFError) as e:
         raise invalid(f'source={shard!r}', f'is not an uncompressed tar ({first_line(e)})',
                       'Unpack a compressed one with gunzip, xz -d or zstd -d, or write it anew') from e
+
+def _check_end(t):
+    "Raise for data behind the last file that was found, where `tarfile` stops without an error"
+    t.fileobj.seek(t.offset)
+    while block := t.fileobj.read(2**20):
+        if not block.strip(b'\0'): continue
+        why = f'data goes on after {len(t.members)} files: a damaged header, or several tars in one file'
+        raise tarfile.ReadError(why)
 
 def _places(members):
     "Return name → (offset, size), the names of soft links, and name → reason for files that have no such place"

@@ -24,12 +24,13 @@ from .arrays import tensor_dls
 @checked
 def table_rows(
     to, # Processed `TabularPandas`, or one of its subsets
-)->tuple: # Rows (n,c) float32: each category one-hot, then the numbers; labels (n,), long or float32, or None
+)->tuple: # Rows (n,c) float32: each category one-hot, then the numbers; labels (n,) or (n,k), long or float32, or None
     "Turn a table into rows of numbers"
     hot = [F.one_hot(torch.tensor(to.items[c].values).long(), len(to.classes[c])) for c in to.cat_names]
     x = torch.cat([o.float() for o in (*hot, torch.tensor(to.conts.values))], 1)
     if not len(to.y_names): return x,None
-    y = torch.tensor(to.ys.values[:,0])
+    y = torch.tensor(to.ys.values)
+    if y.shape[1]==1: y = y[:,0]
     return x, y.float() if y.is_floating_point() else y.long()
 
 # %% ../../nbs/17_data.tables.ipynb #tab_dls_code

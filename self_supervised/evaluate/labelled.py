@@ -96,6 +96,26 @@ def unknown_classes(
     some = f'{len(new)} of its {len(test_y)} pictures are of others, e.g. {new[0].item()}'
     return f'must have only classes that {train} has, and {some}'
 
+def check_numbering(
+    train, # Labelled pictures, a loader or a pair (x,y)
+    test, # Test pictures in the same form
+)->None:
+    "Raise for two loaders that give a class different numbers, as those of two folders may"
+    names = [_class_names(o) for o in (train,test)]
+    if None in names: return
+    i = next((i for i,(a,b) in enumerate(zip(*names)) if a!=b), None)
+    if i is None: return
+    problem = f'numbers its classes otherwise than train: {i} is {names[1][i]!r}, and {names[0][i]!r} in train'
+    raise invalid('test', problem, 'Make both loaders of one data set, e.g. with valid=... of `image_dls`')
+
+def _class_names(data):
+    "Return the names of the classes in the order of their numbers, as far as a loader knows them"
+    while (data := getattr(data, 'dataset', None)) is not None:   # of a `Subset`, the data set inside
+        for name in ('vocab','classes'):   # of fastai, and of torchvision
+            names = getattr(data, name, None)
+            if names is not None and not isinstance(names, (dict,str)) and hasattr(names, '__len__'): return list(names)
+    return None
+
 def check_same_classes(
     train:str, # Name of the pictures to learn from
     train_y:Tensor, # (n,) labels
@@ -129,6 +149,8 @@ def some_of(
     bs = bs or batch_size_of(data)
     if isinstance(data, DataLoader):
         return data.new(shuffle=False, drop_last=False, bs=bs, get_idxs=partial(list, idxs))
+    # A sampler of batches knows their size, where the loader states none
+    if data.batch_sampler is not None: bs = bs or getattr(data.batch_sampler, 'batch_size', None) or 64
     subset = Subset(data.dataset, idxs)
     return TorchLoader(subset, batch_size=bs, num_workers=data.num_workers, collate_fn=data.collate_fn)
 
@@ -142,6 +164,7 @@ def labelled_parts(
     train = labelled_source('train', train, whole=True)
     if test is not None:
         test = labelled_source('test', test, whole=True)
+        check_numbering(train, test)
         return [some_of(o, draw_idxs(o, n, seed)) for o in (train,test)]
     idxs = draw_idxs(train, n+n//2, seed)
     if len(idxs)<3:
@@ -151,6 +174,16 @@ def labelled_parts(
     return [some_of(train, idxs[~held_out]), some_of(train, idxs[held_out])]
 
 # %% ../../nbs/31_evaluate.labelled.ipynb #memory
+def _check_one_size(
+    name:str, # Name of the argument, for the error
+    shapes, # Shapes of the pictures, (c,h,w)
+)->None:
+    "Raise for pictures of several sizes, before torch fails over it"
+    a,*others = sorted(set(map(tuple, shapes)))
+    if not others: return
+    problem = f'has pictures of several shapes, e.g. {a} and {others[-1]}'
+    raise invalid(name, problem, 'Cut them to one size, e.g. image_dls(folder, size=64)')
+
 def _as_bytes(x):
     "Return pictures in [0,1] as bytes, or as they are if that would change them"
     b = (255*x).round().byte()
@@ -168,6 +201,7 @@ def in_memory(
         xs.append(_as_bytes(x))
         ys.append(torch.as_tensor(y[0]).cpu().as_subclass(Tensor))
     if not xs: raise labels_missing('data')
+    _check_one_size('data', [x.shape[1:] for x in xs])
     if len({x.dtype for x in xs})>1: xs = [x.float()/255 if x.dtype==torch.uint8 else x for x in xs]
     return torch.cat(xs),torch.cat(ys)
 
@@ -228,15 +262,15 @@ def shuffled_batches(
 
 # %% ../../nbs/31_evaluate.labelled.ipynb #coded
 class _Look(nn.Module):
-    "Note the shape of a picture, and the pictures that are not finite"
+    "Note the shapes of pictures, and those that are not finite"
     def __init__(self):
         super().__init__()
         self.n = 0         # pictures seen
-        self.shape = None  # of a picture
+        self.shapes = {}   # of pictures; a dictionary keeps the order
         self.bad = []      # numbers of those with NaN or inf
 
     def forward(self, x):
-        self.shape = tuple(x.shape[1:])
+        self.shapes[tuple(x.shape[1:])] = True
         bad = ~x.flatten(1).isfinite().all(1)
         self.bad += [self.n+i for i in bad.nonzero()[:,0].tolist()]
         self.n += len(x)
@@ -254,17 +288,19 @@ def looked_at(
     if look.bad:
         problem = f'has NaN or inf in {len(look.bad)} of {look.n} pictures, e.g. number {look.bad[0]}'
         raise invalid(name, problem, 'Repair them or leave them out')
+    _check_one_size(name, look.shapes)
     if in_ram: return data
     if read is None: raise labels_missing(name)
     y = read.as_subclass(Tensor)
     check_labels(name, y)
-    return OnDisk(data, look.shape),y
+    return OnDisk(data, next(iter(look.shapes))),y
 
 def coded_parts(
     train, # Labelled pictures, a loader or a pair (x,y)
     test, # Test pictures in the same form
 )->tuple: # x, y, test_x, test_y: pictures, tensors or `OnDisk`, and labels as numbers from 0
     "Check both parts and number the classes"
+    check_numbering(train, test)
     x,y = looked_at('train', train)
     test_x,test_y = looked_at('test', test)
     check_two_classes('train', y)

@@ -26,7 +26,8 @@ from ..augmentations import get_batch_augs
 from self_supervised.evaluate.features import (
     Accuracy, Pixels, check_classes, check_features, check_lengths, check_sets, embed, knn_accuracy, linear_accuracy,
     untrained)
-from .labelled import OnDisk, coded_parts, n_pictures, read_from, shuffled_batches
+from .labelled import (
+    OnDisk, check_numbering, coded_parts, n_pictures, read_from, shuffled_batches)
 from ..record import recorded_stats
 from ..transfer.finetune import classifier
 
@@ -51,6 +52,17 @@ def draw_part(
     return (~drawn).nonzero()[:,0],drawn.nonzero()[:,0]
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #choose
+def _several(**values):
+    "Return each value as a tuple, a single number as a tuple of one; rates ascend, each once"
+    res = []
+    for name,v in values.items():
+        v = tuple(listify(v))
+        if name in ('lrs','Cs'): v = tuple(sorted(set(v)))
+        example = '0' if name=='seeds' else '0.1'
+        if not v: raise invalid(f'{name}=()', 'must hold one number or more', f'Pass e.g. {name}=({example},)')
+        res.append(v)
+    return res
+
 def choose_by_held_out(
     name:str, # Name of the setting, for a warning
     tried, # Values, ascending
@@ -107,6 +119,7 @@ def linear_probe(
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the C of each seed
     "Fit a logistic regression on clean features, with the penalty that is best on held-out ones"
     data = check_sets(train_x, train_y, test_x, test_y)
+    Cs, = _several(Cs=Cs)
     def one(seed): return _probe_once(seed, *data, Cs, part)
     return _over_seeds(one, seeds)
 
@@ -183,16 +196,6 @@ def linear_bank(
     return heads.cpu()
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #23c018
-def _several(**values):
-    "Return each value as a tuple, a single number as a tuple of one"
-    res = []
-    for name,v in values.items():
-        v = tuple(listify(v))
-        example = '0.1' if name=='lrs' else '0'
-        if not v: raise invalid(f'{name}=()', 'must hold one number or more', f'Pass e.g. {name}=({example},)')
-        res.append(v)
-    return res
-
 def _right(preds, y):
     "Accuracy of the outputs `preds`"
     # A NaN output counts as wrong; `argmax` would call it the first class
@@ -374,9 +377,9 @@ def _jobs(net, train, test, seeds, stats, views, linear, finetune):
     for seed in seeds:
         one = dict(seeds=(seed,), **kw)
         if linear is not False:
-            yield partial(_by_linear, net, train, test, **one | (linear or {}))
+            yield partial(_by_linear, net, train, test, **one | (linear if isinstance(linear, dict) else {}))
         if finetune is not False and has_weights:
-            yield partial(_by_finetuning, net, train, test, **one | (finetune or {}))
+            yield partial(_by_finetuning, net, train, test, **one | (finetune if isinstance(finetune, dict) else {}))
 
 @contextmanager
 def _warned_of(name, warned):
@@ -405,8 +408,8 @@ def evaluate_encoder(
     stats:tuple|str|None='recorded',
     views=None, # Function that augments a batch in [0,1]; None crops and flips
     seeds:tuple=(0,1,2), # Random seeds, at least one per encoder
-    linear:dict|bool|None=None, # Arguments of `linear_eval`; False leaves it out
-    finetune:dict|bool|None=None, # Arguments of `finetune_eval`; False leaves it out
+    linear:dict|bool|None=None, # Arguments of `linear_eval`; None or True for its defaults, False leaves it out
+    finetune:dict|bool|None=None, # Arguments of `finetune_eval`; None or True for its defaults, False leaves it out
     progress:bool=False, # Show a bar?
 )->dict: # `title`, `rows` (row → protocol → accuracy) and `chosen`, plain values; `as_text` prints them in columns
     "Compare an encoder with raw pixels and, if `create_encoder` made it, with itself untrained, by every protocol"
@@ -414,6 +417,7 @@ def evaluate_encoder(
     if not 1<=len(nets)<=len(seeds):
         problem = f'must be as many as there are encoders, {len(nets)}, or more'
         raise invalid(f'{seeds=}', problem, 'Pass a seed for each')
+    check_numbering(train, test)
     how = dict(views=views, linear=linear, finetune=finetune)
     jobs = []
     for row,its in _table_rows(nets, seeds).items():
