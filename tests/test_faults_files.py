@@ -1226,7 +1226,7 @@ def test_a_generator_in_a_data_set_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(test_checkpoint, 'loaders', lambda kind, bs=16: DataLoaders(*[DataLoader(Drawing(), bs=bs, shuffle=s, num_workers=0) for s in (True,False)]))
     assert_survives(tmp_path, [Kill('after_batch', STEPS+3)], kind='0', epochs=2)
 
-class Unfreeze(Callback):
+class Thaw(Callback):
     def before_epoch(self):
         if self.epoch==1: self.learn.unfreeze()
 
@@ -1234,7 +1234,7 @@ class SetMomentum(Callback):
     def before_epoch(self):
         if self.epoch==1: self.learn.byol.m = .3
 
-@pytest.mark.parametrize('cb', [Unfreeze, SetMomentum])
+@pytest.mark.parametrize('cb', [Thaw, SetMomentum])
 def test_what_a_callback_changed_once_stays_changed(tmp_path, cb):
     "Layers that were unfrozen, and a momentum that was set, in an epoch that a resumed run does not repeat"
     def run(path, *cbs):

@@ -266,8 +266,8 @@ def _in_training(learn):
 
 def _is_trained(learn):
     "Has a batch passed, with a finite loss? A fit may be cancelled before"
-    loss = vars(learn).get('loss')
-    return loss is not None and bool(torch.isfinite(loss).all())
+    if not learn.train_iter or learn.loss is None: return False
+    return bool(torch.isfinite(learn.loss).all())
 
 def _settle(learn):
     "Wait for the guard's verdict on the last batch"
