@@ -322,6 +322,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._n_items': ( 'callback.checkpoint_file.html#_n_items',
                                                                                                                  'self_supervised/callback/checkpoint_file.py'),
+                                                          'self_supervised.callback.checkpoint_file._name': ( 'callback.checkpoint_file.html#_name',
+                                                                                                              'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._open_folder': ( 'callback.checkpoint_file.html#_open_folder',
                                                                                                                      'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._opt_facts': ( 'callback.checkpoint_file.html#_opt_facts',

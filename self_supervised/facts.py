@@ -88,7 +88,7 @@ def _is_own(
     return root=='__main__' or root not in _libraries and root not in sys.stdlib_module_names
 
 def _entries(data, kinds):
-    "Return the first attribute of a data set of your own that is one of `kinds` and has an entry for each item, or None"
+    "Return the first attribute of a data set of your own that is of these kinds and has an entry per item, or None"
     try: n = len(data) if _is_own(type(data)) else 0
     except TypeError: n = 0   # a stream
     return next((v for v in getattr(data, '__dict__', {}).values() if isinstance(v, kinds) and len(v)==n>0), None)

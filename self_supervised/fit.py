@@ -189,7 +189,7 @@ def _set_optimizer(learn, opt_func, split_predictor, reset):
 
 # %% ../nbs/23_fit.ipynb #fit_hypers
 def _forget_schedules(opt, opt_func):
-    "Put back the hyper-parameters that the schedules of a fit before have left, such as the momentum of `fit_one_cycle`"
+    "Put back the momenta of the optimizer that the schedules of a fit before have changed, as `fit_one_cycle` does"
     if isinstance(opt_func, OptimWrapper): return   # it is the optimizer
     as_made, = opt_func([nn.Parameter(torch.zeros(1))], lr=0.).hypers
     for k in as_made.keys()&{'mom','sqr_mom'}: opt.set_hyper(k, as_made[k])

@@ -109,7 +109,8 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path):
         for i in range(5):
             while time.time()<start+.05*i: pass
             if not claim(tmp_path/str(i)): (tmp_path/f'{i}.{os.getpid()}').touch()
-        time.sleep(1)
+        (tmp_path/f'done{os.getpid()}').touch()
+        while len([*tmp_path.glob('done*')])<8: time.sleep(.01)   # who ends gives its folders away
     pids = []
     for _ in range(8):
         pids.append(os.fork())

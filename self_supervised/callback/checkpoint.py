@@ -97,7 +97,7 @@ class BestValue:
         return True
 
     def _latest(self, recorder):
-        "Value in the last row; None without one, as after an epoch that `start_epoch` skips or `ShortEpochCallback` cuts"
+        "Value in the last row; None without a whole one, as where `start_epoch` skips or `ShortEpochCallback` cuts"
         row = recorder.values[-1] if len(recorder.values) else []
         is_whole = len(row)==len(recorder.metric_names[1:])-recorder.add_time
         return row[self._column(recorder)] if is_whole else None
@@ -289,8 +289,8 @@ def _warn_not_finite(folder, position):
     warnings.warn(f'{seen}; {there} in {str(folder)!r}. Lower lr, since the network has diverged.')
 
 def _warn_not_kept(folder, fit_no):
-    warnings.warn(f'{str(folder)!r} does not hold the end of fit {fit_no+1}, which is over: until a later fit begins, the '
-                  'network is as it was before. Save and measure nothing there, or begin with a larger keep.')
+    warnings.warn(f'{str(folder)!r} does not hold the end of fit {fit_no+1}, which is over: until a later fit begins, '
+                  'the network is as it was before. Save and measure nothing there, or begin with a larger keep.')
 
 def _check_alone(cbs):
     if sum(isinstance(cb, Checkpoint) for cb in cbs)<2: return

@@ -12,6 +12,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -254,10 +255,12 @@ def _later_facts(learn, text):
             'types of weights': sorted({str(p.dtype).removeprefix('torch.') for p in weights}),
             TRACKERS: sorted(as_made(cb) for cb in learn.cbs if isinstance(cb, _trackers)),
             BETWEEN: _own_callbacks(learn.cbs, text, _acts_between),
-            MADE: [text(learn.opt_func) if hasattr(learn.opt_func, 'func') else getattr(learn.opt_func, '__name__', '')],
+            MADE: [text(learn.opt_func) if isinstance(learn.opt_func, partial) else _name(learn.opt_func)],
             SETTINGS: [settings_of(data)],
             COLUMNS: list(getattr(learn.recorder, 'metric_names', [])),
             CODES: codes_of(_your_objects(learn, data))}
+
+def _name(f): return getattr(f, '__name__', type(f).__name__)
 
 def _your_objects(learn, data):
     "List what may hold code of your own that changes training"
@@ -338,7 +341,8 @@ def _curves(cbs:Iterable[Callback])->dict:
     if byol is not None: curves["the target's momentum"] = byol.sched
     return curves
 
-_later = {'loss', 'number of steps', 'tensors to train', 'types of weights', TRACKERS, BETWEEN, MADE, SETTINGS, COLUMNS, CODES}
+_later = {'loss', 'number of steps', 'tensors to train', 'types of weights',
+          TRACKERS, BETWEEN, MADE, SETTINGS, COLUMNS, CODES}
 
 def check_same(
     saved:dict, # A checkpoint
@@ -416,8 +420,8 @@ def _warn_of_code(was, now, given):
     "Warn if code of your own has changed; other versions of Python make other code of the same text"
     if was['python']!=now.get('python'): return
     names = sorted(k for k in was['codes'].keys()&now['codes'].keys() if was['codes'][k]!=now['codes'][k])
-    if names: warnings.warn(f"{given}: the code of {', '.join(names[:5])} has changed since the fit began. If that changes "
-                            'training, it will not end as it would have. Put it back to repeat it.')
+    if names: warnings.warn(f"{given}: the code of {', '.join(names[:5])} has changed since the fit began. If that "
+                            'changes training, it will not end as it would have. Put it back to repeat it.')
 
 def _differ(name, was, now):
     "Say that a fact differs in two dictionaries"
