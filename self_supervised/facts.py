@@ -7,7 +7,8 @@ __all__ = []
 
 # %% ../nbs/07_facts.ipynb #imports
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import partial
 from hashlib import sha256
@@ -28,6 +29,7 @@ def data_facts(
 )->dict: # 'names' and 'labels' as text, 'contents' a list of numbers; unknown facts are left out
     "Return the facts of a data set that must be the same when a run is resumed"
     if (inner := _subset(data)) is not None: return _part_facts(*inner)
+    if (inner := _wrapped_data(data)) is not None: return data_facts(inner)
     items = _items(data)
     names = None if items is None else _digest(_from_common([os.fspath(o) for o in items]))
     facts = dict(names=names, labels=_labels(data), contents=_of_array(data) if items is None else _of_files(items))
@@ -71,6 +73,7 @@ def _items(data):
     items = getattr(data, 'items', None)
     if items is None or callable(items): items = _own(data, 'samples')
     if hasattr(items, 'iloc'): items = _in_rows(data, items)
+    if items is None: items = _entries(data, (list,tuple))
     if not isinstance(items, Iterable) or not hasattr(items, '__len__') or not len(items): return None
     if isinstance(items[0], (tuple,list)): items = [o[0] for o in items]
     return items if isinstance(items[0], (str,os.PathLike)) else None
@@ -82,6 +85,28 @@ def _in_rows(data, rows):
     read = tls[0].tfms.fs[0]
     if not isinstance(read(rows.iloc[0]), (str,os.PathLike)): return None
     return [read(rows.iloc[i]) for i in _spread(len(rows), 10*SAMPLES)]
+
+# Their versions describe them
+_libraries = 'self_supervised fastai fastcore fasttransform torch torchvision kornia PIL numpy'.split()
+
+def _is_own(
+    o, # Class or function
+)->bool:
+    "Is it yours, or of a library whose version nothing records?"
+    root = (getattr(o, '__module__', None) or 'builtins').partition('.')[0]
+    return root=='__main__' or root not in _libraries and root not in sys.stdlib_module_names
+
+def _entries(data, kinds):
+    "Return the first attribute of a data set of your own that is of these kinds and has an entry per item, or None"
+    try: n = len(data) if _is_own(type(data)) else 0
+    except TypeError: n = 0   # a stream
+    return next((v for v in getattr(data, '__dict__', {}).values() if isinstance(v, kinds) and len(v)==n>0), None)
+
+def _wrapped_data(data):
+    "Return the data set inside one of your own, or None"
+    if not _is_own(type(data)) or _entries(data, (list,tuple,Tensor,np.ndarray)) is not None: return None
+    def is_data(v): return isinstance(v, torch.utils.data.Dataset) or hasattr(v, 'tls')
+    return next((v for v in getattr(data, '__dict__', {}).values() if is_data(v)), None)
 
 def _from_common(names):
     "Return names relative to their common folder, which may move"
@@ -147,7 +172,7 @@ def _picked(data, values):
 
 def _of_array(data):
     "Return a checksum of some items of an array, or None"
-    for o in (_own(data, k) for k in ('x','data','tensors')):
+    for o in (*(_own(data, k) for k in ('x','data','tensors')), _entries(data, (Tensor,np.ndarray))):
         if isinstance(o, tuple) and o: o = o[0]
         if not isinstance(o, (Tensor,np.ndarray)) or not len(o): continue
         idxs = _own(data, 'idxs')
@@ -192,9 +217,6 @@ def _set_to(name, own, depth):
     return f"{name}({', '.join(f'{k}={described(v, depth-1)}' for k,v in own.items())})"
 
 # %% ../nbs/07_facts.ipynb #functions_code
-# Their versions describe their functions
-_libraries = 'self_supervised fastai fastcore fasttransform torch torchvision kornia PIL numpy'.split()
-
 def _function(f, depth):
     "Describe a function by its name, and one of your own by what it was given, too"
     f = unwrap(f)
@@ -220,6 +242,57 @@ def _fractions(constants):
 def _given(o, depth):
     is_plain = o is None or isinstance(o, (*_plain, np.generic, np.ndarray, Tensor, tuple, Enum, partial))
     return described(o, depth) if is_plain or hasattr(o, '__qualname__') else as_made(o, depth)
+
+# %% ../nbs/07_facts.ipynb #codes_code
+def codes_of(
+    things:Iterable, # Functions, and objects that hold some: operations, callbacks, data sets
+)->dict: # 'python', its version; 'codes', name → digests
+    "Return digests of the code of your own functions and classes among `things`, and of those that they call"
+    found,seen = {},{}
+    for o in things: _add_code(o, found, seen)
+    return dict(python='{}.{}'.format(*sys.version_info), codes=found)
+
+def _add_code(o, found, seen, depth=5):
+    "Add the code of an object, of what it holds, and of what that calls"
+    o = unwrap(o) if isinstance(o, FunctionType) else o
+    if o is None or isinstance(o, (*_plain,Tensor,np.ndarray)) or id(o) in seen or depth<0: return
+    seen[id(o)] = o   # kept alive, since another object could get its number
+    if isinstance(o, FunctionType) and _is_own(o): found.setdefault(o.__qualname__, []).append(_code(o))
+    for part in _code_parts(o): _add_code(part, found, seen, depth-1)
+
+def _code_parts(o):
+    "Return objects inside of `o`, and functions that it calls"
+    if isinstance(o, FunctionType):
+        called = [o.__globals__.get(k) for k in _names(o.__code__)] if _is_own(o) else []
+        return [*(o.__defaults__ or ()), *_captured(o), *(f for f in called if isinstance(f, (FunctionType,type)))]
+    if isinstance(o, partial): return [o.func, *o.args, *o.keywords.values()]
+    if isinstance(o, MethodType): return [o.__func__, o.__self__]
+    if isinstance(o, (list,tuple)): return o[:20]
+    if isinstance(o, dict): return list(o.values())[:20]
+    if isinstance(o, type): return [*map(_function_of, vars(o).values()), *o.__bases__] if _is_own(o) else []
+    if type(o).__name__=='Transform': return _wrapped(o)
+    held = {k: v for k,v in getattr(o, '__dict__', {}).items() if k not in ('learn','_learn')}
+    return [type(o), *(v for k,v in held.items() if callable(v) or isinstance(v, (list,tuple)) or k=='_modules')]
+
+def _function_of(v):
+    "Return the function of a method, a property or a dispatched method"
+    if isinstance(v, property): return v.fget
+    if hasattr(v, 'methods'): return [m.implementation for m in v.methods]
+    v = getattr(v, '__func__', v)
+    return v if isinstance(v, FunctionType) else None
+
+def _code(f): return _digest(_code_texts(f.__code__, f.__doc__))
+
+def _code_texts(code, doc=None)->Iterator[str]:
+    "Yield instructions, names and constants of a function, without its docstring"
+    yield code.co_code.hex()
+    yield ' '.join(code.co_names)
+    for o in code.co_consts:
+        if hasattr(o, 'co_code'): yield from _code_texts(o)
+        elif o is None or o!=doc: yield str(sorted(map(repr, o))) if isinstance(o, frozenset) else repr(o)
+
+def _names(code)->set:
+    return set(code.co_names).union(*(_names(o) for o in code.co_consts if hasattr(o, 'co_code')))
 
 # %% ../nbs/07_facts.ipynb #made_code
 def as_made(
@@ -249,6 +322,20 @@ def _arguments(cls):
     try: return signature(cls).parameters
     except (TypeError, ValueError): return ()
 
+def settings_of(
+    data, # A data set
+)->str: # Empty for a library's
+    "Describe the arguments that a data set of your own was made with and keeps, without paths and long lists"
+    if (inner := _subset(data)) is not None: return settings_of(inner[0])
+    if not _is_own(type(data)): return ''
+    given = {k: v for k,v in getattr(data, '__dict__', {}).items() if k in _arguments(type(data)) and _is_setting(v)}
+    return _set_to(type(data).__name__, given, 2)
+
+def _is_setting(v):
+    if isinstance(v, str): return os.sep not in v
+    if isinstance(v, (list,tuple)): return len(v)<=20 and all(map(_is_setting, v))
+    return v is None or isinstance(v, (*_plain, np.generic, Enum, FunctionType, partial))
+
 def steps_of(
     dl, # A loader
 )->list: # Steps, in their order
@@ -270,7 +357,8 @@ class Texts:
         describe:Callable=described, # Function that describes it
     )->str: # At most some 2,000 letters
         "Describe an object once"
-        if id(o) not in self.known: self.known[id(o)] = o,_at_most(2000, describe(o))
+        # A copy of this object knows others by the same numbers
+        if id(o) not in self.known or self.known[id(o)][0] is not o: self.known[id(o)] = o,_at_most(2000, describe(o))
         return self.known[id(o)][1]
 
 def _at_most(n, text):

@@ -16,10 +16,12 @@ from numbers import Integral
 from warnings import warn
 from weakref import WeakKeyDictionary
 
+import torch
 from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
@@ -31,7 +33,7 @@ from .surgery import batchnorms
 from .data.batches import batch_parts, peek
 from .ema import cosine_momentum
 from .lars import LARS
-from .recipes import Recipe, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
+from .recipes import Recipe, adapt_none, brief, byol_recipe, check_run, opt_funcs, warmup_cosine
 
 # %% ../nbs/23_fit.ipynb #03c040
 def check_recipe(
@@ -51,13 +53,27 @@ _warned = WeakKeyDictionary()   # learner → its warnings
 
 def _rate_warning(learn, lr):
     "Return the warning for the learning rate of an Adam-like optimizer, or None"
-    if not learn.opt or not any('sqr_mom' in h for h in learn.opt.hypers): return None
-    lr = _peak(learn) if lr is None else max(L(lr, use_list=None))
+    if not learn.opt: return None
+    given,lr = lr,highest_rate(learn) if lr is None else max(L(lr, use_list=None))
+    if _adapts(learn.opt) and 0<lr<=1e-3 and (given is not None or _is_in_fit(learn)):
+        return (f"lr={lr:.4g} is made for Adam, but the optimizer is LARS, which moves each weight by lr/1000 of its "
+                "length and hardly learns at that rate. Pass lr=0.2*bs/256 or more, or make a new learner for Adam.")
+    if not any('sqr_mom' in h for h in learn.opt.hypers): return None
     if lr<.05: return None
     return (f"lr={lr:.4g} is made for LARS, but the optimizer is Adam-like, which collapses at 0.05 and above. "
             "Pass lr=1e-3, or opt_func=LARS.")
 
-def _peak(learn):
+def _adapts(opt):
+    "Is it LARS, and no SGD made of it?"
+    return isinstance(opt, LARS) and opt.opt.exclude_adapt is not adapt_none
+
+def _is_in_fit(learn):
+    "Is a fit about to begin? `validate` finds the rate of the last step, `lr_find` the default"
+    return not learn.lock.locked() and not any(isinstance(cb, LRFinder) for cb in learn.cbs)
+
+def highest_rate(
+    learn:Learner, # Learner with an optimizer
+)->float:
     "Return the highest learning rate of the optimizer or its schedulers"
     def has_rate(cb): return isinstance(cb, ParamScheduler) and not isinstance(cb, LRFinder) and 'lr' in cb.scheds
     scheds = [cb.scheds['lr'] for cb in learn.cbs if has_rate(cb)]
@@ -168,7 +184,15 @@ def _set_optimizer(learn, opt_func, split_predictor, reset):
     if reset or other or (split_predictor and len(learn.opt.param_lists)!=2):
         learn.opt_func = opt_func
         learn.create_opt()
+    else: _forget_schedules(learn.opt, opt_func)
     if learn.wd_bn_bias and isinstance(learn.opt, LARS): learn.opt.opt.exclude_wd = None
+
+# %% ../nbs/23_fit.ipynb #fit_hypers
+def _forget_schedules(opt, opt_func):
+    "Put back the momenta of the optimizer that the schedules of a fit before have changed, as `fit_one_cycle` does"
+    if isinstance(opt_func, OptimWrapper): return   # it is the optimizer
+    as_made, = opt_func([nn.Parameter(torch.zeros(1))], lr=0.).hypers
+    for k in as_made.keys()&{'mom','sqr_mom'}: opt.set_hyper(k, as_made[k])
 
 # %% ../nbs/23_fit.ipynb #fit_sched
 def _lr_schedule(opt, r, lr, constant_last):

@@ -184,7 +184,7 @@ def plot_embedding(
     labels:list|None=None, # (n,) labels, for colours and legend; None for one colour
     images:Tensor|None=None, # (n,c,h,w) in [0,1], drawn as thumbnails where there is room; None for no thumbnails
     ax=None, # matplotlib axes; None makes them
-    vocab=None, # Names of the labels, in their order; None shows the labels
+    vocab=None, # Names: label i is `vocab[i]`; of labels that are no positions in it, in their order; None for none
     s:float=14, # Size of a point, points²
     # 'pca' for the first two principal components of the unit vectors; 'umap' (needs umap-learn);
     # or a function (n,nf) → (n,2)
@@ -208,8 +208,14 @@ def _classes(labels, vocab, n):
     "Return the names of the classes, and the class of each of `n` points; without labels one class without a name"
     if labels is None: return [None],np.zeros(n, int)
     found,code = np.unique(np.asarray(labels), return_inverse=True)
-    names = found if vocab is None else [vocab[i] for i in range(len(found))]
-    return list(map(literal, names)),code
+    if vocab is None: return list(map(literal, found)),code
+    # Labels are positions in `vocab`, of which some may not occur; others are named in their order
+    places = range(len(found))
+    if found.dtype.kind in 'biuf' and (found%1==0).all() and found.min()>=0 and found.max()<len(vocab):
+        places = found.astype(int).tolist()
+    elif len(found)>len(vocab):
+        raise invalid(f'vocab of {len(vocab)}', f'does not name {len(found)} labels', 'Pass a name for each')
+    return [literal(vocab[i]) for i in places],code
 
 def _thumb(ax, at, x, color, side=18):
     "Draw a picture `side` points high at a point of the map, framed in the colour of its label"

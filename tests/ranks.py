@@ -27,6 +27,7 @@ from self_supervised.callback.distributed import join_ranks
 from self_supervised.layers import LayerEncoder, create_encoder
 from self_supervised.lars import LARS
 from self_supervised.cli.pretrain import byol_pretrain
+from self_supervised.callback.health import Health
 from self_supervised.callback.ranks import once
 from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, create_simsiam_model, get_byol_aug_pipelines
 
@@ -204,6 +205,22 @@ def stream(out):
     learn = byol_learner(dls, tiny(), small_augs(), cbs=Seen(), opt_func=LARS)
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(): learn.fit_one_cycle(2, .05)
     return result(learn, n_loaders=len(learn.dls.loaders))
+
+class Louder(Callback):
+    "Projections that hardly differ, on one rank alone"
+    order = BYOL.order-5
+    def before_batch(self):
+        if rank_distrib(): self.learn.xb = (self.x*1e-3,)
+
+def watched(out):
+    "What each rank's watch has seen, where the pictures of one rank are nearly all the same; it stops all of them or none"
+    torch.manual_seed(0)
+    learn = train(tiny(), [lambda x: x, lambda x: x*.9], epochs=3, cbs=[Louder()])
+    rows = list(learn.health.rows)
+    learn.health.stop = True
+    learn.health.ill = {}
+    stopped = train(tiny(), [lambda x: x, lambda x: x*.9], epochs=8, cbs=[Louder(), Health(stop=True)])
+    return dict(rows=rows, before=learn.health.before, n=len(stopped.health.rows))
 
 def joint4(out): return joint(out, bs=BS//2)
 

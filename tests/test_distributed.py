@@ -32,7 +32,7 @@ def launch(launcher, out, *names, timeout=240):
 def two(tmp_path_factory):
     "name → what each of two processes has to say; one launch for all"
     out = tmp_path_factory.mktemp('two')
-    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch resumed tars unused extra_heads simsiam stream files command'.split())
+    launch(TORCHRUN, out, *'as_it_comes joint accumulated bad_batch resumed tars unused extra_heads simsiam stream files watched command'.split())
     return lambda name: [torch.load(out/f'{name}-{r}.pt') for r in range(2)]
 
 def check_same(ranks):
@@ -167,3 +167,8 @@ def test_a_stream_keeps_its_batches_and_their_size():
 def test_a_part_that_fills_no_batch_is_refused():
     few = tensor_dls(torch.rand(12,3), bs=8, device='cpu').train
     with pytest.raises(ValueError, match='^bs=8 .*6 pictures for each of 2 processes'): check_batches(RankDL(few, rank=0, world_size=2, device='cpu'))
+
+def test_ranks_judge_health_alike(two):
+    "One rank alone saw a collapse: it stopped, or went back to another network, and the other did not"
+    a,b = two('watched')
+    assert a==b and len(a['rows'])==3 and a['n']

@@ -14,7 +14,8 @@ from fastai.callback.core import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
     CancelValidException, FetchPredsCallback)
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastLoader
@@ -1184,3 +1185,33 @@ def test_views_of_unknown_names_are_named(keys, named):
     warn_once.cache_clear()
     batches = [dict(zip(keys, (x,x.flip(-1)))) for x in X[:32].split(16)]
     assert bool(told(byol_learner(DataLoaders(batches), create_byol_model(small(), 16, 8), None), 'are taken as views of the same pictures'))==named
+
+# Another fit, other data
+
+def test_other_data_is_looked_at_anew():
+    "After a fit on good pictures, those of another range were trained on without a word; the same are not looked at again"
+    learn = learner(dls(x=X), augs=get_byol_aug_pipelines(SIDE, jitter=False, bw=False, blur=False, solarize=False, stats=None))
+    quiet(learn.fit, 1)
+    learn.dls = dls(x=(X*2-1)*3)
+    with pytest.warns(UserWarning, match=r'span \[-') as w: learn.fit(1), learn.fit(1)
+    assert sum('span' in str(o.message) for o in w)==1
+    learn.byol.augs = [lambda x: x[:,:,:4]]*2
+    learn.dls = dls(x=X.expand(-1,2,-1,-1))
+    with pytest.raises(ValueError, match='takes 1 channels'): quiet(learn.fit, 1)
+
+@pytest.mark.parametrize('cb,words', [
+    (SaveModelCallback, "SaveModelCallback(monitor='valid_loss')"), (EarlyStoppingCallback, "EarlyStoppingCallback(monitor='valid_loss')"),
+    (ReduceLROnPlateau, 'watches held-out data'), (ShowGraphCallback, 'ShowGraphCallback draws'), (partial(SaveModelCallback, 'mine'), "monitor='mine'"),
+    (lambda: Checkpoint('ck', monitor='valid_loss'), "monitor='valid_loss' watches")])
+def test_what_watches_a_validation_is_refused_before_the_first_batch_where_there_is_none(cb, words, tmp_path, monkeypatch):
+    "It failed on None after the first epoch"
+    monkeypatch.chdir(tmp_path)
+    def mine(preds, *targs): return preds[0].mean()
+    learn = learner(metrics=mine, path=tmp_path)
+    learn.add_cb(ProgressCallback())
+    with pytest.raises(ValueError) as e, learn.no_logging(): quiet(learn.fit, 1, cbs=cb())
+    assert words in str(e.value) and learn.train_iter==0
+    with learn.no_logging(): quiet(learn.fit, 1, cbs=[SaveModelCallback('spread'), EarlyStoppingCallback('train_loss'), SaveModelCallback(every_epoch=True, fname='e')])
+    held = learner(dls(n_valid=8), path=tmp_path)
+    quiet(held.fit, 1, cbs=[SaveModelCallback(), Checkpoint(tmp_path/'ck', monitor='valid_loss')])
+    assert (tmp_path/'ck'/'best.pt').exists()

@@ -12,17 +12,19 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter, defaultdict, deque
 from contextlib import redirect_stdout
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
 from fastai.vision.all import (
-    Brightness, Callback, DataLoader, DataLoaders, ImageDataLoaders, Normalize, ProgressCallback, Resize, ValueMetric, aug_transforms, parent_label)
+    Adam, Brightness, Callback, CancelFitException, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, ImageDataLoaders, Learner, Normalize,
+    ProgressCallback, ReduceLROnPlateau, Resize, ValueMetric, aug_transforms, parent_label)
 from fastcore.script import CliError
 from PIL import Image
 from torch import nn
@@ -36,6 +38,7 @@ from self_supervised.callback import checkpoint_file
 from self_supervised.callback.checkpoint import Checkpoint, Due, checkpoint_files, newest_checkpoint, read_checkpoint
 from self_supervised.callback.checkpoint_file import write_sealed
 from self_supervised.cli import pretrain as pretrain_room
+from self_supervised.cli.pictures import read_held_out
 from self_supervised.cli.pretrain import pretrain
 from self_supervised.cli.report import write_report
 from self_supervised.cli.run_folder import free_folder, recorded_settings
@@ -43,7 +46,7 @@ from self_supervised.cli.terminal import History, steady_output
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
-from self_supervised.facts import as_made, data_facts, described, steps_of
+from self_supervised.facts import Texts, as_made, codes_of, data_facts, described, steps_of
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import Skipped
@@ -106,7 +109,8 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path):
         for i in range(5):
             while time.time()<start+.05*i: pass
             if not claim(tmp_path/str(i)): (tmp_path/f'{i}.{os.getpid()}').touch()
-        time.sleep(1)
+        (tmp_path/f'done{os.getpid()}').touch()
+        while len([*tmp_path.glob('done*')])<8: time.sleep(.01)   # who ends gives its folders away
     pids = []
     for _ in range(8):
         pids.append(os.fork())
@@ -1189,3 +1193,262 @@ def test_a_name_that_is_no_text_gets_a_report(tmp_path):
     (folder/'settings.json').write_text(json.dumps(dict(command='byol_pretrain r\udce9p', settings=dict(path='r\udce9p', views={}))))
     page = write_report(folder).read_bytes()
     assert page.count(rb'r\udce9p')>=2
+
+# Callbacks, functions and data of your own
+
+class Holding(Callback):
+    "State of kinds that are more than numbers and lists"
+    def before_fit(self):
+        self.seen,self.last,self.by,self.n = set(),deque(maxlen=3),defaultdict(list),Counter()
+        self.dice,self.drawn = [random.Random(1), np.random.default_rng(1), np.random.RandomState(1), torch.Generator().manual_seed(1)],[]
+        self.python,self.numpy,self.old,self.torch = self.dice
+    def after_batch(self):
+        if not self.training: return
+        i = self.train_iter
+        self.seen.add(i), self.last.append(i), self.by[i%2].append(i), self.n.update([i%3])
+        self.drawn.append((self.python.random(), float(self.numpy.random()), float(self.old.rand()), torch.rand(1, generator=self.torch).item()))
+
+def test_sets_counters_and_generators_of_a_callback_go_on(tmp_path):
+    "Left out in silence before; a `defaultdict` came back as a dictionary and ended the resumed run"
+    def state(learn):
+        cb = learn.holding
+        return [cb.seen, list(cb.last), cb.last.maxlen, dict(cb.by), cb.by['new'], cb.n, cb.n['new'], cb.drawn]
+    want = state(fit(tmp_path/'whole', learner_cbs=[Holding]))
+    assert in_child(fit, tmp_path/'cut', cbs=[Kill('after_batch', STEPS+2)], learner_cbs=[Holding])==-signal.SIGKILL
+    assert state(fit(tmp_path/'cut', learner_cbs=[Holding]))==want
+
+class Drawing(Noisy):
+    "Items that draw from a generator of the data set itself"
+    def __init__(self): super().__init__(); self.rng_of_mine = np.random.default_rng(0)
+    def __getitem__(self, i): return (super().__getitem__(i)[0]*(1-.1*float(self.rng_of_mine.random())),)
+
+def test_a_generator_in_a_data_set_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(test_checkpoint, 'Noisy', Drawing)
+    monkeypatch.setattr(test_checkpoint, 'loaders', lambda kind, bs=16: DataLoaders(*[DataLoader(Drawing(), bs=bs, shuffle=s, num_workers=0) for s in (True,False)]))
+    assert_survives(tmp_path, [Kill('after_batch', STEPS+3)], kind='0', epochs=2)
+
+class Thaw(Callback):
+    def before_epoch(self):
+        if self.epoch==1: self.learn.unfreeze()
+
+class SetMomentum(Callback):
+    def before_epoch(self):
+        if self.epoch==1: self.learn.byol.m = .3
+
+@pytest.mark.parametrize('cb', [Thaw, SetMomentum])
+def test_what_a_callback_changed_once_stays_changed(tmp_path, cb):
+    "Layers that were unfrozen, and a momentum that was set, in an epoch that a resumed run does not repeat"
+    def run(path, *cbs):
+        learn = make(path, cbs=[cb()], splitter=fit_room.byol_splitter)
+        learn.freeze()
+        with redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck', every=1), *cbs])
+        return outcome(learn)
+    want = run(tmp_path/'whole')
+    assert in_child(run, tmp_path/'cut', Kill('after_batch', 2*STEPS+2))==-signal.SIGKILL
+    assert_same(run(tmp_path/'cut'), want)
+
+def rolled(x): return x.roll(1, -1)
+def rolled_by_2(x): return x.roll(2, -1)
+rolled_by_2.__qualname__ = 'rolled'
+def as_is(x): return x
+
+class Sized(torch.utils.data.Dataset):
+    "A data set of one's own, with a setting"
+    def __init__(self, files, side=8): self.names,self.side = list(files),side
+    def __len__(self): return len(self.names)
+    def __getitem__(self, i):
+        with Image.open(self.names[i]) as im: return torch.tensor(np.asarray(im)/255., dtype=torch.float32)[None,:self.side]
+
+def sized(side=8, **kw): return lambda files: DataLoaders(TorchDL(Sized(files, side), 4, shuffle=False))
+
+class Between(Callback):
+    def __init__(self, at=1): self.at = at
+    def before_train(self): pass
+
+# What differs → arguments of `changed_learner` in the first run and in the second; a word of the warning or error
+later = {
+    'a whole number in a view': (dict(view=rolled), dict(view=rolled_by_2), 'the code of rolled'),
+    'a setting of the data set': (dict(side=8), dict(side=7), 'side=7'),
+    'its pictures': ({}, dict(other=True), 'other data'),
+    'a callback between batches': ({}, dict(cbs=[Between()]), 'Between(at=1)'),
+    'a tracker': (dict(cbs=[partial(ReduceLROnPlateau, 'train_loss', factor=10.)]), dict(cbs=[partial(ReduceLROnPlateau, 'train_loss', factor=2.)]), 'factor=2.0'),
+    'a tracker more': ({}, dict(cbs=[partial(EarlyStoppingCallback, 'train_loss', patience=9)]), 'EarlyStoppingCallback'),
+    'the optimizer\'s arguments': (dict(opt_func=partial(Adam, mom=.9)), dict(opt_func=partial(Adam, mom=.5)), 'mom=0.5'),
+    'frozen layers': ({}, dict(frozen=True), 'tensors to train'),
+    'the type of weights': ({}, dict(double=True), 'types of weights'),
+    'columns of the table': ({}, dict(metrics=ValueMetric(lambda: 1., 'probe')), 'probe')}
+
+def changed_learner(pics, view=as_is, side=8, other=False, cbs=(), opt_func=Adam, frozen=False, double=False, metrics=None):
+    files = sorted(pics.rglob('*.png'))[:8]
+    seed_everything(0)
+    model = create_byol_model(nn.Sequential(nn.Conv2d(1,4,3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), hidden_size=8, projection_size=4, bn=False)
+    if other: files = sorted(pics.rglob('*.png'))[4:12]
+    learn = byol_learner(sized(side)(files), model.double() if double else model, [view, as_is], cbs=[cb() if isinstance(cb, partial) else cb for cb in cbs],
+                         opt_func=opt_func, metrics=metrics, splitter=fit_room.byol_splitter)
+    if frozen: learn.freeze()
+    return learn
+
+@pytest.mark.parametrize('name', later)
+def test_a_later_difference_is_named(pics, tmp_path, name):
+    "And the same is welcome without a word"
+    was,now,word = later[name]
+    go(changed_learner(pics, **was), tmp_path/'ck')
+    quiet_words = [m for m in said(go, changed_learner(pics, **was), tmp_path/'ck') if 'ck' in m]
+    assert not quiet_words
+    try: messages = said(go, changed_learner(pics, **now), tmp_path/'ck')
+    except (ValueError, RuntimeError) as e: messages = [str(e).split('\n\t')[-1]]
+    assert any(word in m and 'ck' in m and len(m.splitlines())==1 for m in messages), messages
+
+def test_an_older_checkpoint_without_these_facts_goes_on(pics, tmp_path):
+    go(changed_learner(pics), tmp_path/'ck')
+    file = checkpoint_files(tmp_path/'ck')[-1]
+    state = read_checkpoint(file)
+    state['facts'] = {k: v for k,v in state['facts'].items() if k not in checkpoint_file._later} | dict(data={})
+    state.pop('trained')
+    torch.save(state, file)
+    assert not [m for m in said(go, changed_learner(pics, metrics=ValueMetric(lambda: 1., 'probe')), tmp_path/'ck') if 'ck' in m]
+
+def test_code_is_compared_in_one_version_of_python_and_without_its_words():
+    def f(x):
+        "A word"
+        return x[:3]
+    was = codes_of([f])
+    def f(x):
+        "Another"
+        # and a line more
+        return x[:3]
+    assert codes_of([f])==was and sys.version.startswith(was['python'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        checkpoint_file._warn_of_code(dict(python='3.1', codes={'f': ['a']}), dict(python='3.2', codes={'f': ['b']}), '')
+
+def test_another_number_of_steps_in_as_many_epochs_is_refused(tmp_path):
+    def run(n):
+        learn = make(tmp_path)
+        with redirect_stdout(io.StringIO()): learn.fit_byol(steps=n, cbs=Checkpoint(tmp_path/'ck'))
+    run(2*STEPS+2)
+    run(2*STEPS+2)
+    with pytest.raises(ValueError, match=f'number of steps {2*STEPS+2}, and this one has number of steps {2*STEPS+5}'): run(2*STEPS+5)
+
+# Several fits
+
+class KillLast(Kill):
+    "In the last fit of a script"
+    def _at(self, step):
+        if self.n_epoch==3: super()._at(step)
+
+def three_fits(path, *cbs, fits=(1,2,3)):
+    "Saves the network after each fit, and the log of each"
+    learn,keep = make(path).remove_cb(CSVLogger),Checkpoint(path/'ck', every=2)
+    with redirect_stdout(io.StringIO()):
+        for i,n in enumerate(fits):
+            learn.fit(n, cbs=[keep, CSVLogger(f'{i}.csv'), *cbs])
+            learn.save(f'after-{i}', with_opt=False)
+    return learn
+
+def test_between_two_fits_the_network_is_as_the_first_left_it(tmp_path):
+    "It was untrained there, when a script was resumed in a later fit, and what was saved there before was overwritten"
+    def end(learn): return flat([learn.model.state_dict(), learn.recorder.losses, learn.byol.momenta, torch.rand(1)])
+    want = end(three_fits(tmp_path/'whole'))
+    assert in_child(three_fits, tmp_path/'cut', KillLast('after_batch', STEPS+2))==-signal.SIGKILL
+    assert_same(end(three_fits(tmp_path/'cut')), want)
+    for i in range(3):
+        a,b = (torch.load(tmp_path/o/'models'/f'after-{i}.pth') for o in ('whole','cut'))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+        a,b = ([row.rpartition(',')[0] for row in (tmp_path/o/f'{i}.csv').read_text().splitlines()] for o in ('whole','cut'))
+        assert a==b and len(a)>1
+
+def test_an_end_that_is_not_kept_is_said(tmp_path):
+    assert in_child(three_fits, tmp_path, KillLast('after_batch', STEPS+2), fits=(1,1,1,3))==-signal.SIGKILL
+    assert len(checkpoint_files(tmp_path/'ck'))==4
+    messages = [m for m in said(three_fits, tmp_path, fits=(1,1,1,3)) if 'does not hold the end' in m]
+    assert len(messages)==1 and 'of fit 1, which is over' in messages[0]
+
+# Fits that do not begin, or not well
+
+def test_a_trial_that_was_broken_off_leaves_a_fit_that_is_saved_and_watched(tmp_path):
+    class Fail(Callback):
+        def after_batch(self): raise RuntimeError('on purpose')
+    learn = make(tmp_path, cbs=[Checkpoint(tmp_path/'ck')])
+    learn.add_cb(Fail())
+    with pytest.raises(RuntimeError), redirect_stdout(io.StringIO()): learn.lr_find(num_it=3, show_plot=False)
+    learn.remove_cb(Fail)
+    with redirect_stdout(io.StringIO()): learn.fit(1)
+    assert checkpoint_files(tmp_path/'ck') and learn.health.rows and 'spread' in learn.recorder.metric_names
+
+@pytest.mark.parametrize('event', ['before_fit', 'before_epoch', 'before_train'])
+def test_a_fit_that_is_cancelled_before_its_first_batch_saves_nothing(tmp_path, event):
+    learn = make(tmp_path, cbs=[Checkpoint(tmp_path/'ck', monitor='spread')]).remove_cb(CSVLogger)
+    def cancel(): raise CancelFitException
+    cb = Callback()
+    setattr(cb, event, cancel)
+    with redirect_stdout(io.StringIO()):
+        learn.fit(1, cbs=cb), learn.fit(0)
+        assert not checkpoint_files(tmp_path/'ck')
+        learn.fit(1), learn.fit(1, cbs=cb)
+    assert len(checkpoint_files(tmp_path/'ck'))==1
+
+@pytest.mark.parametrize('kw,cbs', [(dict(start_epoch=2), []), ({}, [ShortEpochCallback(.5)]), ({}, [ShortEpochCallback(.5, short_valid=False)])])
+def test_an_epoch_without_a_whole_row_has_no_best(tmp_path, kw, cbs):
+    "Columns are missing where `ShortEpochCallback` cuts, and the next one was taken"
+    learn = make(tmp_path)
+    with redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(tmp_path/'ck', monitor='spread'), *cbs], **kw)
+    assert (tmp_path/'ck'/'best.pt').exists()==bool(kw)
+
+def test_a_learner_with_a_checkpoint_is_exported_without_its_state(tmp_path):
+    def size(*cbs):
+        learn = make(tmp_path, cbs=cbs).remove_cb(CSVLogger)
+        with redirect_stdout(io.StringIO()): learn.fit(1)
+        learn.export()
+        return (tmp_path/'export.pkl').stat().st_size
+    assert size(Checkpoint(tmp_path/'ck'))<1.2*size()
+
+def test_texts_of_a_copy_are_of_its_objects():
+    texts = Texts()
+    a,b = partial(max, default=1),partial(max, default=2)
+    texts(a)
+    texts.known = {id(b): texts.known[id(a)]}   # as after a copy, when another object has got the number
+    assert texts(b)==described(b)!=described(a)
+
+def wrapped_fit(path):
+    "As MLflow's autologging wraps it"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    own = Learner.fit
+    Learner.fit = wraps(own)(lambda *args, **kwargs: own(*args, **kwargs))
+    fit(path, every=None, cbs=[Signal(signal.SIGTERM, STEPS+2)])
+
+def test_a_signal_saves_where_another_library_has_wrapped_fit(tmp_path):
+    assert in_child(wrapped_fit, tmp_path)==-signal.SIGTERM
+    assert newest_checkpoint(tmp_path/'ck')['position']['step']==STEPS+3
+
+PRETRAIN = '''
+import sys
+sys.path.insert(0, {root!r})
+from self_supervised.cli.pretrain import pretrain
+pretrain(out='run', epochs=1, hidden_size=16, projection_size=8)
+'''
+
+def test_pretrain_in_a_script_of_ones_own_goes_on_without_its_output(tmp_path):
+    with broken_output() as out:
+        res = subprocess.run([sys.executable, '-W', 'ignore', '-c', PRETRAIN.format(root=str(HERE.parent))], cwd=tmp_path, stdout=out, stderr=subprocess.PIPE,
+                             text=True, env=os.environ | dict(MPLBACKEND='Agg'))
+    assert res.returncode==0 and 'Error' not in res.stderr, res.stderr
+    assert (tmp_path/'run'/'report.html').exists()
+
+def test_lines_lost_in_a_function_are_warned_of(monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', open('/dev/full', 'w'))
+    def lines():
+        with steady_output(): print('a')
+    assert said(lines)==['some lines were not printed (No space left on device). Free some space.']
+    with pytest.raises(CliError), steady_output('byol_x'): lines()   # inside of a command that tells it
+
+def test_pictures_that_came_before_the_first_checkpoint_are_in_the_record(tmp_path, pics, monkeypatch):
+    "Killed before its first save, and resumed on more pictures: the list of those held out was that of the first start"
+    def ends(*args, **kwargs): raise KeyboardInterrupt
+    kw = dict(out=tmp_path/'run', arch='tiny_resnet', size=8, bs=4, epochs=1, hidden_size=16, projection_size=8, progress=False)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt), redirect_stdout(io.StringIO()):
+        m.setattr(pretrain_room, 'fit_run', ends)
+        pretrain(pics, **kw)
+    for f in list(pics.rglob('*.png')): Image.open(f).rotate(90).save(f.with_stem(f'new{f.stem}'))
+    with redirect_stdout(io.StringIO()): learn,*_ = pretrain(pics, resume=True, out=tmp_path/'run', progress=False)
+    assert {Path(o).name for o in read_held_out(tmp_path/'run')}=={Path(o).name for o in learn.dls.valid_ds.items}

@@ -6,7 +6,7 @@ from functools import partial
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.schedule import ParamScheduler, SchedCos
+from fastai.callback.schedule import ParamScheduler, SchedCos   # brings `fit_one_cycle`, too
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -76,7 +76,7 @@ def test_rates_for_lars():
     assert n_warnings(LARS, 3.2)==0 and n_warnings(partial(OptimWrapper, opt=torch.optim.AdamW), 3.2)==1
     assert n_warnings(Adam, cbs=ParamScheduler({'lr': warmup_cosine(3.2,.1)}))==1   # the rate a scheduler will reach
 
-def test_small_batches(): assert n_warnings(LARS, bs=127)==1 and n_warnings(LARS, bs=8, bn=False)==0
+def test_small_batches(): assert n_warnings(LARS, 3.2, bs=127)==1 and n_warnings(LARS, 3.2, bs=8, bn=False)==0
 
 def test_nothing_to_warn_of_without_an_optimizer(): assert check_recipe(learner(bs=128))==[]
 
@@ -159,3 +159,22 @@ def test_a_plain_loop():
         opt.step()
         opt.zero_grad()
     assert p.max()<1
+
+def test_rates_for_adam():
+    "`fit_one_cycle(3, 1e-3)` after `fit_byol` trains by LARS still, which hardly moves at such a rate; `validate` is no fit"
+    assert [n_warnings(LARS, lr) for lr in (1e-3, .01, 3.2, 0.)]==[1,0,0,0]
+    sgd = byol_recipe(10, 64, 'sgd').opt_func
+    assert n_warnings(sgd, 1e-3)==0 and n_warnings(LARS, cbs=ParamScheduler({'lr': warmup_cosine(1e-3,.1)}), lr=None)==1
+    learn = learner(LARS, lr=1e-3)
+    learn.create_opt()
+    with learn.lock: assert check_recipe(learn)==[]
+
+def test_the_momentum_that_a_schedule_left_is_not_the_recipes():
+    "`fit_one_cycle` raises it to .95, and an optimizer that is kept kept it"
+    learn = parts(opt_func=LARS)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(action='ignore'): learn.fit_one_cycle(1, .1)
+    opt = learn.opt
+    assert opt.hypers[0]['mom']!=.9
+    assert fit(learn, 1).opt is opt and opt.hypers[0]['mom']==.9
+    own = parts(opt_func=partial(LARS, mom=.8))
+    for _ in range(2): assert fit(own, 1).opt.hypers[0]['mom']==.8

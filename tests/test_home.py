@@ -31,6 +31,7 @@ from self_supervised.data.sources import picture_items
 from self_supervised.evaluate.features import compare_features
 from self_supervised.fit import *
 from self_supervised.layers import create_encoder
+from self_supervised.recipes import warmup_cosine
 from self_supervised.transfer.encoder_file import save_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 
@@ -269,16 +270,13 @@ def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, m
 
 # ---- collapse
 
-class Break(Callback):
-    "Replace what the encoder has learned by a single direction, from one epoch on"
-    def __init__(self, epoch): self.at = epoch
-    def before_batch(self):
-        if self.training and self.epoch>=self.at:
-            with torch.no_grad(): self.learn.model.projector[-1].weight.mul_(0).add_(1e-3)
+class Alarm(Callback):
+    "A collapse in each epoch, whatever the rate"
+    def after_train(self): self.learn.health.ill['collapse'] = 'on purpose'
 
 def test_a_collapsed_run_ends_with_the_last_good_network_and_says_so(capsys):
     seen = []
-    learn = learner(Mend(on_change=seen.append), bn=False)
+    learn = learner(Mend(on_change=seen.append), Alarm())
     was = {k: v.clone() for k,v in learn.model.state_dict().items()}
     fit(learn, 8, 'adamw', lr=4e-3, m=.9, warmup_epochs=0)
     mended = learn.mend.mended
@@ -518,3 +516,19 @@ def test_views_follow_the_look_of_the_pictures_unless_you_name_them(tmp_path, ho
     pretrain(path, tmp_path/'b', views='photo', **kw)
     used = [json.loads((tmp_path/o/'settings.json').read_text())['settings']['views'] for o in 'ab']
     assert used[0]['flip_p']==0 and used[1]['flip_p']==.5
+
+# ---- the rate after a collapse
+
+def test_after_a_collapse_the_rate_is_really_half():
+    "It was printed and recorded as half; the schedule, which comes later in a batch, had set it back"
+    class Rates(Callback):
+        order = 100
+        def before_fit(self): self.seen = {}
+        def before_step(self): self.seen.setdefault(self.epoch, []).append((self.opt.hypers[-1]['lr'],self.pct_train))
+    learn = fit(learner(Mend(), Rates(), Alarm()), 4, 'adamw', lr=4e-3, m=.9, warmup_epochs=1)
+    starts = [o['epoch'] for o in learn.mend.mended]
+    assert starts==[1,2] and [o['lr'] for o in learn.mend.mended]==pytest.approx([2e-3,1e-3])
+    want = warmup_cosine(4e-3, 1/4)
+    for epoch,rates in learn.rates.seen.items():
+        part = .5**sum(epoch>=o for o in starts)
+        assert [o for o,_ in rates]==pytest.approx([want(pct)*part for _,pct in rates])

@@ -14,7 +14,8 @@ from self_supervised.core import seed_everything
 from self_supervised.data.arrays import TensorData, TensorDL, tensor_dls
 from self_supervised.evaluate.labelled import labelled_parts
 from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
-from self_supervised.callback.health import Health, Latest, symptoms
+from self_supervised.callback import health
+from self_supervised.callback.health import Health, Latest, projection_metrics, symptoms
 from self_supervised.callback.probe import Probe
 from self_supervised.data.tables import get_vector_aug_pipelines
 from self_supervised.vision.byol import BYOL, BYOLModel, create_byol_model, get_byol_aug_pipelines
@@ -471,3 +472,39 @@ def test_encoders_that_keep_their_map():
     learn = Learner(tensor_dls(x[:256], bs=64), model, cbs=BYOL(get_byol_aug_pipelines(8, **GREY)))
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     assert 1 <= learn.health.rows[-1]['feature_rank'] <= 16
+
+# A slow shrink, as on 320 grey faces: spread .85 → .65, mean cosine .15 → .47, rank of the projections 150 → 21, features as good as before
+
+def shrunk(cosine, rank, n=512, d=256):
+    "Projections with a mean cosine and a number of directions, beside the one they have in common"
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(n, d-1, generator=g)
+    z[:, rank:] = 0
+    z = nn.functional.normalize(z, dim=1)*(1-cosine)**.5
+    return torch.cat([z, torch.full((n,1), cosine**.5)], 1) @ torch.linalg.qr(torch.randn(d, d, generator=g))[0]
+
+def slow_shrink():
+    torch.manual_seed(0)
+    feats = torch.randn(512, 128)
+    before,*rows = [projection_metrics(feats, shrunk(c, r)) for c,r in ((.15,200), (.2,120), (.3,60), (.4,26), (.45,24), (.47,23))]
+    return before,[o | dict(update=.005) for o in rows]
+
+def test_a_slow_shrink_is_named(monkeypatch):
+    "It is wide enough to be no collapse; named once it has lasted two epochs"
+    before,rows = slow_shrink()
+    assert all(o['spread']>.6 for o in rows) and rows[-1]['rank']<.2*before['rank']
+    found = [list(symptoms(rows[:i+1], before)) for i in range(len(rows))]
+    assert found[0]==found[1]==[] and found[-1]==['shrinking'] and sum(map(bool, found))>=1
+    assert re.search(r'the projections shrink: spread 0\.\d\d of 0\.\d\d, rank \d+ of \d+ in the first steps', symptoms(rows, before)['shrinking'])
+    monkeypatch.setitem(health.limits, 'rank_few', 0.)   # switched off
+    assert not symptoms(rows, before)
+
+def test_a_slow_shrink_is_warned_of_in_training(monkeypatch):
+    "By the callback, with a cause and a cure"
+    learn = tiny(n=64, bs=16)
+    before,rows = slow_shrink()
+    it = iter(rows)
+    learn.health.before = before
+    monkeypatch.setattr(Health, '_metrics', lambda self: next(it) | dict(lr=1e-3))
+    with listening() as said: learn.fit(5, 1e-3)
+    assert len(said)==1 and 'the projections shrink' in said[0] and 'raise m' in said[0]

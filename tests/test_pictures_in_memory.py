@@ -1,5 +1,6 @@
 "Pictures that are kept in memory are those that would be read, and each file is decoded once"
 import json, pickle
+from weakref import WeakSet
 
 import numpy as np, pytest, torch
 from fastai.data.transforms import parent_label
@@ -157,3 +158,17 @@ def test_a_transform_that_writes_does_not_change_what_is_kept(tmp_path):
         kept = Kept(PictureReader(1, size))
         kept(tmp_path/'a.png').zero_()
         assert kept(tmp_path/'a.png').max()>0
+
+def test_loaders_share_the_memory(tmp_path, monkeypatch):
+    "The one that was not used for longest makes room"
+    write(tmp_path, n=30)
+    a,b,c = (image_dls(tmp_path, 16, n_in=1, valid=0., bs=10, device='cpu', keep=True) for _ in range(3))
+    keeps = [dls.train_ds.opener.read for dls in (a,b,c)]
+    monkeypatch.setattr(Kept, 'alive', WeakSet(keeps))   # others may not be collected yet
+    for k in keeps: k.most = 60*16*16
+    for dls in (a,b,a,c): epoch(dls)
+    assert [len(k.pictures) for k in keeps]==[30,0,30] and [k.n_bytes for k in keeps]==[30*16*16,0,30*16*16]
+    epoch(b)
+    assert [len(k.pictures) for k in keeps]==[0,30,30]
+    del b,dls
+    assert len(epoch(c))==3

@@ -47,3 +47,14 @@ def test_the_components_are_those_of_an_svd():
     q = (u@torch.linalg.svd(u, full_matrices=False)[2][:2].T).numpy()
     assert np.allclose(abs(points), abs(q), rtol=0, atol=1e-3)
     assert np.allclose(share, (q**2).sum(0)/(u**2).sum().item(), rtol=0, atol=1e-4)
+
+def test_a_label_has_its_own_name_where_others_do_not_occur():
+    "The names moved up: of pictures with labels 0 and 2, the latter had the name of 1"
+    def names(labels, vocab):
+        ax = plot_embedding(torch.rand(4,3), labels, vocab=vocab)
+        return [o.get_text() for o in ax.get_legend().get_texts()]
+    assert names(torch.tensor([0,2,2,0]), ['cat','dog','fox'])==['cat','fox']
+    assert names([True,True,True,False], ['no','yes'])==['no','yes'] and names([1.,1.,2.,2.], list('abc'))==['b','c']
+    assert names([10,20,20,10], ['ten','twenty'])==['ten','twenty'] and names(list('xyyx'), ['X','Y'])==['X','Y']
+    with pytest.raises(ValueError, match='does not name 4 labels'): names(list('abcd'), ['a','b'])
+    plt.close('all')

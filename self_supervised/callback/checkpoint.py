@@ -20,7 +20,7 @@ from fastai.torch_core import get_model, rank_distrib
 from ..core import check_at_least, check_whole, checked, device_of, invalid, plural
 from ..facts import Texts
 from ..owner import release
-from .core import AttachedCallback
+from .core import AttachedCallback, is_never_computed, no_validation
 from .ranks import any_rank, most
 from .guard import Guard, finite
 from .state import learner_state, set_learner_state, unpack
@@ -80,19 +80,27 @@ class BestValue:
     def check(self,
         recorder:Recorder, # Recorder, in a fit
     )->None:
-        "Raise unless the recorder has the metric"
-        if self.monitor is not None: self._column(recorder)
+        "Raise unless the recorder has the metric, and data to compute it from"
+        if self.monitor is None: return
+        self._column(recorder)
+        if is_never_computed(self.monitor, recorder.learn): raise no_validation(f'monitor={self.monitor!r}')
 
     def improved(self,
         recorder:Recorder, # Recorder, after an epoch
     )->bool: # True on every rank if it was on one
         "Note the value of the last epoch if it is the best"
-        value = None if self.monitor is None else recorder.values[-1][self._column(recorder)]
+        value = None if self.monitor is None else self._latest(recorder)
         known = value is not None and bool(np.isfinite(value))   # nothing is better, or worse, than nan
         better = known and (self.value is None or bool(self.comp(value, self.value)))
         if not any_rank(better): return False
         if known: self.value = value
         return True
+
+    def _latest(self, recorder):
+        "Value in the last row; None without a whole one, as where `start_epoch` skips or `ShortEpochCallback` cuts"
+        row = recorder.values[-1] if len(recorder.values) else []
+        is_whole = len(row)==len(recorder.metric_names[1:])-recorder.add_time
+        return row[self._column(recorder)] if is_whole else None
 
     def _column(self, recorder):
         "Place of the metric in a row of the recorder"
@@ -110,7 +118,7 @@ class Checkpoint(AttachedCallback):
         path:str|Path, # Folder of this run's checkpoints, made if missing
         every:int|None=None, # Save every `every` batches; None with `minutes=None` saves after each epoch
         minutes:float|None=None, # Save every so many minutes; 0 saves after each batch
-        keep:int=2, # Number of newest checkpoints to keep, 1 or more
+        keep:int=2, # Number of newest checkpoints to keep, 1 or more, and of ends of earlier fits in a script
         monitor:str|None=None, # Keep the best epoch by this metric as `best.pt`. Not a loss: collapse has the lowest
         comp:Callable|None=None, # Is the first better than the second? None: less for a loss or an error, else more
         resume:bool=True, # Continue the run in `path`? False refuses a folder that holds one
@@ -137,7 +145,7 @@ class Checkpoint(AttachedCallback):
 
     def before_fit(self):
         "Continue the run in the folder, if there is one"
-        self.run = _in_training(self.learn)
+        self.pause(not _in_training(self.learn))
         if not self.run: return
         _check_alone(self.learn.cbs)
         self.detached(self.learn)   # from a fit that was interrupted
@@ -152,6 +160,7 @@ class Checkpoint(AttachedCallback):
 
     def _go_on(self, position):
         if position['fit']>self.fit_no:   # this fit was over when the later one began
+            _warn_not_kept(self.folder, self.fit_no)
             self.complete = True
             raise CancelFitException
         check_same(self.saved, self.facts, get_model(self.model), self.folder)
@@ -194,7 +203,8 @@ class Checkpoint(AttachedCallback):
         if _in_bad_row(self.learn): asked,due = signum>0,False   # a signal does not wait for better steps
         able = self.training or self.trained    # a validation may come without training
         if not (able and (due or asked)): return
-        self.save(self.trained or self.state(done))
+        # A loader may have more batches than it says: the state after the last it stated is not that of now
+        self.save(self.trained if last or not self.training else self.state(done))
         self.signals.end(signum)
 
     def after_epoch(self):
@@ -208,8 +218,9 @@ class Checkpoint(AttachedCallback):
 
     def after_fit(self):
         "Note that the fit is finished, if it was ended early"
-        if not self.complete and any_rank(bool(torch.isfinite(self.loss).all())): self.save(self.state(finished=True))
+        if not self.complete and any_rank(_is_trained(self.learn)): self.save(self.state(finished=True))
         self.fit_no += 1
+        self.trained = None
         self.detached(self.learn)   # from here on a signal acts at once
         self.signals.end(most(self.signals.noted), listen=False)   # one that came in the last save
 
@@ -253,6 +264,11 @@ def _in_training(learn):
     "Is this a fit? `validate` and `get_preds` hold the lock"
     return not (learn.lock.locked() or hasattr(learn, 'lr_finder'))
 
+def _is_trained(learn):
+    "Has a batch passed, with a finite loss? A fit may be cancelled before"
+    if not learn.train_iter or learn.loss is None: return False
+    return bool(torch.isfinite(learn.loss).all())
+
 def _settle(learn):
     "Wait for the guard's verdict on the last batch"
     for cb in learn._grab_cbs(Guard): cb.settle()
@@ -271,6 +287,10 @@ def _warn_not_finite(folder, position):
     there = f'{have[-1].name} stays the newest checkpoint' if have else 'there is no checkpoint'
     seen = f"Step {position['step']} was not saved, since the weights are not finite"
     warnings.warn(f'{seen}; {there} in {str(folder)!r}. Lower lr, since the network has diverged.')
+
+def _warn_not_kept(folder, fit_no):
+    warnings.warn(f'{str(folder)!r} does not hold the end of fit {fit_no+1}, which is over: until a later fit begins, '
+                  'the network is as it was before. Save and measure nothing there, or begin with a larger keep.')
 
 def _check_alone(cbs):
     if sum(isinstance(cb, Checkpoint) for cb in cbs)<2: return

@@ -6,11 +6,13 @@
 __all__ = ['checkpoint_files', 'read_checkpoint', 'newest_checkpoint']
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #imports
+import math
 import os
 import pickle
 import re
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, TerminateOnNaNCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from torch import nn
@@ -26,7 +29,7 @@ from torch import nn
 from ..core import (
     batch_size_of, checked, first_line, how_to_write, invalid, second_name, shape_in_words, write_atomic)
 from ..owner import claim
-from ..facts import Texts, as_made, data_facts, n_changed, steps_of
+from ..facts import Texts, as_made, codes_of, data_facts, n_changed, settings_of, steps_of
 from .ranks import once
 from .replay import workers_of
 
@@ -142,7 +145,7 @@ def newest_checkpoint(
 def write_checkpoint(
     folder:Path, # Existing folder of a run
     state:dict, # Tensors and plain values, with a 'position'
-    keep:int|None, # Number of newest checkpoints to keep; None keeps all
+    keep:int|None, # Number of newest checkpoints to keep, and of ends of fits before; None keeps all
     best:bool, # Write it as `best.pt`, too?
 )->None:
     "Write a checkpoint and delete the oldest; warn when it cannot be written"
@@ -156,8 +159,15 @@ def write_checkpoint(
         if not isinstance(disk, OSError): raise
         return _warn_not_written(file, disk)
     if keep is None: return
+    for f in _to_delete(checkpoint_files(folder), file, keep): f.unlink(missing_ok=True)
+
+def _to_delete(files, file, keep):
+    "List all but the `keep` newest of this fit, and the ends of as many fits before it"
     # Files behind this one are damaged, or of a run that was gone on with before them: they do not count
-    for f in [f for f in checkpoint_files(folder) if f.name<=file.name][:-keep]: f.unlink(missing_ok=True)
+    files = [f for f in files if f.name<=file.name]
+    mine = [f for f in files if _fit_of(f)==_fit_of(file)]
+    ends = list({_fit_of(f): f for f in files if f not in mine}.values())
+    return [f for f in files if f not in mine[-keep:] and f not in ends[-keep:]]
 
 def _file_name(fit, step, **_): return f'fit{fit:03}-step{step:09}.pt'
 
@@ -174,7 +184,7 @@ def find_checkpoint(
     resume:bool, # May there be checkpoints before the first fit?
     device, # Device for tensors that were on a GPU
 )->dict: # Empty if there is none of this fit or a later one
-    "Return the checkpoint to continue from; every rank must call it"
+    "Return the checkpoint to continue from, for an earlier fit its end if that is kept; every rank must call it"
     files = _open_folder(folder)
     if not files: return {}
     if not resume and not fit_no:
@@ -182,7 +192,18 @@ def find_checkpoint(
                       'Pass resume=True to go on with it, or another folder')
     if _fit_of(files[-1])<fit_no: return {}
     saved = newest_checkpoint(folder, device)
-    return saved if saved['position']['fit']>=fit_no else {}   # newer files may be damaged
+    if saved['position']['fit']<fit_no: return {}   # newer files may be damaged
+    return saved if saved['position']['fit']==fit_no else _end_of(files, fit_no, device) or saved
+
+def _end_of(files, fit_no, device):
+    "Read the last checkpoint of an earlier fit; empty if its end is not kept"
+    last = [f for f in files if _fit_of(f)==fit_no][-1:]
+    try: state = read_checkpoint(last[0], device) if last else {}
+    except (FileNotFoundError, ValueError): state = {}
+    where = state.get('position', {})
+    if not state: return {}
+    is_end = where['finished'] or not where['batch'] and where['epoch']>=state['facts'].get('epochs', math.inf)
+    return state if is_end else {}
 
 def _fit_of(file): return int(file.name[3:6])
 
@@ -218,8 +239,34 @@ def fit_facts(
     facts |= _loader_facts(learn.dls.train) | {LOADER: [text(o, as_made) for o in steps_of(learn.dls.train)]}
     facts |= _opt_facts(learn.opt)
     facts |= {'callbacks': _changing(learn.cbs), OWN: _own_callbacks(learn.cbs, text), 'loss': text(learn.loss_func)}
-    facts |= _views(learn.cbs, text) | _compiled(get_model(learn.model))
+    facts |= _views(learn.cbs, text) | _compiled(get_model(learn.model)) | _later_facts(learn, text)
     return facts | {f'schedule of {k}': _points(f) for k,f in _curves(learn.cbs).items()}
+
+# An older checkpoint does not have these
+TRACKERS,BETWEEN,MADE = 'trackers','callbacks of your own between batches','way to make the optimizer'
+SETTINGS,COLUMNS,CODES = 'settings of the data set','columns','codes'
+
+def _later_facts(learn, text):
+    "Return facts of which some are only warned of, since they may change training or not"
+    data = getattr(learn.dls.train, 'dataset', None)
+    weights = list(get_model(learn.model).parameters())
+    return {'number of steps': next((cb.n for cb in learn.cbs if cb.name=='step_limit'), None),
+            'tensors to train': sum(p.requires_grad for p in weights),
+            'types of weights': sorted({str(p.dtype).removeprefix('torch.') for p in weights}),
+            TRACKERS: sorted(as_made(cb) for cb in learn.cbs if isinstance(cb, _trackers)),
+            BETWEEN: _own_callbacks(learn.cbs, text, _acts_between),
+            MADE: [text(learn.opt_func) if isinstance(learn.opt_func, partial) else _name(learn.opt_func)],
+            SETTINGS: [settings_of(data)],
+            COLUMNS: list(getattr(learn.recorder, 'metric_names', [])),
+            CODES: codes_of(_your_objects(learn, data))}
+
+def _name(f): return getattr(f, '__name__', type(f).__name__)
+
+def _your_objects(learn, data):
+    "List what may hold code of your own that changes training"
+    byol = next((cb for cb in learn.cbs if cb.name=='byol'), None)
+    views = getattr(byol, 'augs', None) or []
+    return [learn.loss_func, learn.opt_func, *views, *steps_of(learn.dls.train), data, *map(type, learn.cbs)]
 
 def _layers(net):
     "Describe the layers of a network, those without weights too: a pooling, an activation"
@@ -266,11 +313,13 @@ def _changing(cbs):
 OWN = 'callbacks of your own'
 # Those that act there can change a step; others log
 _acts = 'before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step'
+_acts_between = 'before_epoch','before_train','after_train'
+_trackers = EarlyStoppingCallback,ReduceLROnPlateau,TerminateOnNaNCallback
 
-def _own_callbacks(cbs, text):
-    "List your own callbacks that act between a batch and its step"
+def _own_callbacks(cbs, text, acts=_acts):
+    "List your own callbacks that act in some events, at first those between a batch and its step"
     own = [cb for cb in cbs if type(cb).__module__.split('.')[0] not in ('fastai','self_supervised')]
-    return sorted(text(cb, as_made) for cb in own if any(hasattr(type(cb), o) for o in _acts))
+    return sorted(text(cb, as_made) for cb in own if any(hasattr(type(cb), o) for o in acts))
 
 LOADER = 'steps of the loader'
 
@@ -292,6 +341,9 @@ def _curves(cbs:Iterable[Callback])->dict:
     if byol is not None: curves["the target's momentum"] = byol.sched
     return curves
 
+_later = {'loss', 'number of steps', 'tensors to train', 'types of weights',
+          TRACKERS, BETWEEN, MADE, SETTINGS, COLUMNS, CODES}
+
 def check_same(
     saved:dict, # A checkpoint
     now:dict, # Facts of this fit
@@ -306,9 +358,11 @@ def check_same(
         # An older checkpoint says nothing of data, callbacks and views; or of the loader
         if 'data' not in was and (k in ('data','callbacks') or k.startswith('operation ')): continue
         if OWN not in was and (k in (OWN,LOADER) or _is_the_function(k, was, now)): continue
-        if k=='network' or k=='loss' and k not in was: continue
+        if k=='network' or k in _later and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
-        elif k==OWN: _warn_of_others(k, was[k], now[k], given)
+        elif k in (OWN,TRACKERS,BETWEEN,MADE,SETTINGS): _warn_of_others(k, was[k], now.get(k, []), given)
+        elif k==COLUMNS: _warn_of_columns(was[k], now.get(k, []), given)
+        elif k==CODES: _warn_of_code(was[k], now.get(k, {}), given)
         elif k==LOADER: _check_steps(was[k], now[k], given, fix)
         elif was.get(k)!=now.get(k):
             raise invalid(given, _differ(k, was, now), fix)
@@ -325,16 +379,16 @@ def check_same(
 def _check_data(was, now, given):
     "Raise if pictures or labels have changed; warn if the contents of some files have"
     for k in ('names','labels'):
-        if was.get(k)==now.get(k): continue
+        if was.get(k)==now.get(k) or k not in was: continue   # an older checkpoint may not have found them
         raise invalid(given, f'holds a fit on other data: the {k} of its pictures differ from those of now',
                       'Put the data back, or pass another folder')
     then,here = was.get('contents') or [],now.get('contents') or []
     changed = n_changed(then, here)
     seen = f'{changed} of {len(then)} pictures that were looked at'
-    if 2*changed>len(then):
+    if then and 2*changed>len(then):
         raise invalid(given, f'holds a fit on other data: the contents of {seen} differ from those of now',
                       'Put the data back, or pass another folder')
-    if changed: warnings.warn(f'{given}: the contents of {seen} differ from those that the fit began with. '
+    if then and changed: warnings.warn(f'{given}: the contents of {seen} differ from those that the fit began with. '
                               'It goes on, but not to the same end. Put the data back to repeat it.')
 
 def _is_the_function(k, was, now):
@@ -355,6 +409,19 @@ def _warn_of_others(name, was, now, given):
     then,here = _apart(*(', '.join(o) or 'none' for o in ((gone,new) if gone or new else (was,now))))
     warnings.warn(f'{given}: the fit began with {then} as {name}, and goes on with {here}. If they change training, '
                   'it will not end as it would have. Pass the same to repeat it.')
+
+def _warn_of_columns(was, now, given):
+    "Warn if the training table gets other columns"
+    if was==now: return
+    warnings.warn(f"{given}: the table began with the columns {', '.join(was)}, and goes on with {', '.join(now)}. "
+                  'Rows of a log file no longer fit its heading. Pass the same metrics to keep it whole.')
+
+def _warn_of_code(was, now, given):
+    "Warn if code of your own has changed; other versions of Python make other code of the same text"
+    if was['python']!=now.get('python'): return
+    names = sorted(k for k in was['codes'].keys()&now['codes'].keys() if was['codes'][k]!=now['codes'][k])
+    if names: warnings.warn(f"{given}: the code of {', '.join(names[:5])} has changed since the fit began. If that "
+                            'changes training, it will not end as it would have. Put it back to repeat it.')
 
 def _differ(name, was, now):
     "Say that a fact differs in two dictionaries"

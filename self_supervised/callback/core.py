@@ -10,8 +10,10 @@ from functools import partial
 
 from torch import nn
 from fastai.callback.core import Callback
-from fastai.learner import Learner, Recorder, ValueMetric
+from fastai.learner import AvgMetric, Learner, Recorder, ValueMetric
 from fastai.torch_core import get_model
+
+from ..core import invalid
 
 # %% ../../nbs/40_callback.core.ipynb #attached
 class AttachedCallback(Callback):
@@ -26,6 +28,20 @@ class AttachedCallback(Callback):
         self._learn = learn
         if learn is not None: self.attached(learn)
 
+    paused = False   # is it switched off by itself, for the fit at hand?
+
+    def pause(self,
+        off:bool, # Is this no fit for it, such as `lr_find`?
+    )->None:
+        "Switch this callback off until the fit ends; if an error ends it, until the next fit begins"
+        self.paused = off
+        self.run = not off
+
+    def __call__(self, event_name):
+        if event_name=='before_fit' and self.paused: self.run = True   # the fit before was broken off
+        if event_name in ('before_fit','after_fit'): self.paused = False
+        return super().__call__(event_name)
+
     def attached(self,
         learn:Learner, # Learner that this callback was added to
     )->None:
@@ -35,6 +51,23 @@ class AttachedCallback(Callback):
         learn:Learner, # Learner that this callback was removed from
     )->None:
         "Remove all that `attached`, or an interrupted fit, has added"
+
+# %% ../../nbs/40_callback.core.ipynb #validation_code
+def is_never_computed(
+    metric:str, # Name of a column of the training table
+    learn:Learner, # Learner with data
+)->bool:
+    "Is a column a mean over held-out data, and is there none?"
+    try: n = len(learn.dls[1]) if len(learn.dls.loaders)>1 else 0
+    except TypeError: n = 1   # a stream
+    return not n and metric in ['valid_loss', *(m.name for m in learn.metrics if isinstance(m, AvgMetric))]
+
+def no_validation(
+    given:str, # Callback and argument, for the error
+)->ValueError:
+    "Make the error for a callback that watches held-out data where there is none"
+    return invalid(given, 'watches held-out data, and there is none',
+                   "Pass monitor='spread' or 'train_loss', or hold some pictures out")
 
 # %% ../../nbs/40_callback.core.ipynb #21c006
 class MetricCallback(AttachedCallback):
@@ -49,7 +82,7 @@ class MetricCallback(AttachedCallback):
     def before_fit(self):
         "Add the metrics, unless this is `lr_find` or `get_preds`: neither has epochs to report"
         self._remove_metrics(self.learn)   # of a fit that was interrupted
-        self.run = not any(hasattr(self.learn, o) for o in ('lr_finder','gather_preds'))
+        self.pause(any(hasattr(self.learn, o) for o in ('lr_finder','gather_preds')))
         if not self.run: return
         self.latest = {}
         self.added = [ValueMetric(partial(self.value, o), o) for o in self.columns]

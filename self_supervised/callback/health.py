@@ -22,6 +22,7 @@ from ..layers import PoolFlat
 from ..lars import LARS
 from ..evaluate.features import effective_rank, mean_cosine, spread
 from .core import MetricCallback
+from .ranks import any_rank, once
 
 # %% ../../nbs/44_callback.health.ipynb #21c008
 def projection_metrics(
@@ -100,6 +101,8 @@ limits = dict(
     point=.02,              # spread below: they are nearly a point
     falling=.9,             # spread below this part of its highest since they are narrow: it falls
     rank_kept=.9,           # rank below this part of its value in the first steps: too low if the spread falls
+    rank_few=.2,            # rank below this part of its value in the first steps: few directions are left
+    near=.35,               # mean cosine above: pictures lie near to each other, though not yet narrow
     rank_half=.5,           # rank below this part of its value in the first steps: too low in any case
     feature_rank_kept=.45,  # feature_rank below this part of its value in the first steps: too low
     update=.05,             # change of the weights by one step, relative to them, above: too large
@@ -126,9 +129,15 @@ def symptoms(
         found['standing target'] = f"the target stands still: momentum {now['momentum']:.6g}"
     if now['update']>limits['update']:
         found['large steps'] = f"a step changes {now['update']:.0%} of the weights, and a healthy one less than 5 %"
+    if not found and len(rows)>1 and all(_shrinks(o, before) for o in rows[-2:]):
+        found['shrinking'] = (
+            f"the projections shrink: spread {now['spread']:.2f} of {before['spread']:.2f}, rank {now['rank']:.0f} of "
+            f"{before['rank']:.0f} in the first steps; the network may learn less than it could")
     return found
 
 def _is_narrow(row): return row['spread']<limits['spread'] or row['mean_cosine']>limits['mean_cosine']
+
+def _shrinks(row, before): return row['rank']<limits['rank_few']*before['rank'] and row['mean_cosine']>limits['near']
 
 def _collapses(narrow, before):
     "Judge the epochs, the last one first, since the projections are narrow"
@@ -256,12 +265,18 @@ class Health(MetricCallback):
 
     def after_train(self):
         "Once per epoch: compute the metrics, and warn of symptoms"
-        if len(self.kept)<2: return
-        self.latest = self._metrics()
-        # The first rows are those of a network in its first steps; an epoch with fewer stands for them, as it ends
-        if self.before is None: self.before = projection_metrics(*self.first) if self.first else dict(self.latest)
+        if any_rank(len(self.kept)<2): return
+        # All ranks judge by the figures of rank 0: a fit ends, or goes back, on all of them or on none
+        self.latest,self.before = once(self._figures)
         self.rows.append(self.latest)
         self._warn()
+
+    def _figures(self):
+        "Return the metrics of now, and of the first steps"
+        now = self._metrics()
+        # The first rows are those of a network in its first steps; an epoch with fewer stands for them, as it ends
+        first = projection_metrics(*self.first) if self.first else dict(now)
+        return now,(first if self.before is None else self.before)
 
     def after_validate(self):
         if not self.trained and len(self.kept)>1: self.latest = projection_metrics(*self.kept.rows())

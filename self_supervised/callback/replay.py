@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/47_callback.replay.ipynb #imports
-import random
 from collections.abc import Callable
 from itertools import islice
 
@@ -18,7 +17,7 @@ from fastai.torch_core import get_random_states, rank_distrib, set_random_states
 from fastcore.basics import GetAttr
 
 from .ranks import gather
-from .state import pack, unpack
+from .state import GENERATORS, get_rng, pack, set_rng, unpack
 
 # %% ../../nbs/47_callback.replay.ipynb #30c011
 def generators(
@@ -31,11 +30,28 @@ def generators(
         if k in own: found += generators(own[k])
     return found
 
+def held_generators(
+    dls, # `DataLoaders`, or loaders
+)->list: # Random generators, without those of `generators`
+    "List the generators in attributes of data sets and samplers"
+    known = {id(g) for dl in dls for g in generators(dl)}
+    found = {}
+    for o in (o for dl in dls for o in _parts(dl)):
+        found |= {id(v): v for v in vars(o).values() if isinstance(v, GENERATORS) and id(v) not in known}
+    return list(found.values())
+
+def _parts(dl):
+    "The loader, what it wraps, its samplers and its data set"
+    if not hasattr(dl, '__dict__'): return []
+    inside = [vars(dl).get(k) for k in ('dl','sampler','batch_sampler','dataset')]
+    return [dl, *(part for o in inside for part in _parts(o))]
+
 def rng_state(
     dls, # `DataLoaders`, or loaders
 )->dict: # Packed
     "Return the random state of this process and of its loaders"
-    return pack(dict(get_random_states(), loaders=[_get_rng(g) for dl in dls for g in generators(dl)]))
+    loaders = [get_rng(g) for dl in dls for g in generators(dl)]
+    return pack(dict(get_random_states(), loaders=loaders, held=[get_rng(g) for g in held_generators(dls)]))
 
 def set_rng_state(
     state:dict, # From `rng_state`
@@ -43,15 +59,10 @@ def set_rng_state(
 )->None:
     "Set the random state of this process and of its loaders"
     state = unpack(state)
-    for g,s in zip([g for dl in dls for g in generators(dl)], state.pop('loaders')): _set_rng(g, s)
+    for g,s in zip([g for dl in dls for g in generators(dl)], state.pop('loaders')): set_rng(g, s)
+    for g,s in zip(held_generators(dls), state.pop('held', [])): set_rng(g, s)   # an older checkpoint has none
     state['torch_cuda_state'] = state['torch_cuda_state'][:torch.cuda.device_count()]   # there may be fewer now
     set_random_states(**state)
-
-def _get_rng(g): return g.getstate() if isinstance(g, random.Random) else g.get_state()
-
-def _set_rng(g, s):
-    if isinstance(g, random.Random): g.setstate(s)
-    else: g.set_state(s)
 
 # %% ../../nbs/47_callback.replay.ipynb #replay_order
 def workers_of(

@@ -92,7 +92,9 @@ class Signals:
         "Does `frame` belong to a call of the learner's `fit`? One that failed leaves the handlers in place"
         learn = self.callback.learn
         while frame is not None:
-            if frame.f_code is Learner.fit.__code__ and frame.f_locals.get('self') is learn: return True
+            code = frame.f_code   # not that of `Learner.fit`, which another library may have wrapped (MLflow does)
+            of_fit = code.co_name=='fit' and code.co_filename==Learner._do_fit.__code__.co_filename
+            if of_fit and frame.f_locals.get('self') is learn: return True
             frame = frame.f_back
         return False
 

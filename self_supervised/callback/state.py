@@ -8,7 +8,9 @@ __all__ = []
 # %% ../../nbs/46_callback.state.ipynb #imports
 import io
 import os
+import random
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
@@ -41,6 +43,7 @@ def pack(
     if isinstance(o, Tensor): return _pack_tensor(o)
     if isinstance(o, dict): return {pack(k): pack(v) for k,v in o.items()}
     if isinstance(o, L): return {KIND: 'L', 'value': pack(list(o))}
+    if isinstance(o, (set,frozenset,deque)): return {KIND: type(o).__name__, 'value': pack(list(o))}
     if type(o) is tuple: return tuple(map(pack, o))
     if type(o) is list: return _pack_list(o)
     raise _not_plain(f'value of class {type(o).__name__}')
@@ -74,11 +77,14 @@ def unpack(
     if isinstance(o, (list,tuple)): return type(o)(map(unpack, o))
     return o
 
+_containers = dict(set=set, frozenset=frozenset, deque=deque)
+
 def _unpack_kind(kind, v):
     if kind=='array': return v.numpy().copy()
     if kind=='L': return L(unpack(v))
     if kind=='floats': return v.tolist()
     if kind=='scalars': return list(v.unbind())
+    if kind in _containers: return _containers[kind](unpack(v))
     raise invalid(f'{kind=}', 'of a packed value is not known', 'Update self_supervised', KeyError)
 
 # %% ../../nbs/46_callback.state.ipynb #30c006
@@ -88,6 +94,7 @@ def get_state(
     "Return the state of `o`: its `state_dict`, or its plain values that are no settings"
     if _has_state(o): return pack(o.state_dict())
     if isinstance(o, io.TextIOWrapper): return dict(text=_get_text(o))
+    if isinstance(o, GENERATORS): return dict(rng=pack(get_rng(o)))
     if isinstance(o, (Callback,Metric)): return _get_attrs(o, _state_names(o, vars(o)))
     raise invalid(f'value of class {type(o).__name__}', 'has no state_dict',
                   'Give it state_dict and load_state_dict', TypeError)
@@ -99,7 +106,27 @@ def set_state(
     "Put a state from `get_state` back"
     if _has_state(o): o.load_state_dict(unpack(state))
     elif isinstance(o, io.TextIOWrapper): _set_text(o, state['text'])
+    elif isinstance(o, GENERATORS): set_rng(o, unpack(state['rng']))
     else: _set_attrs(o, state, _state_names(o, state))   # a file changes no settings: a path is one
+
+# Random generators that a callback, a data set or a sampler may hold
+GENERATORS = random.Random,np.random.Generator,np.random.RandomState,torch.Generator
+
+def get_rng(
+    g, # One of `GENERATORS`
+): # Tensors and plain values
+    "Return the state of a random generator"
+    if isinstance(g, random.Random): return g.getstate()
+    return g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state()
+
+def set_rng(
+    g, # One of `GENERATORS`, changed in place
+    state, # From `get_rng`
+)->None:
+    "Put the state of a random generator back"
+    if isinstance(g, random.Random): g.setstate(state)
+    elif isinstance(g, np.random.Generator): g.bit_generator.state = state
+    else: g.set_state(state)
 
 def _has_state(o):
     # Ask the class: a callback passes on what it lacks to its learner, and that to the model, so each seems to have one
@@ -137,12 +164,20 @@ def _set_attrs(o, state, names):
     for k in names & state.keys(): _set_attr(o, k, state[k])
 
 def _set_attr(o, k, v):
-    if not (isinstance(v, dict) and v.get(KIND)=='object'): return setattr(o, k, unpack(v))
+    if not (isinstance(v, dict) and v.get(KIND)=='object'): return _set_value(o, k, unpack(v))
     if k not in vars(o) and rank_distrib(): return   # it may be rank 0's alone, as the file of a log is
     if k not in vars(o):
         raise invalid(f'{type(o).__name__}.{k}', 'has a state in the checkpoint, and does not exist yet',
                       'Make it in `before_fit`')
     set_state(vars(o)[k], v['value'])
+
+def _set_value(o, k, v):
+    "Set an attribute; one that holds a `defaultdict`, a `Counter` or the like stays what it is"
+    was = vars(o).get(k)
+    special = isinstance(was, (dict,deque)) and type(was) not in (dict,type(v)) or isinstance(was, deque)
+    if not (special and isinstance(v, (dict,deque))): return setattr(o, k, v)
+    was.clear()
+    (was.extend if isinstance(was, deque) else was.update)(v)
 
 def _get_text(f):
     "All that an open file contains"
@@ -191,6 +226,7 @@ def learner_state(
     model = get_model(learn.model)
     states = {k: get_state(cb) for k,cb in _named(learn.cbs, without)}
     return dict(model=pack(dict(model.state_dict())), opt=pack(learn.opt.state_dict()), grads=get_grads(model),
+                trained=[p.requires_grad for p in model.parameters()],
                 learner=_get_attrs(learn, _learner_attrs), metrics=[get_state(m) for m in learn.metrics],
                 callbacks={k: s for k,s in states.items() if s})
 
@@ -204,6 +240,8 @@ def set_learner_state(
     model.load_state_dict(unpack(state['model']))
     learn.opt.load_state_dict(unpack(state['opt']))
     set_grads(model, state['grads'])
+    # A callback may have frozen or unfrozen some in the run; an older checkpoint does not tell
+    for p,on in zip(model.parameters(), state.get('trained', [])): p.requires_grad_(on)
     _set_attrs(learn, state['learner'], _learner_attrs)
     for m,s in zip(learn.metrics, state['metrics']): set_state(m, s)
     cbs = dict(_named(learn.cbs, without))

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 from fastai.callback.core import Callback, CancelFitException
-from fastai.torch_core import get_model
+from fastai.callback.schedule import ParamScheduler
+from fastai.torch_core import get_model, rank_distrib
 
 from ..core import counted
-from ..callback.health import Health, limits
+from ..fit import highest_rate
+from ..callback.health import limits
 
 # %% ../../nbs/87_cli.mend.ipynb #mend_code
 # Symptoms of `Health` that training does not recover from
@@ -39,7 +41,7 @@ def is_good(
 
 class Mend(Callback):
     "After a collapse, go back to the last good epoch, with half the learning rate and a slower target; needs `BYOL`"
-    order = Health.order+1
+    order = ParamScheduler.order+1   # that one sets the rate of each batch
     def __init__(self,
         times:int=2, # Number of returns before the next collapse ends the fit
         on_change:Callable|None=None, # Function to call with `mended` after each return
@@ -54,6 +56,7 @@ class Mend(Callback):
     def before_fit(self):
         if self._on_trial: return
         if self.good is None: self._keep(0)
+        self.peak = highest_rate(self.learn)   # of the schedule
         self.sched = self.learn.byol.sched
         self.learn.byol.sched = partial(self._momentum, self.sched)
 
@@ -75,18 +78,14 @@ class Mend(Callback):
         if len(self.mended)>=self.times: raise CancelFitException
         self._go_back()
         self.part /= 2
-        now = dict(epoch=self.epoch, lr=self._peak(), m=self.learn.byol.sched(0.), from_epoch=self.good_epoch)
+        m = self.learn.byol.sched(0.)
+        now = dict(epoch=self.epoch, lr=self.peak*self.part, m=m, from_epoch=self.good_epoch)
         self.mended = [*self.mended, now]
         for o in FATAL: self.learn.health.ill.pop(o, None)
         self.learn.health.rows = self.learn.health.rows[:self.good_epoch]   # what came after is undone
-        print(f'Collapsed in epoch {self.epoch-1}: back to the network {self._where}, '
-              f"with lr {now['lr']:.2g} and m {now['m']:.4g}", flush=True)
+        self._tell(f'Collapsed in epoch {self.epoch-1}: back to the network {self._where}, '
+                   f"with lr {now['lr']:.2g} and m {now['m']:.4g}")
         if self.on_change: self.on_change(self.mended)
-
-    def _peak(self):
-        "Return the highest learning rate of the run as it is now"
-        given = self.opt.hypers[-1]['lr'] if not hasattr(self, 'peak') else self.peak
-        return given*self.part
 
     def _go_back(self):
         "Put the last good network back, and clear the optimizer's state, which belongs to the collapse"
@@ -95,10 +94,8 @@ class Mend(Callback):
 
     def before_batch(self):
         "Scale the rate that the schedule has set"
-        if not self.training or self._on_trial: return
-        rates = [h['lr'] for h in self.opt.hypers]
-        self.peak = max(getattr(self, 'peak', 0.), *rates)   # of the schedule
-        if self.part<1: self.opt.set_hyper('lr', [o*self.part for o in rates])
+        if not self.training or self._on_trial or self.part==1: return
+        self.opt.set_hyper('lr', [h['lr']*self.part for h in self.opt.hypers])
 
     def after_epoch(self):
         if self._on_trial or self._collapsed or not self.learn.health.rows: return
@@ -109,7 +106,10 @@ class Mend(Callback):
         self.learn.byol.sched = self.sched
         if not self._collapsed: return
         self._go_back()
-        print(f'Collapsed for good: the encoder is that of the network {self._where}', flush=True)
+        self._tell(f'Collapsed for good: the encoder is that of the network {self._where}')
+
+    def _tell(self, text):
+        if not rank_distrib(): print(text, flush=True)
 
     @property
     def _where(self): return f"after {counted(self.good_epoch, 'epoch')}" if self.good_epoch else 'as it started'

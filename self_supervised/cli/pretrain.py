@@ -23,7 +23,7 @@ from numbers import Real
 from pathlib import Path
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import History, Lines, noted_warnings, one_line_errors
+from .terminal import History, Lines, noted_warnings, one_line_errors, steady_output
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -368,11 +368,13 @@ def _measure(dls, nets, stats):
 
 def _begin(s, dls, out, resume):
     "Record the settings of a new run, workers included; print if a resumed one has no checkpoint"
-    if not resume:
-        if s.path is not None: write_held_out(out, s, dls)
-        s.workers = dls.train.fake_l.num_workers
-        write_settings(out, s)
-    elif not checkpoint_files(out/'checkpoints'): print(f'{out}: no checkpoint yet, the run begins anew')
+    is_new = not checkpoint_files(out/'checkpoints')
+    if resume and is_new: print(f'{out}: no checkpoint yet, the run begins anew')
+    # Pictures may have come since a start without a checkpoint
+    if is_new and s.path is not None: write_held_out(out, s, dls)
+    if resume: return
+    s.workers = dls.train.fake_l.num_workers
+    write_settings(out, s)
 
 def _recorded_reading(s):
     "Return the reading options to record in the encoder's file, those that are not defaults"
@@ -425,7 +427,7 @@ def pretrain(
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
-    with run_folder(out, resume) as folder:
+    with run_folder(out, resume) as folder, steady_output():
         try: return _run(s, items, bs, folder, resume, progress, begun)
         except KeyboardInterrupt: raise KeyboardInterrupt(folder) from None   # may be another one than `out`
 

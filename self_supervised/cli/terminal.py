@@ -100,7 +100,7 @@ def _steadied(stream):
     if stream is None: return open(os.devnull, 'w')   # closed by `>&-`
     raw = getattr(stream, 'buffer', None)
     raw = getattr(raw, 'raw', raw)
-    if not isinstance(raw, io.FileIO): return stream
+    if not isinstance(raw, io.FileIO) or isinstance(raw, _Steady): return stream
     stream.flush()
     steady = io.BufferedWriter(_Steady(raw.fileno(), 'w', closefd=False))
     at_once = stream.line_buffering or stream.write_through
@@ -108,7 +108,7 @@ def _steadied(stream):
 
 @contextmanager
 def steady_output(
-    name:str, # Name of the command, printed before an error
+    name:str='', # Name of the command, printed before an error; empty only warns
 )->Iterator[None]:
     "Let nothing that is printed inside end the command; at its end, raise if a part was not written to a file"
     was = sys.stdout,sys.stderr
@@ -119,7 +119,10 @@ def steady_output(
         sys.stdout,sys.stderr = was
     for o in now:
         lost = getattr(getattr(getattr(o, 'buffer', None), 'raw', None), 'lost', None)
-        if lost: raise CliError(f'{name}: some lines were not printed ({lost.strerror}). {how_to_write(lost)}.')
+        if not lost or o in was: continue
+        message = f'some lines were not printed ({lost.strerror}). {how_to_write(lost)}.'
+        if name: raise CliError(f'{name}: {message}')
+        warnings.warn(message)
 
 # %% ../../nbs/81_cli.terminal.ipynb #50c012
 @contextmanager

@@ -7,8 +7,10 @@ __all__ = []
 
 # %% ../../nbs/13_data.kept.ipynb #imports
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakSet
 
 from fastai.torch_core import defaults
 from fastcore.basics import GetAttr
@@ -17,11 +19,12 @@ from .reading import LONGEST, PictureReader, picture_shape
 from .sources import Picture
 
 # %% ../../nbs/13_data.kept.ipynb #kept
-MOST = 2**30   # bytes that are kept by default
+MOST = 2**30   # bytes that are kept by default, by all loaders together
 
 class Kept(GetAttr):
     "A `PictureReader` that reads ahead in threads, and keeps what it has read"
     _default = 'read'
+    alive = WeakSet()   # all of this process, which share the memory
     def __init__(self,
         read:PictureReader, # Reader of pictures
         most:int=MOST, # Bytes to keep; what comes later is read again in each epoch
@@ -33,6 +36,8 @@ class Kept(GetAttr):
         self._clear()
 
     def _clear(self):
+        Kept.alive.add(self)
+        self.used = time.monotonic()
         self.n_bytes = 0
         self.pictures = {}    # name → (c,h,w), uint8 or floats, the long side whole
         self._forget_plans()
@@ -55,6 +60,7 @@ class Kept(GetAttr):
         "Begin to read these"
         for future in self.coming.values(): future.cancel()   # of an epoch that was cut
         self.coming = {}
+        self.used = time.monotonic()
         if self.pid!=os.getpid():
             self.pool = ThreadPoolExecutor(min(16, defaults.cpus))
             self.pid = os.getpid()
@@ -96,9 +102,18 @@ class Kept(GetAttr):
             for remark in remarks: note(remark)
         size = x.numel()*x.element_size()
         if self.n_bytes+size<=self.most:
+            self._make_room(size)
             self.pictures[name] = x
             self.n_bytes += size
         return x
+
+    def _make_room(self, size):
+        "Let loaders that were not used for longest forget their pictures, where all together would keep too much"
+        others = sorted((o for o in Kept.alive if o is not self and o.n_bytes), key=lambda o: o.used)
+        limit = max(o.most for o in (self,*others))
+        for o in others:
+            if self.n_bytes+size+sum(p.n_bytes for p in others)<=limit: return
+            o.pictures,o.n_bytes = {},0
 
 def is_named(
     f, # Item

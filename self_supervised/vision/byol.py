@@ -32,7 +32,7 @@ from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelin
 from ..record import forget, record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..data.batches import outside_unit
-from ..ema import constant_momentum, cosine_momentum, ema_update
+from ..ema import constant_momentum, cosine_momentum, cosine_settings, ema_update
 from ..evaluate.features import embed
 from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
 from ..callback.core import AttachedCallback
@@ -44,8 +44,8 @@ from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from .checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
-    check_online, check_pipelines, check_ranks, check_stated, check_views_differ, first_batch, first_parts,
-    loss_for_labels, prepare, ready_views, split_batch, states_labels)
+    check_online, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches, first_batch,
+    first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
 from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
@@ -377,6 +377,13 @@ class KeptRecord:
             forget(net.encoder, *_recorded)
             remember(net.encoder, **state)
 
+class KeptMomentum:
+    "Save the momentum's schedule, which may be set anew in a run, with a checkpoint, and put it back"
+    def __init__(self, byol): self.byol = byol
+    def state_dict(self): return cosine_settings(self.byol.sched)
+    def load_state_dict(self, state):
+        if state: self.byol.sched = cosine_momentum(**state)
+
 class BYOLSetup(AttachedCallback):
     "The companions of `BYOL`, and its changes for the length of a fit"
     def __init__(self, seed, health):
@@ -385,6 +392,7 @@ class BYOLSetup(AttachedCallback):
         self.guard = Guard()                  # leaves bad batches out
         self.watch = _watch(health)           # names a collapse
         self.kept = KeptRecord(self)          # goes into a checkpoint: a fit that is over passes no batch when resumed
+        self.kept_momentum = KeptMomentum(self)
         self.validation = FixedRandomness()
         self.rollback = LRFindRollback()
         self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), AnyBatch()]
@@ -437,6 +445,7 @@ class BYOLSetup(AttachedCallback):
     def before_train(self):
         check_ranks(self.learn)
         check_length(self.learn.dl)
+        check_watches(self.learn)
         self.record()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
@@ -495,6 +504,7 @@ class BYOL(BYOLSetup):
         self.begun = None           # part of the run done at the first batch of the step
         self.stepped = False        # was the step taken?
         self.looked = False         # has a first batch been checked?
+        self.looked_at = None       # data set and pipelines of that batch, by their numbers
         self.noted = False          # has the encoder recorded the size of this epoch's views?
         self._let_go()
         if print_augs: print(*self.augs or ['views of the loader'], sep='\n')
@@ -508,9 +518,17 @@ class BYOL(BYOLSetup):
 
     def before_fit(self):
         super().before_fit()
+        self._look_anew()
         self.momenta = []
         self.begun = None
         self._let_go()
+
+    def _look_anew(self):
+        "Forget the check of a first batch if data or views are others now"
+        train = self.dls.train
+        now = id(getattr(train, 'dataset', train)),id(self.augs)
+        if self.looked_at not in (None,now): self.looked,self.stated = False,True
+        self.looked_at = now
 
     def after_fit(self):
         super().after_fit()

@@ -14,6 +14,8 @@ from warnings import warn
 import torch
 from fastai.callback.core import FetchPredsCallback
 from fastai.callback.mixup import MixHandler
+from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import AvgMetric, Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
@@ -25,6 +27,7 @@ from ..layers import ClipEncoder, input_channels, input_dims
 from ..augmentations import warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe
+from ..callback.core import is_never_computed, no_validation
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
 def prepare(
@@ -223,6 +226,19 @@ def check_before_fit(
     check_last_batch(learn)
     check_frozen(model.encoder)
     check_recipe(learn)
+
+def check_watches(
+    learn:Learner, # Learner in training
+)->None:
+    "Raise, before the first batch and not after the first epoch, for callbacks that need a loss on held-out data"
+    for cb in learn.cbs:
+        if not cb.run: continue   # as in `lr_find`
+        reads = isinstance(cb, TrackerCallback) and not getattr(cb, 'every_epoch', False)
+        if reads and is_never_computed(cb.monitor, learn):
+            raise no_validation(f'{type(cb).__name__}(monitor={cb.monitor!r})')
+        if isinstance(cb, ShowGraphCallback) and is_never_computed('valid_loss', learn):
+            raise invalid('ShowGraphCallback', 'draws the loss on held-out data, and there is none',
+                          'Leave it out and call learn.recorder.plot_loss(with_valid=False)')
 
 def check_ranks(
     learn:Learner, # Learner before its fit
