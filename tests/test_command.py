@@ -54,7 +54,7 @@ def test_own_pictures_with_labels(tmp_path):
     assert 'held-out pictures with 5 labels per class' in res.stdout
     # what others than `Health` warned of is in the report, and each a line on stderr
     said = [message for epoch,message in json.loads((tmp_path/'runs/byol/results.json').read_text())['said'] if epoch is None]
-    assert any('128' in o for o in said) and all(f'byol_pretrain: {o}\n' in res.stderr for o in said), (said, res.stderr)
+    assert any('--bs 128' in o and '--norm group' in o for o in said) and all(f'byol_pretrain: {o}\n' in res.stderr for o in said), (said, res.stderr)
     assert 'warnings.warn' not in res.stderr and 'UserWarning' not in res.stderr
     assert said[0] in (tmp_path/'runs/byol/report.html').read_text()
 
