@@ -1215,13 +1215,3 @@ def test_what_watches_a_validation_is_refused_before_the_first_batch_where_there
     held = learner(dls(n_valid=8), path=tmp_path)
     quiet(held.fit, 1, cbs=[SaveModelCallback(), Checkpoint(tmp_path/'ck', monitor='valid_loss')])
     assert (tmp_path/'ck'/'best.pt').exists()
-
-@pytest.mark.parametrize('lr', [300.,3e5])
-def test_a_huge_rate_leaves_finite_statistics(lr):
-    "LARS at 300 left an infinite `running_var`; at 3e5 the run ends with the reason"
-    learn = learner_of(create_byol_model(small(), 16, 8), x=torch.rand(128,1,8,8), opt_func=LARS)
-    ended = ''
-    try: told(learn, '', lr), told(learn, '', lr)
-    except (ValueError, RuntimeError) as e: ended = str(e)
-    assert all(b.isfinite().all() for b in learn.model.buffers()) and all(p.isfinite().all() for p in learn.model.parameters())
-    assert lr==300 or re.search(r'statistics \d', ended)
