@@ -162,6 +162,8 @@ def test_rates_in_any_order_and_twice(net):
     for lrs in ((.1,1e-6,.3), (1e-6,1e-6,.1,.1,.3), [.3,.1,1e-6]):
         got = finetune_eval(net, TRAIN, TEST, fractions=.1, lrs=lrs, **SHORT)[.1]
         assert got.chosen==want.chosen and got.accuracy.all==want.accuracy.all
+    for name in ('lrs','fractions'):
+        with pytest.raises(TypeError, match=f"{name}='' must be a number"): finetune_eval(net, TRAIN, TEST, **SHORT | {name: (.1,'')})
 
 @pytest.mark.parametrize('both', [None,True])
 def test_true_is_the_default_of_a_protocol(net, both, monkeypatch):

@@ -20,7 +20,7 @@ from fastcore.basics import listify
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
-from ..core import check_at_least, check_numbers, checked, device_of, invalid, tensor_of
+from ..core import check_at_least, check_numbers, checked, device_of, invalid, number_of, tensor_of
 from ..layers import create_cls_module
 from ..augmentations import get_batch_augs
 from self_supervised.evaluate.features import (
@@ -57,6 +57,7 @@ def _several(**values):
     res = []
     for name,v in values.items():
         v = tuple(listify(v))
+        if name!='seeds': v = tuple(number_of(name, o) for o in v)
         if name in ('lrs','Cs'): v = tuple(sorted(set(v)))
         example = '0' if name=='seeds' else '0.1'
         if not v: raise invalid(f'{name}=()', 'must hold one number or more', f'Pass e.g. {name}=({example},)')
