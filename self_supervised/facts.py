@@ -100,7 +100,8 @@ def _entries(data, kinds):
     "Return the first attribute of a data set of your own that is of these kinds and has an entry per item, or None"
     try: n = len(data) if _is_own(type(data)) else 0
     except TypeError: n = 0   # a stream
-    return next((v for v in getattr(data, '__dict__', {}).values() if isinstance(v, kinds) and len(v)==n>0), None)
+    def has_one_each(v): return isinstance(v, kinds) and getattr(v, 'ndim', 1)>0 and len(v)==n>0
+    return next((v for v in getattr(data, '__dict__', {}).values() if has_one_each(v)), None)
 
 def _wrapped_data(data):
     "Return the data set inside one of your own, or None"

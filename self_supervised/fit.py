@@ -55,7 +55,7 @@ def _rate_warning(learn, lr):
     "Return the warning for the learning rate of an Adam-like optimizer, or None"
     if not learn.opt: return None
     given,lr = lr,highest_rate(learn) if lr is None else max(L(lr, use_list=None))
-    if _adapts(learn.opt) and 0<lr<=1e-3 and (given is not None or _is_in_fit(learn)):
+    if _adapts(learn.opt) and 0<lr<=1e-3 and (given is not None or is_in_fit(learn)):
         return (f"lr={lr:.4g} is made for Adam, but the optimizer is LARS, which moves each weight by lr/1000 of its "
                 "length and hardly learns at that rate. Pass lr=0.2*bs/256 or more, or make a new learner for Adam.")
     if not any('sqr_mom' in h for h in learn.opt.hypers): return None
@@ -67,8 +67,10 @@ def _adapts(opt):
     "Is it LARS, and no SGD made of it?"
     return isinstance(opt, LARS) and opt.opt.exclude_adapt is not adapt_none
 
-def _is_in_fit(learn):
-    "Is a fit about to begin? `validate` finds the rate of the last step, `lr_find` the default"
+def is_in_fit(
+    learn:Learner, # Learner whose callbacks are called
+)->bool:
+    "Is this a fit? `validate` and `get_preds` hold the lock, and `lr_find` puts everything back"
     return not learn.lock.locked() and not any(isinstance(cb, LRFinder) for cb in learn.cbs)
 
 def highest_rate(
@@ -191,7 +193,7 @@ def _set_optimizer(learn, opt_func, split_predictor, reset):
 def _forget_schedules(opt, opt_func):
     "Put back the momenta of the optimizer that the schedules of a fit before have changed, as `fit_one_cycle` does"
     if isinstance(opt_func, OptimWrapper): return   # it is the optimizer
-    as_made, = opt_func([nn.Parameter(torch.zeros(1))], lr=0.).hypers
+    as_made = opt_func([nn.Parameter(torch.zeros(1))], lr=0.).hypers[0]
     for k in as_made.keys()&{'mom','sqr_mom'}: opt.set_hyper(k, as_made[k])
 
 # %% ../nbs/23_fit.ipynb #fit_sched

@@ -1116,6 +1116,9 @@ def test_weights_that_come_after_the_model_reach_the_target(kind, find, tmp_path
     late(kind, model, tmp_path)
     assert not equal(model.online, model.target)
     learn = learner_of(model, path=tmp_path, opt_func=partial(SGD))
+    was = deepcopy(model.state_dict())
+    with learn.no_bar(), learn.no_logging(): learn.validate(dl=learn.dls.train)
+    assert all(torch.equal(was[k], v) for k,v in model.state_dict().items()), 'validate changes nothing'
     if find:
         with learn.no_bar(): learn.lr_find(num_it=3, show_plot=False, suggest_funcs=None)
     told(learn, '', 0.)

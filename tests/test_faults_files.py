@@ -37,6 +37,7 @@ from self_supervised.augmentations import get_multi_aug_pipelines
 from self_supervised.callback import checkpoint_file
 from self_supervised.callback.checkpoint import Checkpoint, Due, checkpoint_files, newest_checkpoint, read_checkpoint
 from self_supervised.callback.checkpoint_file import write_sealed
+from self_supervised.callback.state import pack, unpack
 from self_supervised.cli import pretrain as pretrain_room
 from self_supervised.cli.pictures import read_held_out
 from self_supervised.cli.pretrain import pretrain
@@ -1208,6 +1209,12 @@ class Holding(Callback):
         self.seen.add(i), self.last.append(i), self.by[i%2].append(i), self.n.update([i%3])
         self.drawn.append((self.python.random(), float(self.numpy.random()), float(self.old.rand()), torch.rand(1, generator=self.torch).item()))
 
+def test_a_set_of_another_kind_is_no_plain_value():
+    "It was written under a name that nothing could read back"
+    class Ordered(set): pass
+    for o in ({1}, frozenset({1}), deque([1])): assert unpack(pack(o))==o
+    with pytest.raises((TypeError,ValueError), match='Ordered'): pack(Ordered())
+
 def test_sets_counters_and_generators_of_a_callback_go_on(tmp_path):
     "Left out in silence before; a `defaultdict` came back as a dictionary and ended the resumed run"
     def state(learn):
@@ -1219,7 +1226,7 @@ def test_sets_counters_and_generators_of_a_callback_go_on(tmp_path):
 
 class Drawing(Noisy):
     "Items that draw from a generator of the data set itself"
-    def __init__(self): super().__init__(); self.rng_of_mine = np.random.default_rng(0)
+    def __init__(self): super().__init__(); self.rng_of_mine,self.scale = np.random.default_rng(0),torch.tensor(1.)
     def __getitem__(self, i): return (super().__getitem__(i)[0]*(1-.1*float(self.rng_of_mine.random())),)
 
 def test_a_generator_in_a_data_set_goes_on(tmp_path, monkeypatch):

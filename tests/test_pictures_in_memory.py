@@ -168,6 +168,8 @@ def test_loaders_share_the_memory(tmp_path, monkeypatch):
     for k in keeps: k.most = 60*16*16
     for dls in (a,b,a,c): epoch(dls)
     assert [len(k.pictures) for k in keeps]==[30,0,30] and [k.n_bytes for k in keeps]==[30*16*16,0,30*16*16]
+    epoch(b)   # none of the others waits for longer than it
+    assert [len(k.pictures) for k in keeps]==[30,0,30]
     epoch(b)
     assert [len(k.pictures) for k in keeps]==[0,30,30]
     del b,dls

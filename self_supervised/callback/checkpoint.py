@@ -19,6 +19,7 @@ from fastai.torch_core import get_model, rank_distrib
 
 from ..core import check_at_least, check_whole, checked, device_of, invalid, plural
 from ..facts import Texts
+from ..fit import is_in_fit
 from ..owner import release
 from .core import AttachedCallback, is_never_computed, no_validation
 from .ranks import any_rank, most
@@ -145,7 +146,7 @@ class Checkpoint(AttachedCallback):
 
     def before_fit(self):
         "Continue the run in the folder, if there is one"
-        self.pause(not _in_training(self.learn))
+        self.pause(not is_in_fit(self.learn))
         if not self.run: return
         _check_alone(self.learn.cbs)
         self.detached(self.learn)   # from a fit that was interrupted
@@ -259,10 +260,6 @@ class Checkpoint(AttachedCallback):
         "Put a state from `state` back, except for random numbers"
         self.best.value = None if state['best'] is None or np.isnan(state['best']) else state['best']
         set_learner_state(self.learn, state, self)
-
-def _in_training(learn):
-    "Is this a fit? `validate` and `get_preds` hold the lock"
-    return not (learn.lock.locked() or hasattr(learn, 'lr_finder'))
 
 def _is_trained(learn):
     "Has a batch passed, with a finite loss? A fit may be cancelled before"

@@ -54,6 +54,7 @@ class GraphedModel:
         model = self.model
         may = len(views)>1 and torch.is_grad_enabled() and self._may(views)
         feats = self._replay(self.online, self._record_encoders, model.encoder, views) if may else None
+        if feats is None: return type(model).forward(model, *views)
         return type(model).forward(model, *views, feats=feats)
 
     def project(self, *views):

@@ -43,7 +43,7 @@ def pack(
     if isinstance(o, Tensor): return _pack_tensor(o)
     if isinstance(o, dict): return {pack(k): pack(v) for k,v in o.items()}
     if isinstance(o, L): return {KIND: 'L', 'value': pack(list(o))}
-    if isinstance(o, (set,frozenset,deque)): return {KIND: type(o).__name__, 'value': pack(list(o))}
+    if type(o) in (set,frozenset,deque): return {KIND: type(o).__name__, 'value': pack(list(o))}
     if type(o) is tuple: return tuple(map(pack, o))
     if type(o) is list: return _pack_list(o)
     raise _not_plain(f'value of class {type(o).__name__}')
@@ -133,7 +133,7 @@ def _has_state(o):
     return hasattr(type(o), 'state_dict') and hasattr(type(o), 'load_state_dict')
 
 # `learn`; `run`, by which callbacks are switched off in a replay; and the recorder's clock, which is this process's
-_not_state = {'learn','_learn','run','start_epoch'}
+_not_state = {'learn','_learn','run','start_epoch','looked_at'}
 
 def _state_names(o, names):
     "Those of `names` that are state of `o`, and no settings"

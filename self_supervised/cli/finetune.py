@@ -35,7 +35,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from ..core import (
-    check_at_least, check_not_empty, check_whole, checked, counted, first_line, invalid, plural, printable,
+    check_at_least, check_not_empty, check_whole, checked, counted, first_line, invalid, number_of, plural, printable,
     seed_everything, typed, write_atomic)
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
@@ -509,6 +509,7 @@ def check_finetune(
     "Raise for settings that cannot work"
     unknown = sorted(s.keys()-{*FINETUNE, *_settings})
     if unknown: raise invalid(', '.join(unknown), 'is no setting', f"Choose from {', '.join(FINETUNE)}")
+    for k in _types: number_of(k, s[k])   # None is none, too
     s.update(typed(s, _types))
     check_at_least(0, workers=s.workers, wd=s.wd)
     check_at_least(1, size=s.size)

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/13_data.kept.ipynb #imports
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -37,7 +38,8 @@ class Kept(GetAttr):
 
     def _clear(self):
         Kept.alive.add(self)
-        self.used = time.monotonic()
+        self.used = 0.        # when its last epoch began
+        self.since = math.inf # others that were not used since then make room: at first all
         self.n_bytes = 0
         self.pictures = {}    # name → (c,h,w), uint8 or floats, the long side whole
         self._forget_plans()
@@ -60,7 +62,7 @@ class Kept(GetAttr):
         "Begin to read these"
         for future in self.coming.values(): future.cancel()   # of an epoch that was cut
         self.coming = {}
-        self.used = time.monotonic()
+        self.since,self.used = self.used or math.inf,time.monotonic()
         if self.pid!=os.getpid():
             self.pool = ThreadPoolExecutor(min(16, defaults.cpus))
             self.pid = os.getpid()
@@ -101,19 +103,19 @@ class Kept(GetAttr):
         if note:
             for remark in remarks: note(remark)
         size = x.numel()*x.element_size()
-        if self.n_bytes+size<=self.most:
-            self._make_room(size)
+        if self.n_bytes+size<=self.most and self._make_room(size):
             self.pictures[name] = x
             self.n_bytes += size
         return x
 
     def _make_room(self, size):
-        "Let loaders that were not used for longest forget their pictures, where all together would keep too much"
+        "Drop the pictures of loaders that were not used since the epoch before, until all fit; return whether they do"
         others = sorted((o for o in Kept.alive if o is not self and o.n_bytes), key=lambda o: o.used)
         limit = max(o.most for o in (self,*others))
+        def is_full(): return self.n_bytes+size+sum(o.n_bytes for o in others)>limit
         for o in others:
-            if self.n_bytes+size+sum(p.n_bytes for p in others)<=limit: return
-            o.pictures,o.n_bytes = {},0
+            if is_full() and o.used<self.since: o.pictures,o.n_bytes = {},0
+        return not is_full()
 
 def is_named(
     f, # Item

@@ -600,19 +600,21 @@ def _members(shard):
     try:
         with tarfile.open(shard, 'r:') as t:
             members = [m for m in t if m.isreg() or m.islnk() or m.issym()]
-            _check_end(t)
-            return members
+            end = t.offset
     except (tarfile.ReadError, OSError, EOFError) as e:
         raise invalid(f'source={shard!r}', f'is not an uncompressed tar ({first_line(e)})',
                       'Unpack a compressed one with gunzip, xz -d or zstd -d, or write it anew') from e
+    _check_end(shard, end, len(members))
+    return members
 
-def _check_end(t):
+def _check_end(shard, end, n):
     "Raise for data behind the last file that was found, where `tarfile` stops without an error"
-    t.fileobj.seek(t.offset)
-    while block := t.fileobj.read(2**20):
-        if not block.strip(b'\0'): continue
-        why = f'data goes on after {len(t.members)} files: a damaged header, or several tars in one file'
-        raise tarfile.ReadError(why)
+    with open(shard, 'rb') as f:
+        f.seek(end)
+        while block := f.read(2**20):
+            if not block.strip(b'\0'): continue
+            problem = f'goes on after its {n} files: a damaged header, or several tars in one file'
+            raise invalid(f'source={shard!r}', problem, 'Write it anew, one tar per file')
 
 def _places(members):
     "Return name → (offset, size), the names of soft links, and name → reason for files that have no such place"

@@ -25,8 +25,9 @@ from fastcore.meta import delegates
 from fasttransform import Pipeline
 from torch import Tensor, nn
 
-from ..core import (
-    brief_repr, check_at_least, check_one_of, checked, checked_but, invalid, plain, plain_numbers, tensor_of, warn_once)
+from self_supervised.core import (
+    brief_repr, check_at_least, check_one_of, checked, checked_but, dtype_of, invalid, plain, plain_numbers, tensor_of,
+    warn_once)
 from ..layers import PoolFlat, check_vectors, copy_without_hooks, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import forget, record_of, remember, views_stats
@@ -34,6 +35,7 @@ from ..data.arrays import no_labels
 from ..data.batches import outside_unit
 from ..ema import constant_momentum, cosine_momentum, cosine_settings, ema_update
 from ..evaluate.features import embed
+from ..fit import is_in_fit
 from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
 from ..callback.core import AttachedCallback
 from ..callback.guard import Guard, left_out
@@ -217,8 +219,8 @@ class BYOLModel(nn.Module):
 # %% ../../nbs/61_vision.byol.ipynb #10c013b
 def _numbers_of(net):
     "Return the first number of each parameter, to see later whether these have changed"
-    ps = [p.detach().flatten()[0].double().cpu() for p in net.parameters() if p.numel() and not p.is_meta]
-    return torch.stack(ps) if ps else None
+    ps = [p.detach().flatten()[0].float() for p in net.parameters() if p.numel() and not p.is_meta]
+    return torch.stack(ps).cpu() if ps else None
 
 @torch.no_grad()
 def start_target(
@@ -237,8 +239,7 @@ def start_target(
 def _at_least_float32(v, net):
     "The view `v` in the precision of `net`: floating point tensors, alone or in lists and dicts; the rest as it is"
     if isinstance(v, Tensor):
-        dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-        return v.to(dtype) if v.is_floating_point() else v
+        return v.to(dtype_of(net)) if v.is_floating_point() else v
     if isinstance(v, dict): return {k:_at_least_float32(o, net) for k,o in v.items()}
     if isinstance(v, (list,tuple)): return type(v)(_at_least_float32(o, net) for o in v)
     return v
@@ -428,7 +429,7 @@ class BYOLSetup(AttachedCallback):
         self.rollback.begin(self.learn)
         check_before_fit(self.learn)
         set_up_loggers(self.learn)
-        start_target(self.byol_model)
+        if is_in_fit(self.learn): start_target(self.byol_model)
         self.guard.run = all(cb is self.guard for cb in self.learn._grab_cbs(Guard))   # one of your own replaces it
         keep_out_of_optimizer(self.byol_model.target, self.opt)
         for o in self.for_fit: o.begin(self.learn)
