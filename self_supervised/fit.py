@@ -68,7 +68,7 @@ def _adapts(opt):
     return isinstance(opt, LARS) and opt.opt.exclude_adapt is not adapt_none
 
 def is_in_fit(
-    learn:Learner, # Learner whose callbacks are called
+    learn:Learner, # Learner that calls its callbacks
 )->bool:
     "Is this a fit? `validate` and `get_preds` hold the lock, and `lr_find` puts everything back"
     return not learn.lock.locked() and not any(isinstance(cb, LRFinder) for cb in learn.cbs)

@@ -214,14 +214,14 @@ def _held(s, items, labels, judged):
     return items,labels,[first.setdefault(real_place(o), out) for o,out in zip(items, held)]
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
-    "Do the same by a file that lists names, by folders, or by a column; copies of a held-out picture are held out"
+    "Hold out pictures named in a file, a folder or a column, and all their copies"
     items,labels,held = _named_in(s, items, labels, holdout, option)
     places = [real_place(o) for o in items]
     out = {place for place,o in zip(places, held) if o}
     return items,labels,[o in out for o in places]
 
 def _named_in(s, items, labels, holdout, option):
-    "Do the same without copies"
+    "Hold out pictures named in a file, a folder or a column"
     names = names_below(s.path, items)
     if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
     folders = {o.strip() for o in holdout.split(',')}

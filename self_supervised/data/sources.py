@@ -613,7 +613,7 @@ def _check_end(shard, end, n):
         f.seek(end)
         while block := f.read(2**20):
             if not block.strip(b'\0'): continue
-            problem = f'goes on after its {n} files: a damaged header, or several tars in one file'
+            problem = f'goes on after {n} files: a damaged header, or several tars in one file'
             raise invalid(f'source={shard!r}', problem, 'Write it anew, one tar per file')
 
 def _places(members):
