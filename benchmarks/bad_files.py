@@ -175,12 +175,12 @@ ways |= {
     'a gigabyte of zeros':          ('jpg',  hole),
     'a link to itself':             ('png',  lambda f,im: f.symlink_to(f.name)),
     'a link to an endless file':    ('png',  lambda f,im: f.symlink_to('/dev/zero')),
+    'PNG: half of the rows':        ('png',  written(lambda im: png_with(data=zlib.compress(bytes(33*16))))),
     'a pipe that nobody writes':    ('png',  lambda f,im: os.mkfifo(f))}
 
-# What decoders take for whole: the rest of the picture is grey, or black, and nothing tells
+# Decoders take such a file for whole: the rest of the picture is grey, and nothing tells
 unnoticeable = {
-    'JPEG: 65,000² pixels, of which 32² are there':('jpg',  written(lambda im: put(b := jpeg(im), marker(b, 0xc0)+5, (65000).to_bytes(2, 'big')*2))),
-    'PNG: half of the rows':        ('png',  written(lambda im: png_with(data=zlib.compress(bytes(33*16)))))}
+    'JPEG: 65,000² pixels, of which 32² are there':('jpg',  written(lambda im: put(b := jpeg(im), marker(b, 0xc0)+5, (65000).to_bytes(2, 'big')*2)))}
 
 def write_good(folder, n):
     "Write `n` digits of 32 pixels under `folder`"

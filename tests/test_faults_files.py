@@ -266,6 +266,8 @@ damages = dict(
     rng_of_numbers=lambda b,s,r: wrong(s, 'rng', to=[1.5]),
     no_best=lambda b,s,r: wrong(s, 'best'),
     best_in_words=lambda b,s,r: wrong(s, 'best', to='x'),
+    flags_in_words=lambda b,s,r: wrong(s, 'trained', to='x'),
+    flags_are_numbers=lambda b,s,r: wrong(s, 'trained', to=[1.5]),
     nothing_but_the_name=lambda b,s,r: saved(dict(format=s['format'])))
 
 @pytest.mark.parametrize('kind', damages)

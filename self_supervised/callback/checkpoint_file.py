@@ -122,8 +122,10 @@ def _wrong_part(state):
     parts += [(rng, k, (dict,type(None))) for rng in ranks or [None] for k in ('now','start')]
     for where,k,kind in parts:
         if not isinstance(where, dict) or not isinstance(where.get(k, ...), kind): return f'{k!r} is missing or wrong'
-    if isinstance(state.get('best', ''), (int,float,torch.Tensor,type(None))): return ''
-    return "'best' is missing or wrong"
+    if not isinstance(state.get('best', ''), (int,float,torch.Tensor,type(None))): return "'best' is missing or wrong"
+    trained = state.get('trained', [])   # an older checkpoint has none
+    is_right = isinstance(trained, list) and all(isinstance(o, bool) for o in trained)
+    return '' if is_right else "'trained' is wrong"
 
 @checked
 def newest_checkpoint(
