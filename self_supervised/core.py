@@ -370,8 +370,8 @@ def checked(
     params = signature(f).parameters.values()
     names = [q.name for q in params if q.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     rest = [q.name for q in params if q.kind==Parameter.VAR_POSITIONAL]
-    typed = [q for q in params if q.kind!=Parameter.VAR_KEYWORD and q.name not in but]
-    kinds = {q.name: k for q in typed if (k := _kinds_of(q.annotation))}
+    to_check = [q for q in params if q.kind!=Parameter.VAR_KEYWORD and q.name not in but]
+    kinds = {q.name: k for q in to_check if (k := _kinds_of(q.annotation))}
     defaults = {q.name: q.default for q in params}
 
     def fit(name, v):

@@ -509,8 +509,8 @@ def copy_without_hooks(
     net:nn.Module, # Any network
 )->nn.Module: # Copy
     "Copy a network without the hooks that look on, and with all hooks if one of them changes its output"
-    if not any(m._forward_hooks for m in net.modules()): return without_hooks(deepcopy(net))
     bare = without_hooks(deepcopy(net))
+    if not any(m._forward_hooks for m in net.modules()): return bare
     try: x,want = probe(net, fill=random_picture)
     except (ValueError, TypeError): return bare   # inputs of its own kind
     try: same = alike(want, output_for(bare, x))

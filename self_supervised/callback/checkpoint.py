@@ -286,6 +286,7 @@ def _warn_not_finite(folder, position):
     warnings.warn(f'{seen}; {there} in {str(folder)!r}. Lower lr, since the network has diverged.')
 
 def _warn_not_kept(folder, fit_no):
+    "Warn that the network at the end of an earlier fit is not in the folder"
     warnings.warn(f'{str(folder)!r} does not hold the end of fit {fit_no+1}, which is over: until a later fit begins, '
                   'the network is as it was before. Save and measure nothing there, or begin with a larger keep.')
 
