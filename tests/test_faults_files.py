@@ -1433,6 +1433,7 @@ def test_a_signal_saves_where_another_library_has_wrapped_fit(tmp_path):
 PRETRAIN = '''
 import sys
 sys.path.insert(0, {root!r})
+from self_supervised.cli.pretrain import pretrain
 pretrain(out='run', epochs=1, hidden_size=16, projection_size=8)
 '''
 
