@@ -1172,6 +1172,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate.evaluate_pictures': ( 'cli.evaluate.html#evaluate_pictures',
                                                                                                   'self_supervised/cli/evaluate.py'),
+                                              'self_supervised.cli.evaluate.flip_of_run': ( 'cli.evaluate.html#flip_of_run',
+                                                                                            'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate.has_record': ( 'cli.evaluate.html#has_record',
                                                                                            'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate.labelled_items': ( 'cli.evaluate.html#labelled_items',

@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import nn
 
-from self_supervised.cli import finetune as room
+from self_supervised.cli import evaluate as evaluate_room, finetune as room
+from self_supervised.cli.evaluate import evaluate_pictures
 from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, train_classifier
 from self_supervised.cli.embed import byol_embed
 from self_supervised.cli.neighbors import near_duplicates, nearest_of_all, outliers
@@ -389,6 +390,23 @@ def test_a_run_is_tested_on_the_pictures_it_held_out(labels, here, tmp_path, mon
     assert np.sum(res['confusion'])==sum(o.startswith('valid/') for o in names)   # what is asked for goes first
     res,_ = finetune(here/'encoder.safetensors', 'pics', out=tmp_path/'plain', epochs=1, workers=0, progress=False)
     assert np.sum(res['confusion'])==int(.2*len(names)) and 'held out' not in capsys.readouterr().out.partition('labels to train on')[0]
+
+@pytest.mark.parametrize('asked, recorded, used', [(None, True, 0.), (.3, True, .3), (None, False, .5)])
+def test_a_classifier_mirrors_its_pictures_as_the_run_did(asked, recorded, used, here, tmp_path, monkeypatch):
+    "A mirrored b is a d: what the views never mirrored, a classifier does not either"
+    class Reached(Exception): pass
+    def stop(*args, flip_p, **kwargs): raise Reached(flip_p)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'crop_and_flip', stop)
+    monkeypatch.setattr(evaluate_room, 'crop_and_flip', stop)
+    (tmp_path/'encoder.safetensors').write_bytes((here/'encoder.safetensors').read_bytes())
+    if recorded:
+        (tmp_path/'held_out.csv').write_text(''.join(f'{o}\n' for o in sorted((here/'pics').rglob('*.png'))[::7]))
+        (tmp_path/'settings.json').write_text(json.dumps(dict(settings=dict(path='pics', views=dict(flip_p=0.)))))
+    with pytest.raises(Reached) as tuned: finetune(tmp_path, 'pics', out=tmp_path/'out', flip_p=asked, workers=0, progress=False)
+    with pytest.raises(Reached) as probed:
+        evaluate_pictures(tmp_path, 'pics', full=True, seeds=1, epochs=1, flip_p=asked, workers=0)
+    assert tuned.value.args==probed.value.args==(used,)
 
 @pytest.mark.parametrize('full', ['export.pkl','classifier.onnx'])
 def test_a_full_disk_costs_a_file_and_not_the_measurement(here, full, monkeypatch, tmp_path):

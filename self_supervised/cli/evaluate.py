@@ -155,6 +155,14 @@ def has_record(
     "Is this the folder of a run that recorded how it split its pictures?"
     return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
+def flip_of_run(
+    run:Path, # Folder of an encoder's file
+    flip_p:float|None=None, # Probability that was passed
+)->float: # `flip_p`, or the probability of the run's views, or 0.5
+    "Choose how often a classifier's pictures are mirrored: never where the run's views never were"
+    if flip_p is not None or not has_record(run): return .5 if flip_p is None else flip_p
+    return read_settings(run/'settings.json')['views'].get('flip_p', .5)
+
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None if none of its pictures is there"
     items = run_pictures(s)
@@ -293,6 +301,7 @@ def evaluate_pictures(
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)
     res = compare_parts(feats, n, draws)
     if not full: return res
+    kwargs['flip_p'] = flip_of_run(encoder.parent, kwargs.get('flip_p'))
     both = published_protocols(net, train, test, vocab, size, stats, seeds, progress=progress, **kwargs)
     _,train_y = feats['encoder'][0]
     return _beside(res, both, len(train_y), seeds)
@@ -319,7 +328,8 @@ def byol_evaluate(
     full:store_true=False,
     seeds:int=3, # With --full: number of random seeds
     epochs:int=None, # With --full: number of passes over the pictures (as published: 80, and 30 for fine-tuning)
-    no_flip:store_true=False, # With --full: never mirror, for text, digits, and other pictures with a left and a right
+    # With --full: never mirror, for text, digits, and other pictures with a left and a right (as the encoder's run)
+    no_flip:store_true=False,
     **kwargs
 ):
     "Compare an encoder's features on labelled pictures with raw pixels and with the untrained network"
@@ -330,7 +340,7 @@ def byol_evaluate(
     if out: run(check_place, out, 'out')
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
-    if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else .5)
+    if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)
     res = run(evaluate_pictures, encoder, path, n, draws, part, size, **how)
     if out: run(write_atomic, out, json.dumps(res, indent=1).encode())
     run(print, as_text(res))

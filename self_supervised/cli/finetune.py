@@ -53,7 +53,7 @@ from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
-from .evaluate import has_record, labelled_items, of_split, part_to_test
+from .evaluate import flip_of_run, has_record, labelled_items, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -465,7 +465,7 @@ def finetune(
     labels:str|Path|None=None,
     size=None, # Side in pixels, or (h,w); None for the size in the encoder's file
     compare:bool=False, # Train the same network from scratch, too?
-    flip_p:float=.5, # Probability that a picture is mirrored
+    flip_p:float|None=None, # Probability that a picture is mirrored; None for that of the encoder's run, or 0.5
     workers:int|None=None, # Number of processes that read pictures; None for one per core, at most 16
     seed:int=42, # Random seed of the parts, the labels drawn, the order and the views
     progress:bool=True, # Show bars?
@@ -480,7 +480,7 @@ def finetune(
     reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
-             size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_p, workers=workers, seed=seed,
+             size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_of_run(encoder.parent, flip_p), workers=workers, seed=seed,
              reading=reading_options_of(encoder, reading))
     check_finetune(s)
     check_not_empty(out=out, path=path)
@@ -548,14 +548,15 @@ def byol_finetune(
     bs:int=None, # Batch size (32)
     workers:int=None, # Number of processes that read pictures (one per core, at most 16)
     seed:int=42, # Random seed of the parts, the labels drawn, the order and the views
-    no_flip:store_true=False, # Never mirror pictures: for text, digits, and other pictures with a left and a right
+    # Never mirror pictures: for text, digits, and other pictures with a left and a right (as the encoder's run)
+    no_flip:store_true=False,
     **kwargs
 ):
     "Train a classifier on few labels, starting from an encoder; test it, and write it for fastai and as ONNX"
     try: part = float(valid)
     except (TypeError, ValueError): part = valid
     how = dict(labels_per_class=labels_per_class, valid=part, labels=labels, size=size, compare=compare,
-               workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else .5,
+               workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else None,
                progress=sys.stdout.isatty(),
                **reading_options(**kwargs))
     results,folder = one_line_errors('byol_finetune', finetune, encoder, path, out, **how)
