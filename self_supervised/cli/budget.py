@@ -96,6 +96,8 @@ NETWORKS = dict(
 ENOUGH_OF_LARGE = 3000
 # Side in pixels up to which the small network is chosen: its features see a part of a larger picture
 MOST_OF_SMALL = 64
+# Published weights were trained on large pictures: the smallest size for them, and a fair number of their steps
+LEAST_FROM_WEIGHTS,ENOUGH_FROM_WEIGHTS = 96,100
 # Rate at a batch of 128; it grows with the root of the batch (arXiv:2205.10287)
 BASE_LR = 1e-3
 
@@ -130,12 +132,14 @@ def choose(
     size=None, # Side in pixels, or (h,w); None chooses
     bs:int|None=None, # Batch size; None chooses
     arch:str|None=None, # Network; None chooses
+    weights:bool=False, # Does `arch` start from published weights? Then small pictures are enlarged
 )->dict: # arch, size, bs, lr, and the approximate number of `steps`
     "Choose network, size and batch size for a time in seconds"
     bs = bs or batch_for(n)
     sides = [size] if size else [o for o in SIDES if native is None or o<=native] or [max(8, native or 0)]
+    if weights and not size: sides = [o for o in SIDES if o>=LEAST_FROM_WEIGHTS]
     small,large = NETWORKS
-    tries = [(o, arch, ENOUGH_STEPS) for o in sides]
+    tries = [(o, arch, ENOUGH_FROM_WEIGHTS if weights else ENOUGH_STEPS) for o in sides]
     if arch is None:
         low = [o for o in sides if size or o<=MOST_OF_SMALL] or sides[:1]
         tries = [(o, small, ENOUGH_STEPS) for o in low]
@@ -169,13 +173,14 @@ def estimate_text(
     native:int|None, # Shorter side of the pictures in pixels, or None
     cost, # Function from a size, and the name of a network or None for that of the settings, to its `Cost`
     arch:str|None=None, # Network to keep; None chooses one for the budget
+    weights:bool=False, # Does it start from published weights?
     budget:int=20, # Minutes of the alternative
 )->str: # Two sentences
     "Describe the time and memory of a run, and the settings that a budget would buy"
     c = cost(s.size, None)
     steps = s.epochs*max(1, n//s.bs)
     seconds = 1.1*steps*(s.bs*c.picture+c.step)
-    buys = choose(.85*60*budget, n, native, cost, arch=arch)
+    buys = choose(.85*60*budget, n, native, cost, arch=arch, weights=weights)
     return (f"{n:,} pictures to train on, {counted(s.epochs, 'epoch')}: {counted(steps, 'step')} of {s.bs} pictures "
             f"at {pixels(s.size)}, "
             f"about {duration(seconds)} and {memory(c, s.bs)/1e9:.1f} GB on this machine. "
