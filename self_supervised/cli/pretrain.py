@@ -305,7 +305,8 @@ def within_minutes(
     n = len(split_pictures(s, items, tell=False).train)
     def cost(size, arch):
         with threads_for(size): return picture_cost(with_network(s, arch, kept), size)
-    chosen = choose(.8*60*s.minutes, n, native_side(items), cost, *map(kept.get, ('size','bs','arch')), weights)
+    chosen = choose(.8*60*s.minutes, n, native_side(items), cost, *map(kept.get, ('size','bs','arch')),
+                    weights=weights)
     s.update(with_network(s, chosen['arch'], {k: chosen[k] for k in ('size','bs','lr')} | kept))
     print(f'{s.minutes:g} min: {s.arch}, pictures of {pixels(s.size)}, batches of {s.bs}'
           f"{', in bfloat16' if s.bf16 else ''}", flush=True)
