@@ -1841,6 +1841,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'self_supervised/data/images.py'),
                                              'self_supervised.data.images._labelled': ( 'data.images.html#_labelled',
                                                                                         'self_supervised/data/images.py'),
+                                             'self_supervised.data.images._meaning': ( 'data.images.html#_meaning',
+                                                                                       'self_supervised/data/images.py'),
                                              'self_supervised.data.images._one_size': ( 'data.images.html#_one_size',
                                                                                         'self_supervised/data/images.py'),
                                              'self_supervised.data.images._parts': ( 'data.images.html#_parts',

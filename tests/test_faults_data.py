@@ -1109,3 +1109,19 @@ def test_the_end_of_a_tar(tmp_path, end):
 def test_a_folder_in_a_list_is_named_as_one(tmp_path):
     words(tmp_path/'a')
     with pytest.raises(BadPicture, match=r'a folder\). Pass the pictures in it, e.g. picture_files'): open_picture(tmp_path/'a')
+
+@pytest.mark.parametrize('name', ['is_train','train','isTrain','is_training_image','Train'])
+@pytest.mark.parametrize('form', [bool,int,str,float])
+def test_a_column_of_training_rows_is_no_column_of_held_out_ones(tmp_path, table, name, form):
+    "True in `is_train` held the row out: trained on the test part, and tested on the training part"
+    table[name] = (~table.is_valid).map(form)
+    dls = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=name, workers=0)
+    assert [os.fspath(o)[-6:] for o in dls.valid_ds.items]==['08.png','09.png'] and len(dls.train_ds)==8
+
+def test_other_names_of_such_columns(tmp_path, table):
+    how = dict(n_in=1, bs=2, column='name', folder=tmp_path/'pics', workers=0)
+    table['strain'] = table['is_test'] = table.is_valid
+    table['is_training'] = table.split
+    for name in ('strain','is_test','is_training'): assert len(image_dls(table, valid=name, **how).valid_ds)==2
+    table['train_or_test'] = table.is_valid
+    with pytest.raises(ValueError, match="valid='train_or_test' says train and valid.*Write 'train' and 'valid'"): image_dls(table, valid='train_or_test', **how)

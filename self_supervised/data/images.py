@@ -7,6 +7,7 @@ __all__ = ['image_dls']
 
 # %% ../../nbs/15_data.images.ipynb #imports
 import os
+import re
 from collections.abc import Hashable
 from functools import partial
 from numbers import Integral, Real
@@ -63,13 +64,26 @@ def held_by_chance(
 _words = dict.fromkeys(['train','training','false','0','0.0'], 'train')
 _words |= dict.fromkeys(['valid','validation','val','dev','true','1','1.0'], 'valid')
 
+_flags = {'false','0','0.0','true','1','1.0'}
+
+def _meaning(words, name):
+    "Return word → part of the row; True in a column called `is_train` or alike marks a row to train on"
+    says_train = re.search('(?i:(^|[^a-z])(is)?train)|[a-z]Train', name)
+    if not says_train or not _flags & set(words): return _words
+    if re.search('(?i:val|test|dev|hold)', name):
+        raise invalid(f'valid={name!r}', 'says train and valid, and its entries are True and False',
+                      "Write 'train' and 'valid' into the column")
+    turned = dict(train='valid', valid='train')
+    return {word: turned[part] if word in _flags else part for word,part in _words.items()}
+
 def parts_by_column(
-    column, # One entry per row: train or valid, or False or True
+    column, # One entry per row: train or valid; or True and False, True for valid, or for train in a column `is_train`
     name:str, # Name of the column, for the error
 )->list: # Indices of (train, valid); rows with other entries are in neither
     "Split rows by a column of their table"
     words = [str(o).strip().lower() for o in column]
-    parts = [[i for i,o in enumerate(words) if _words.get(o)==part] for part in ('train','valid')]
+    meaning = _meaning(words, name)
+    parts = [[i for i,o in enumerate(words) if meaning.get(o)==part] for part in ('train','valid')]
     others = sorted({o for o in words if o not in _words})
     if not all(parts):
         raise invalid(f'valid={name!r}', f"is a column with {', '.join(map(repr, sorted(set(words))[:10]))}",
