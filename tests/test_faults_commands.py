@@ -1,5 +1,5 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
-import csv, json, os, subprocess, sys, warnings
+import csv, json, os, subprocess, sys, tarfile, warnings
 from functools import partial
 from pathlib import Path
 
@@ -677,3 +677,35 @@ def test_train_and_test_are_no_classes(tmp_path, monkeypatch):
     assert pictures.labels_by_folder(items)==[None]*36
     with pytest.raises(ValueError, match='has no picture with a label'): evaluate.labelled_pictures('p', 12, workers=0)
     assert pictures.labels_by_folder(['p/train/0.png','p/bus/1.png'])==['train','bus']   # vehicles
+
+def test_a_part_beside_parts_with_classes_is_no_class(tmp_path, monkeypatch, capsys):
+    "As on Kaggle: pictures of a test part without labels were a class of the name test"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'p/train/{c}/{i}.png' for c in ('cat','dog') for i in range(12)), *(f'p/{o}/{i}.png' for o in ('Test','unlabeled') for i in range(12)))
+    s = pretrain.AttrDict(path='p', unlabelled=False, seed=42)
+    got = pictures.split_pictures(s, pictures.run_pictures(s))
+    assert set(got.labels)=={'cat','dog',None} and got.labels.count(None)==24
+    assert capsys.readouterr().out=='24 pictures are trained on and left out of judging: they have no label\n'
+    assert evaluate.labelled_pictures('p', 12, workers=0)[2]==['cat','dog'] and '24 of 48 pictures without a label: left out' in capsys.readouterr().out
+    def of(*folders): return pictures.labels_by_folder([f'{o}/0.png' for o in folders])
+    assert of('p/train/cat', 'p/train', 'p/valid')==['cat',None,None] and of('p/car/unlabelled', 'p/bus')==[None,'bus']
+    # a class of that name, beside others and in each part
+    assert of('p/train', 'p/bus', 'p/bus/old')==['train','bus','old'] and of('p/test/train', 'p/test/bus', 'p/train/bus')==['train','bus','bus']
+    assert of('/data/train/train', '/data/train/bus')==['train','bus']
+
+def flat_tars(*names, n=12):
+    for k,name in enumerate(names):
+        with tarfile.open(name, 'w') as t:
+            for i in range(n):
+                some_pictures('one.png')
+                t.add('one.png', f'{k}{i:03}.png')
+
+def test_shards_are_no_classes(tmp_path, monkeypatch):
+    "Which shard a picture lies in was what an encoder was judged by"
+    monkeypatch.chdir(tmp_path)
+    flat_tars('s-000.tar', 's-001.tar', 'cat.tar', 'dog.tar')
+    with pytest.raises(ValueError, match='has no picture with a label.*or labels'): evaluate.labelled_pictures(['s-000.tar','s-001.tar'], 12, workers=0)
+    assert evaluate.labelled_pictures(['cat.tar','dog.tar'], 12, workers=0)[2]==['cat.tar','dog.tar']
+    def of(*tars): return pictures.labels_by_folder([f'{o}/0.png' for o in tars])
+    assert of('0.tar', '3.tar')==[None]*2==of('a_1.tar', 'a_7.tar')==of('a1.tar', 'a2.tar') and of('s-0.tar/cat', 's-1.tar/dog')==['cat','dog']
+    assert of('n01440764.tar', 'n01443537.tar')==['n01440764.tar','n01443537.tar']   # ImageNet

@@ -39,6 +39,7 @@ from .options import how_to_read, listed_pictures
 FEWEST = 10   # pictures of a label to judge by it
 # Words that tell parts of a data set
 _parts = {'train','training','valid','validation','val','dev','test','testing'}
+_unlabelled = {'unlabelled','unlabeled'}
 
 def run_pictures(
     s, # Settings of the run
@@ -68,14 +69,35 @@ def labels_of(
 def labels_by_folder(
     items, # Pictures
 )->list: # One label per picture
-    "Label pictures by their folders, except those in the folder that all others are in or below, and train and test"
+    "Label pictures by their folders, except those in the folder that all others are in or below, and in parts of data"
     folders = [Path(os.fspath(o)).parent for o in items]
     parts = [o.parts for o in set(folders)]
     top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
-    labels = plain_labels([None if o==top else o.name for o in folders])
+    no_classes = {top} | _parts_among(set(folders)) | _shards_among(set(folders))
+    labels = plain_labels([None if o in no_classes else o.name for o in folders])
     kinds = {str(o).lower() for o in labels if o is not None}
     # A folder of pictures without labels may be split into train and test
     return [None]*len(labels) if len(kinds)>1 and kinds<=_parts else labels
+
+def _parts_among(folders):
+    "Return the folders of pictures without labels: `test` beside `train/cat`, and `unlabeled`"
+    above = {p for o in folders for p in o.parents}   # with folders of pictures in them
+    split = {p.parent for p in above if p.name.lower() in _parts}
+    def is_part(o): return o.name.lower() in _parts and (o in above or o.parent in split)
+    return {o for o in folders if o.name.lower() in _unlabelled or is_part(o)}
+
+def _shards_among(folders):
+    "Return the tars that count, as `a-000.tar` and `a-001.tar`; tars such as `cat.tar` may be classes"
+    series:dict = {}
+    for o in folders:
+        counts = re.fullmatch(r'(.*?)(\d+)\D*', o.name) if is_table(o, ('.tar',)) else None
+        if counts: series.setdefault((o.parent,counts[1]), {})[o] = int(counts[2])
+    return {o for (_,begin),found in series.items() if _are_counted(begin, sorted(found.values())) for o in found}
+
+def _are_counted(begin, numbers):
+    "Are these pieces of one data set, not the numbers of classes? A number stands alone, or the numbers are in a row"
+    in_a_row = numbers==list(range(numbers[0], numbers[0]+len(numbers)))
+    return len(numbers)>1 and (in_a_row or not begin or begin[-1] in '-_.')
 
 def plain_labels(
     labels, # As they were read, one per picture
