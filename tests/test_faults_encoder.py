@@ -5,7 +5,7 @@ from functools import partial
 from io import BytesIO
 
 import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
-import numpy as np, pytest, torch
+import numpy as np, pytest, timm, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize, parent_label
 from fastcore.script import CliError
@@ -23,6 +23,7 @@ from self_supervised.cli.comparison import features_of_parts
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
+from self_supervised.data.reading import open_picture
 from self_supervised.evaluate.features import embed, knn_accuracy, untrained
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
@@ -1049,3 +1050,16 @@ def test_networks_that_settle_with_their_first_input_are_exported(tmp_path):
         def forward(self, x): return dict(out=super().forward(x))
     with pytest.raises(ValueError, match='returns a dict, and a file has one output') as e: export_onnx(Dict(1,4,3), tmp_path/'d.onnx', 8)
     one_line(e)
+
+@pytest.mark.parametrize('arch', ['resnet10t','mobilenetv3_small_050'])
+@pytest.mark.parametrize('size', [32, (24,48)])
+def test_timm_prepares_pictures_as_training_did(arch, size, tmp_path):
+    "It enlarged them, and cut a part of the middle that the architecture was published with"
+    net = create_encoder(arch, pretrained=False).eval()
+    remember(net, stats=[list(o) for o in imagenet_stats], size=size, n_in=3)
+    cfg = timm.data.resolve_data_config(model=timm.create_model(f"local-dir:{save_hub_folder(net, tmp_path/'hub')}", pretrained=True))
+    rng = np.random.default_rng(0)
+    im = Image.fromarray(rng.integers(0, 256, (9,11,3), np.uint8)).resize((88,60), Image.Resampling.BICUBIC)
+    mean,std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
+    got = timm.data.create_transform(**cfg)(im)*std+mean
+    assert (got-open_picture(im, size=size)).abs().mean()<.01, cfg
