@@ -3,6 +3,7 @@ import inspect, json, struct, warnings
 from copy import deepcopy
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
 import numpy as np, pytest, timm, torch
@@ -11,6 +12,7 @@ from fastai.data.transforms import Normalize, parent_label
 from fastcore.script import CliError
 from fastai.vision.core import PILImage, imagenet_stats
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,8 +20,10 @@ from self_supervised import layers
 from self_supervised.augmentations import NormalizeViews, get_batch_augs
 from self_supervised.callback.probe import Probe
 from self_supervised.cli.embed import byol_embed, embed_pictures, encoder_settings
-from self_supervised.cli.evaluate import published_protocols
+from self_supervised.cli import finetune as room
+from self_supervised.cli.evaluate import evaluate_pictures, published_protocols
 from self_supervised.cli.comparison import features_of_parts
+from self_supervised.core import warn_once
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
@@ -34,6 +38,7 @@ from self_supervised.transfer.hub import save_hub_folder
 from self_supervised.transfer.legacy import load_old
 from self_supervised.transfer.onnx import export_onnx
 from self_supervised.transfer.segment import segment_learner, segmenter
+from self_supervised.transfer.weights import load_weights
 from self_supervised.vision.byol import byol_learner, create_byol_model, create_simsiam_model, embeddings, get_byol_aug_pipelines
 
 GREY = dict(flip_p=0., jitter=False, bw=False, blur=False, solarize=False)
@@ -824,7 +829,6 @@ RGB = [[.4,.5,.6],[.2,.25,.3]]
 def test_the_record_follows_the_channels(how, n_in, stats, tmp_path):
     "It kept the channels and statistics of before: no file could be embedded with, or one with other statistics"
     from self_supervised.surgery import adapt_input
-    from self_supervised.transfer.weights import load_weights
     e = tiny(RGB, n_in=3)
     file = save_encoder(e, tmp_path/'rgb')
     if how=='load_weights': e = load_weights(file, tiny(False, n_in=n_in))
@@ -844,7 +848,6 @@ def filled(seed, **kw):
     (('model_ema','model'), 1, False), (('semantic','momentum_net'), 0, False), (('backbone','backbone_avg'), 0, False)])
 def test_of_two_networks_of_a_file_the_choice_is_named(names, taken, named, tmp_path):
     "Unless one of them is known to follow the other"
-    from self_supervised.transfer.weights import load_weights
     nets = [filled(i) for i in range(2)]
     torch.save(nn.ModuleDict(dict(zip(names, nets))).state_dict(), tmp_path/'two.pth')
     with warnings.catch_warnings(record=True) as seen:
@@ -854,7 +857,6 @@ def test_of_two_networks_of_a_file_the_choice_is_named(names, taken, named, tmp_
     assert any('holds several networks that fit' in str(o.message) for o in seen)==named
 
 def test_one_network_under_two_names_is_no_choice(tmp_path, recwarn):
-    from self_supervised.transfer.weights import load_weights
     e = filled(0)
     torch.save(nn.ModuleDict(dict(backbone=e, module=nn.ModuleDict(dict(backbone=e)))).state_dict(), tmp_path/'one.pth')
     load_weights(tmp_path/'one.pth', tiny(False))
@@ -862,7 +864,6 @@ def test_one_network_under_two_names_is_no_choice(tmp_path, recwarn):
 
 def test_a_part_of_a_deeper_network_is_not_loaded(tmp_path):
     "Its first layers have all weights of a shallower one; a classifier behind it is left out as ever"
-    from self_supervised.transfer.weights import load_weights
     torch.save(create_encoder('tiny_resnet', n_in=1, pretrained=False, widths=(8,16,32)).state_dict(), tmp_path/'deep.pth')
     with pytest.raises(ValueError, match='differ, e.g. .3.'): load_weights(tmp_path/'deep.pth', tiny(False))
     whole = nn.Sequential(*filled(1).children(), nn.Linear(32, 10))
@@ -878,13 +879,11 @@ class Placed(nn.Module):
     def forward(self, x): return (self.conv(x).permute(0,2,3,1)+self.pos_embed).mean((1,2))
 
 def test_only_the_first_convolution_is_fitted_to_channels(tmp_path):
-    from self_supervised.transfer.weights import load_weights
     torch.save(Placed(8,8).state_dict(), tmp_path/'sam.pth')
     with pytest.raises(ValueError, match="differ, e.g. 'pos_embed'"): load_weights(tmp_path/'sam.pth', Placed(4,8))
 
 def test_weights_are_loaded_into_encoders(tmp_path):
     "A whole model would keep the record of its former weights"
-    from self_supervised.transfer.weights import load_weights
     torch.save(create_byol_model(tiny(), 16, 8).state_dict(), tmp_path/'m.pth')
     with pytest.raises(TypeError, match='Pass its .encoder'): load_weights(tmp_path/'m.pth', create_byol_model(tiny(), 16, 8))
 
@@ -1063,3 +1062,23 @@ def test_timm_prepares_pictures_as_training_did(arch, size, tmp_path):
     mean,std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
     got = timm.data.create_transform(**cfg)(im)*std+mean
     assert (got-open_picture(im, size=size)).abs().mean()<.01, cfg
+
+def test_a_file_that_does_not_tell_its_normalisation_is_named_by_every_call(tmp_path, monkeypatch):
+    "The commands took pictures in [0,1] in silence, and so did `embed` after `load_old` and for a file of others"
+    monkeypatch.chdir(tmp_path)
+    for c in 'ab':
+        for i in range(10):
+            Path('pics', c).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8,8), 20*i+(c=='b'), np.uint8)).save(f'pics/{c}/{i}.png')
+    torch.save(tiny().state_dict(), 'others.pth')
+    save_encoder(load_weights('others.pth', tiny(False)), 'e.safetensors', size=8)
+    said = 'weights come from others.pth, which does not tell how its pictures were normalised'
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    for call in (lambda: embed_pictures('e.safetensors', 'pics', workers=0), lambda: evaluate_pictures('e.safetensors', 'pics', draws=2, workers=0),
+                 lambda: room.finetune('e.safetensors', 'pics', epochs=1, workers=0, progress=False)):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=said): call()
+    torch.save(tiny().state_dict(), 'old.pth')
+    save_file(tiny().state_dict(), 'plain.safetensors')
+    for name,net in (('old.pth', load_old('old.pth', tiny())), ('plain.safetensors', load_encoder('plain.safetensors', tiny()))):
+        with pytest.warns(UserWarning, match=f'weights come from {name}'): embed(net, X[:4])

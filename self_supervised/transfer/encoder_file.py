@@ -291,7 +291,8 @@ def load_encoder(
     if encoder is None: encoder = _build(spec, weights, path)
     net = unwrapped(encoder)
     fill_weights(net, weights, path, spec.get('arch'))
-    net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
+    # A file of others records nothing, also not how its pictures were normalised
+    net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')} if meta else dict(weights_from=Path(path).name)
     if device is not None: encoder.to(device)
     return encoder.eval()
 
