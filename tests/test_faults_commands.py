@@ -709,3 +709,30 @@ def test_shards_are_no_classes(tmp_path, monkeypatch):
     def of(*tars): return pictures.labels_by_folder([f'{o}/0.png' for o in tars])
     assert of('0.tar', '3.tar')==[None]*2==of('a_1.tar', 'a_7.tar')==of('a1.tar', 'a2.tar') and of('s-0.tar/cat', 's-1.tar/dog')==['cat','dog']
     assert of('n01440764.tar', 'n01443537.tar')==['n01440764.tar','n01443537.tar']   # ImageNet
+
+def test_a_classifier_learns_from_few_labels_also_beside_a_run(kaggle, tmp_path, monkeypatch, capsys):
+    "Labels in a file with less than ten pictures were left out, and all of them together an empty source"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    Path('run').mkdir()
+    Path('e.safetensors').rename('run/encoder.safetensors')
+    Path('run/held_out.csv').write_text('x.png\n')
+    Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='elsewhere', views={}))))
+    res,_ = finetune.finetune('run', 'kaggle/train', 'few', labels=table('l.csv', n=14), epochs=1, workers=0, progress=False)
+    assert res['vocab']==['cat','dog'] and res['labels']+np.sum(res['confusion'])==14
+    assert "10 pictures are left out: they have no label" in capsys.readouterr().out
+    # to judge an encoder by, it is as in training
+    with pytest.raises(ValueError, match='the source has no labels of two kinds.*or labels'): evaluate.evaluate_pictures('run', 'kaggle/train', labels='l.csv', workers=0)
+    table('l.csv')
+    Path('l.csv').write_text(Path('l.csv').read_text().replace('23.png,dog', '23.png,bird'))
+    evaluate.evaluate_pictures('run', 'kaggle/train', labels='l.csv', workers=0, draws=2)
+    assert "1 picture of 1 label ('bird') is left out: a label needs 10" in capsys.readouterr().out
+
+def test_a_run_without_labels_says_what_evaluation_needs(kaggle, capsys):
+    "It was 'source=L is empty'"
+    flat_tars('s.tar')
+    Path('run').mkdir()
+    Path('e.safetensors').rename('run/encoder.safetensors')
+    Path('run/held_out.csv').write_text('0003.png\n')
+    Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='s.tar', views={}))))
+    for f in (evaluate.evaluate_pictures, finetune.finetune):
+        with pytest.raises(ValueError, match='the source has no labels of two kinds.*or labels'): f('run', 's.tar', workers=0)

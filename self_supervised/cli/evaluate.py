@@ -36,7 +36,7 @@ from .comparison import compare_parts
 from .lists import real_place
 from .options import as_text_path, command, how_to_read, reading_options
 from .pictures import (
-    Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out, run_pictures,
+    FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out, run_pictures,
     split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings
@@ -48,6 +48,9 @@ def of_split(
 )->tuple: # Pictures, what takes one to its label, and the positions of those to test on, for `image_dls`
     "Make of pictures that are labelled and split what loaders are made of: those with a label, each once"
     order = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
+    if not order:
+        fix = 'Pass one with a folder of pictures per label, or labels'
+        raise invalid('the source', 'has no labels of two kinds or more, both to learn from and to test on', fix)
     once = {real_place(split.items[i]): i for i in reversed(order)}  # the first of each
     kept = [i for i in order if once[real_place(split.items[i])]==i]
     held = set(split.held)
@@ -127,6 +130,7 @@ def part_to_test(
     labels, # Value of `--labels`; None for the names of folders
     seed:int, # Random seed of a part drawn by chance
     options:dict, # Result of `reading_options`
+    fewest:int=FEWEST, # Smallest number of pictures of a label, for a part drawn by chance
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),read_settings(run/'settings.json')) if has_record(run) else (None,{})
@@ -139,7 +143,7 @@ def part_to_test(
         if split: return split
     elif valid is None and settings.get('holdout')!=0:
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
-    return holdout if labels is None else split_pictures(s, run_pictures(s))
+    return holdout if labels is None else split_pictures(s, run_pictures(s), fewest=fewest, what='are left out')
 
 def _labels_of_run(settings, path, options):
     "Return the labels of the run if they label these pictures; None if folder names do"

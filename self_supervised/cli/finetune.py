@@ -102,7 +102,7 @@ def read_labels(
 def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
     if s.valid is not None: return None
-    part = part_to_test(run, path, None, s.labels, s.seed, s.reading) if has_record(run) else .2
+    part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
     s.valid = part
     return None

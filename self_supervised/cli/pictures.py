@@ -211,15 +211,18 @@ def split_pictures(
     s, # Settings of the run
     items, # Pictures, as `run_pictures` lists them
     tell:bool=True, # Print which pictures are not judged?
+    fewest:int=FEWEST, # Smallest number of pictures of a label
+    what:str='are trained on and left out of judging', # Consequence for the others, to print
 )->Split: # Labels that cannot be judged by are None
     "Label pictures, and hold a part of them out"
     labels = labels_of(s, items)
-    judged = judged_labels(labels)
+    judged = judged_labels(labels, fewest)
     items,labels,held = _held(s, items, labels, judged)
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
-    if left_out and tell: tell_left_out(left_out)
+    why = f'a label needs {fewest}' if fewest>1 else 'none is left to learn from'
+    if left_out and tell: tell_left_out(left_out, what, why)
     train = [i for i,out in enumerate(held) if not out]
     if not train: raise invalid(f"holdout={s.get('holdout')!r}", 'leaves no picture to train on', 'Hold out fewer')
     return Split(items, [o if o in judged else None for o in labels], train, [i for i,out in enumerate(held) if out])
@@ -300,8 +303,8 @@ def _held_by_column(s, items, labels, name, option):
 
 def tell_left_out(
     left_out, # Label, or None, of each picture
-    what:str='are trained on and left out of judging', # Consequence
-    why:str=f'a label needs {FEWEST}', # Reason for those with a label
+    what:str, # Consequence, e.g. 'are left out'
+    why:str, # Reason for those with a label
 )->None:
     "Print which pictures are not judged"
     if rank_distrib(): return
