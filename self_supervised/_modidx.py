@@ -1168,6 +1168,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate._which_part': ( 'cli.evaluate.html#_which_part',
                                                                                             'self_supervised/cli/evaluate.py'),
+                                              'self_supervised.cli.evaluate.as_in_run': ( 'cli.evaluate.html#as_in_run',
+                                                                                          'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate.byol_evaluate': ( 'cli.evaluate.html#byol_evaluate',
                                                                                               'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate.evaluate_pictures': ( 'cli.evaluate.html#evaluate_pictures',

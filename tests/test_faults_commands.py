@@ -736,3 +736,20 @@ def test_a_run_without_labels_says_what_evaluation_needs(kaggle, capsys):
     Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='s.tar', views={}))))
     for f in (evaluate.evaluate_pictures, finetune.finetune):
         with pytest.raises(ValueError, match='the source has no labels of two kinds.*or labels'): f('run', 's.tar', workers=0)
+
+def test_the_pictures_of_a_run_are_found_as_in_training(here, monkeypatch):
+    "Masks beside the pictures, which the run had left out, were labelled pictures to learn from"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    for f in files_of('pics'): Image.new('L', (28,28)).save(Path(f).with_suffix('.bmp'))
+    pretrain.pretrain('pics', 'out', suffixes='.png', **SMALL)
+    seen = []
+    was = evaluate.image_dls
+    def noted(source, *args, **kwargs):
+        seen.extend(source)
+        return was(source, *args, **kwargs)
+    monkeypatch.setattr(evaluate, 'image_dls', noted)
+    monkeypatch.setattr(finetune, 'image_dls', noted)
+    evaluate.evaluate_pictures('out', 'pics', draws=2, workers=0)
+    finetune.finetune('out', 'pics', 'tuned', epochs=1, workers=0, progress=False)
+    assert len(seen)>=2*362 and {Path(o).suffix for o in seen}=={'.png'}
+    assert evaluate.as_in_run(Path('out'), 'elsewhere', {})=={} and evaluate.as_in_run(Path('out'), 'pics', dict(suffixes='*'))==dict(suffixes='*')

@@ -153,6 +153,17 @@ def _labels_of_run(settings, path, options):
     if not file or not os.path.isfile(file[0]): return None
     return labels if is_labelled(labels, path, run_pictures(AttrDict(dict(path=path) | options))) else None
 
+def as_in_run(
+    run:Path, # Folder of an encoder's file
+    path, # Pictures
+    options:dict, # Result of `reading_options_of`
+)->dict: # The options, with `column`, `folder` and `suffixes` of the run
+    "Complete options for the source that a run was trained on, so that the same pictures of it are found"
+    if not has_record(run): return options
+    settings = read_settings(run/'settings.json')
+    if as_place(path)!=as_place(settings.get('path')): return options
+    return {k: settings[k] for k in ('column','folder','suffixes') if settings.get(k) is not None} | options
+
 def has_record(
     run:Path, # Folder of an encoder's file
 )->bool: # Does it say which pictures were held out?
@@ -298,7 +309,7 @@ def evaluate_pictures(
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = encoder_settings(encoder, parse_size(size))
     asked = {name: kwargs.pop(name) for name in signature(reading_options).parameters if name in kwargs}
-    options = reading_options_of(encoder, asked)
+    options = as_in_run(encoder.parent, path, reading_options_of(encoder, asked))
     part = part_to_test(encoder.parent, path, valid, labels, seed, options)
     how = dict(bs=bs, workers=workers, seed=seed, progress=progress)
     train,test,vocab = labelled_pictures(path, size, spec['n_in'], part, **how, **options)

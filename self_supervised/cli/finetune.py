@@ -53,7 +53,7 @@ from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
-from .evaluate import flip_of_run, has_record, labelled_items, of_split, part_to_test
+from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -481,7 +481,7 @@ def finetune(
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
              size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_of_run(encoder.parent, flip_p), workers=workers, seed=seed,
-             reading=reading_options_of(encoder, reading))
+             reading=as_in_run(encoder.parent, path, reading_options_of(encoder, reading)))
     check_finetune(s)
     check_not_empty(out=out, path=path)
     seed_everything(seed)
