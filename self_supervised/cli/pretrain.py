@@ -53,7 +53,7 @@ from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..callback.fast import computes_in_bfloat16
 from ..callback.graphs import GraphedPasses
-from ..transfer.encoder_file import height_width
+from ..transfer.encoder_file import height_width, save_encoder
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
@@ -448,12 +448,14 @@ def _run(s, items, bs, out, resume, progress, begun):
     warned,seconds = fit_run(learn, s, progress and not s.minutes)
     if not first: return learn,{},out
     print(f'Trained in {duration(seconds)}', flush=True)
+    # Before it is measured, which takes memory and all pictures once more
+    how = dict(stats=s.views['stats'], size=s.size, **_recorded_reading(s))
+    save_encoder(encoder, out/'encoder.safetensors', **how)
     start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
     nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}
     feats = _measure(dls, nets, s.views['stats'])
     facts = run_facts(learn, s, started, time.perf_counter()-begun)
-    write_run(out, learn, feats, [*early,*warned], facts, stats=s.views['stats'], size=s.size,
-              **_recorded_reading(s))
+    write_run(out, learn, feats, [*early,*warned], facts, **how)
     return learn,feats,out
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c017
