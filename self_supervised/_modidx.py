@@ -1863,6 +1863,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'self_supervised/data/images.py'),
                                              'self_supervised.data.images._tell': ( 'data.images.html#_tell',
                                                                                     'self_supervised/data/images.py'),
+                                             'self_supervised.data.images._with_copies': ( 'data.images.html#_with_copies',
+                                                                                           'self_supervised/data/images.py'),
                                              'self_supervised.data.images._with_labels': ( 'data.images.html#_with_labels',
                                                                                            'self_supervised/data/images.py'),
                                              'self_supervised.data.images.held_by_chance': ( 'data.images.html#held_by_chance',

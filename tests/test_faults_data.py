@@ -1125,3 +1125,15 @@ def test_other_names_of_such_columns(tmp_path, table):
     for name in ('strain','is_test','is_training'): assert len(image_dls(table, valid=name, **how).valid_ds)==2
     table['train_or_test'] = table.is_valid
     with pytest.raises(ValueError, match="valid='train_or_test' says train and valid.*Write 'train' and 'valid'"): image_dls(table, valid='train_or_test', **how)
+
+@pytest.mark.parametrize('check', [False,True])
+def test_rows_of_one_picture_are_in_one_part(tmp_path, table, check):
+    "A table with a row per box was split by row: the same picture was trained on and tested on"
+    once = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=.3, workers=0, check=check)
+    rows = pd.concat([table,table.assign(kind='other'),table[::2]], ignore_index=True)
+    for seed in range(5):
+        dls = image_dls(rows, n_in=1, bs=2, column='name', label_func='kind', folder=tmp_path/'pics', valid=.3, seed=seed, workers=0, check=check)
+        train,valid = ({os.fspath(o) for o in dl.items} for dl in (dls.train_ds,dls.valid_ds))
+        assert not train & valid and len(train | valid)==10 and len(dls.train_ds)+len(dls.valid_ds)==25 and valid
+    again = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=.3, workers=0, check=check)
+    assert list(again.valid_ds.items)==list(once.valid_ds.items) and len(once.valid_ds)==3

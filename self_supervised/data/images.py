@@ -36,7 +36,7 @@ def _split(items, source, valid, seed):
         column = column_values(source, valid)
         if column is not None: return parts_by_column(column, valid)
         held = _held_by_name(items, source, valid)
-    elif isinstance(valid, Real): held = held_by_chance(n, number_of('valid', valid), seed)
+    elif isinstance(valid, Real): held = _with_copies(items, held_by_chance(n, number_of('valid', valid), seed))
     else:
         held = torch.zeros(n, dtype=torch.bool)
         held[positions(valid, n, 'valid')] = True
@@ -50,6 +50,11 @@ def _held_by_name(items, source, valid):
     if any(held): return torch.tensor(held)
     raise invalid(f'{valid=}', 'is no folder of the source with pictures in it, and no column of a table',
                   'Name a folder in the source or a column, or pass the part to hold out, in [0,1)')
+
+def _with_copies(items, held):
+    "Move all rows of one picture into the part of the first: it would be trained on and tested on"
+    first = dict[str,bool]()
+    return torch.tensor([first.setdefault(os.fspath(o), out) for o,out in zip(items, held.tolist())], dtype=torch.bool)
 
 def held_by_chance(
     n:int, # Number of pictures
