@@ -753,3 +753,9 @@ def test_the_pictures_of_a_run_are_found_as_in_training(here, monkeypatch):
     finetune.finetune('out', 'pics', 'tuned', epochs=1, workers=0, progress=False)
     assert len(seen)>=2*362 and {Path(o).suffix for o in seen}=={'.png'}
     assert evaluate.as_in_run(Path('out'), 'elsewhere', {})=={} and evaluate.as_in_run(Path('out'), 'pics', dict(suffixes='*'))==dict(suffixes='*')
+
+def test_minutes_of_grey_pictures_from_weights(here, encoder):
+    "Views without statistics of their own had the three channels of ImageNet's, and the run did not start"
+    s = pretrain.complete_settings('pics', None, 0, False, False, None, None, minutes=.1, init=str(encoder), size=16)
+    pretrain.within_minutes(s, pictures.run_pictures(s), dict(size=16))
+    assert (s.n_in,s.arch)==(1,'tiny_resnet') and 'stats' not in s.views
