@@ -23,6 +23,7 @@ from self_supervised.cli.embed import byol_embed, embed_pictures, encoder_settin
 from self_supervised.cli import finetune as room
 from self_supervised.cli.evaluate import evaluate_pictures, published_protocols
 from self_supervised.cli.comparison import features_of_parts
+from self_supervised.cli.pretrain import pretrain
 from self_supervised.core import warn_once
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
@@ -1082,3 +1083,49 @@ def test_a_file_that_does_not_tell_its_normalisation_is_named_by_every_call(tmp_
     save_file(tiny().state_dict(), 'plain.safetensors')
     for name,net in (('old.pth', load_old('old.pth', tiny())), ('plain.safetensors', load_encoder('plain.safetensors', tiny()))):
         with pytest.warns(UserWarning, match=f'weights come from {name}'): embed(net, X[:4])
+
+@pytest.fixture
+def clear(tmp_path, monkeypatch):
+    "Transparent pictures, two classes"
+    monkeypatch.chdir(tmp_path)
+    for i in range(40):
+        Path(f'clear/{i%2}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (12,12,2), np.uint8), 'LA').save(f'clear/{i%2}/{i:02}.png')
+
+def my_reader(path): return Image.open(path).convert('L')
+
+@pytest.mark.parametrize('keep', [False,True])
+def test_how_pictures_were_read_is_recorded_by_training(clear, keep):
+    "It was by `byol_pretrain` alone: pictures trained on black were embedded on white, in silence"
+    how = dict(size=8, n_in=1, bs=8, workers=None if keep else 0, keep=keep)
+    dls = image_dls('clear', **how, ground='black')
+    learn = byol_learner(dls, create_byol_model(tiny(False), hidden_size=16, projection_size=8), get_byol_aug_pipelines(8, stats=STATS, **GREY))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    net = learn.model.encoder
+    assert net.meta['reading']==dict(ground='#000000') and 'reading' in learn.byol.kept.state_dict()
+    save_encoder(net, 'e.safetensors')
+    read = embed_pictures('e.safetensors', 'clear', workers=0)[1]
+    torch.testing.assert_close(read, embed(net, image_dls('clear', **how, ground='black', valid=0.).train)[0], atol=1e-4, rtol=1e-4)
+    said = "was trained on pictures read with ground='#000000', and these are read with ground='white'"
+    white = image_dls('clear', **how, label_func=parent_label)
+    for call in (lambda: embed(net, white.train), lambda: class_learner(white, net)):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=said): call()
+    assert class_learner(white, net).model.encoder.meta['reading']=={} and net.meta['reading']==dict(ground='#000000')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        embed(net, image_dls('clear', **how, ground=(0,0,0)).train)
+    # trained on, it is an encoder of other pictures
+    for other,want in ((image_dls('clear', **how, reader=my_reader), dict(reader=f'{__name__}:my_reader')), (image_dls('clear', **how), {}), (tensor_dls(X[:64], bs=8), None)):
+        learn = byol_learner(other, create_byol_model(net, hidden_size=16, projection_size=8), get_byol_aug_pipelines(8, stats=STATS, **GREY))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert learn.model.encoder.meta.get('reading')==want
+
+def test_a_run_that_starts_from_a_file_reads_as_that_says(clear):
+    "It read on white, and its own file said black, which the file it started from was trained on"
+    save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), 'black.safetensors', size=8, stats=None, reading=dict(ground='black'))
+    how = dict(size=8, bs=8, epochs=1, workers=0, hidden_size=16, projection_size=8, progress=False, init='black.safetensors')
+    for asked,want in (({},'black'), (dict(ground='white'),'white')):
+        learn,_,out = pretrain('clear', f'out_{want}', **how, **asked)
+        assert encoder_info(out/'encoder.safetensors')['reading']==dict(ground=want)
+        assert learn.dls.train_ds.opener.read.ground==((0,0,0) if want=='black' else (255,255,255))

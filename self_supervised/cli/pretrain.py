@@ -47,7 +47,7 @@ from ..recipes import opt_funcs
 from ..record import record_of
 from ..layers import PoolingType, create_encoder
 from ..data.demo import digits
-from ..data.reading import parse_size
+from ..data.reading import parse_size, reader_name
 from ..data.arrays import tensor_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
@@ -62,7 +62,7 @@ from self_supervised.cli.budget import (
     with_network)
 from .mend import Mend
 from .options import (
-    as_in_training, as_text_path, command, how_to_read, reader_name, reading_options, to_record)
+    as_in_training, as_text_path, command, how_to_read, reading_options, to_record)
 from .pictures import (
     folder_dls, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
