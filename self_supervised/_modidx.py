@@ -3274,6 +3274,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'self_supervised/transfer/weights.py'),
                                                   'self_supervised.transfer.weights._tensors': ( 'transfer.weights.html#_tensors',
                                                                                                  'self_supervised/transfer/weights.py'),
+                                                  'self_supervised.transfer.weights._warn_of_other_network': ( 'transfer.weights.html#_warn_of_other_network',
+                                                                                                               'self_supervised/transfer/weights.py'),
                                                   'self_supervised.transfer.weights._warn_of_rivals': ( 'transfer.weights.html#_warn_of_rivals',
                                                                                                         'self_supervised/transfer/weights.py'),
                                                   'self_supervised.transfer.weights.load_weights': ( 'transfer.weights.html#load_weights',

@@ -16,6 +16,7 @@ from self_supervised.data.reading import open_picture
 from self_supervised.layers import create_encoder
 from self_supervised.plots import plot_embedding
 from self_supervised.transfer.encoder_file import encoder_info, save_encoder
+from self_supervised.transfer.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, epochs=1, workers=0, hidden_size=32, projection_size=16, progress=False)
@@ -759,3 +760,24 @@ def test_minutes_of_grey_pictures_from_weights(here, encoder):
     s = pretrain.complete_settings('pics', None, 0, False, False, None, None, minutes=.1, init=str(encoder), size=16)
     pretrain.within_minutes(s, pictures.run_pictures(s), dict(size=16))
     assert (s.n_in,s.arch)==(1,'tiny_resnet') and 'stats' not in s.views
+
+def test_a_run_that_starts_from_a_file_makes_the_network_of_the_file(here):
+    "Of its arguments it took the name and the channels: group norm was an error, other pooling another encoder"
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1, norm='group', pool_type='avg')
+    save_encoder(net, 'group.safetensors', size=8, stats=None)
+    for minutes in (None,.1):
+        s = pretrain.complete_settings('pics', None, 0, False, False, None, None, minutes=minutes, init='group.safetensors', size=16)
+        if minutes: pretrain.within_minutes(s, pictures.run_pictures(s), dict(size=16))
+        got = pretrain.starting_encoder(s)
+        assert (s.norm,s.pool_type)==('group','avg') and all(torch.equal(v, net.state_dict()[k]) for k,v in got.state_dict().items())
+        assert embed.embed(got, torch.rand(2,1,16,16), None)[0].shape==embed.embed(net, torch.rand(2,1,16,16), None)[0].shape
+
+def test_weights_that_fit_another_network_are_named(here):
+    "A stem without strides has the same weights as one with them"
+    net = create_encoder('resnet10t', pretrained=False, small_stem=True)
+    save_encoder(net, 'small.safetensors', size=32, stats=None)
+    with pytest.warns(UserWarning, match='small.safetensors were trained in a network with small_stem=True, and this one has small_stem=False'):
+        load_weights('small.safetensors', create_encoder('resnet10t', pretrained=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_weights('small.safetensors', create_encoder('resnet10t', pretrained=False, small_stem=True, pool_type='avg', n_in=1))

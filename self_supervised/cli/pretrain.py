@@ -121,7 +121,9 @@ def complete_settings(
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init,
                   minutes=minutes, norm=norm)
-    s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
+    like = made_like(init)
+    if path is None: like = {k: v for k,v in like.items() if k not in ('ground','full_scale')}   # no files to read
+    s = AttrDict(given | (DIGITS if path is None else PICTURES) | like | asked)
     s.update(typed({k: as_text_path(v) for k,v in s.items()}, _types))
     s.size = parse_size(s.size)
     s.views = _for_channels(s.n_in, _default_views(s) | (views or {}))
@@ -275,7 +277,7 @@ def within_minutes(
 )->None:
     "Choose network, its heads, size, batch size, learning rate and precision for the minutes"
     kept = {k: s[k] for k in s if asked.get(k) is not None}
-    if s.pretrained or s.init: kept |= {k: s[k] for k in ('arch','hidden_size','projection_size')}
+    if s.pretrained or s.init: kept |= {k: s[k] for k in ('arch','hidden_size','projection_size','pool_type')}
     if 'bf16' not in kept: s.bf16 = computes_in_bfloat16(default_device())
     n = len(split_pictures(s, items, tell=False).train)
     def cost(size, arch):
