@@ -150,6 +150,7 @@ def _labels_of_run(settings, path, options):
     labels = settings.get('labels')
     if labels is None or as_place(path)==as_place(settings.get('path')): return labels
     file = csv_and_column(labels)
+    if file and not os.path.isfile(file[0]): print(f'labels={labels!r} of the run is not here: folders name the labels')
     if not file or not os.path.isfile(file[0]): return None
     return labels if is_labelled(labels, path, run_pictures(AttrDict(dict(path=path) | options))) else None
 
