@@ -2517,6 +2517,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'self_supervised/evaluate/protocols.py'),
                                                     'self_supervised.evaluate.protocols._cell': ( 'evaluate.protocols.html#_cell',
                                                                                                   'self_supervised/evaluate/protocols.py'),
+                                                    'self_supervised.evaluate.protocols._few_of': ( 'evaluate.protocols.html#_few_of',
+                                                                                                    'self_supervised/evaluate/protocols.py'),
                                                     'self_supervised.evaluate.protocols._finetune_once': ( 'evaluate.protocols.html#_finetune_once',
                                                                                                            'self_supervised/evaluate/protocols.py'),
                                                     'self_supervised.evaluate.protocols._finite_features': ( 'evaluate.protocols.html#_finite_features',
