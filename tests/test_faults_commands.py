@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from fastai.data.transforms import parent_label
 from fastcore.script import CliError
 from PIL import Image
 
@@ -781,3 +782,15 @@ def test_weights_that_fit_another_network_are_named(here):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         load_weights('small.safetensors', create_encoder('resnet10t', pretrained=False, small_stem=True, pool_type='avg', n_in=1))
+
+def test_a_test_part_that_is_learned_from_is_named(tmp_path, monkeypatch):
+    "With valid='valid' the pictures in test were labelled pictures to train on, in silence"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'p/{part}/{c}/{i}.png' for part in ('train','valid','test') for c in ('cat','dog') for i in range(3)))
+    how = dict(size=12, bs=2, workers=0)
+    for call in (lambda valid: image_dls('p', label_func=parent_label, valid=valid, **how), lambda valid: evaluate.labelled_pictures('p', 12, valid=valid, workers=0)):
+        with pytest.warns(UserWarning, match="valid='valid' holds out that folder alone: the 6 pictures in 'test' are learned from"): call('valid')
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            call('test')
+            image_dls('p', valid='valid', **how)   # without labels nothing is learned of them

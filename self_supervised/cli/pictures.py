@@ -26,7 +26,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 
 from ..core import from_csv_cell, invalid, plural, to_csv_cell, write_atomic
-from ..data.images import held_by_chance, image_dls, parts_by_column
+from ..data.images import held_by_chance, image_dls, parts_by_column, warn_of_test_part
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
@@ -325,7 +325,9 @@ def labelled_split(
     "Label pictures for a classifier; folders label those in a tar or a table as well"
     labels = labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
     held = [False]*len(items)
-    if isinstance(valid, str): items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
+    if isinstance(valid, str):
+        items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
+        warn_of_test_part(f'{valid=}', [Path(o).parts[:-1] for o in names_below(s.path, items)], held)
     return Split(items, labels, *([i for i,out in enumerate(held) if out==part] for part in (False,True)))
 
 # %% ../../nbs/83_cli.pictures.ipynb #size

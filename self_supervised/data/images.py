@@ -13,6 +13,7 @@ from functools import partial
 from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
+from warnings import warn
 
 import torch
 from fastai.data.core import DataLoaders
@@ -29,23 +30,36 @@ from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
 from .sources import Picture, column_values, known_labels, left_out_text, open_table, picture_items
 
 # %% ../../nbs/15_data.images.ipynb #split
-def _split(items, source, valid, seed):
+def _split(items, source, valid, seed, labelled=False):
     "Indices of (train, valid)"
     n = len(items)
     if isinstance(valid, str):
         column = column_values(source, valid)
         if column is not None: return parts_by_column(column, valid)
-        held = _held_by_name(items, source, valid)
+        held = _held_by_name(items, source, valid, labelled)
     elif isinstance(valid, Real): held = _with_copies(items, held_by_chance(n, number_of('valid', valid), seed))
     else:
         held = torch.zeros(n, dtype=torch.bool)
         held[positions(valid, n, 'valid')] = True
     return [(~held).nonzero()[:,0].tolist(), held.nonzero()[:,0].tolist()]
 
-def _held_by_name(items, source, valid):
+def warn_of_test_part(
+    given:str, # Argument and its value, e.g. "valid='valid'"
+    folders, # For each picture the names of folders it lies in
+    held, # For each picture: is it held out?
+)->None:
+    "Warn if a part called test is learned from, since another one is held out"
+    n = sum(not out and any(o.lower() in ('test','testing') for o in names) for names,out in zip(folders, held))
+    if not n: return
+    warn(f"{given} holds out that folder alone: the {n} {plural(n, 'picture')} in 'test' are learned from. "
+         'Leave them out of the source if you test on them later.')
+
+def _held_by_name(items, source, valid, labelled=False):
     "Find the pictures in the folder `valid`: at the top of a source that is a folder, at any depth of another"
     if isinstance(source, (str,os.PathLike)) and os.path.isdir(source):
-        held = [valid in Path(o).relative_to(source).parts[:1] for o in items]
+        tops = [Path(o).relative_to(source).parts[:1] for o in items]
+        held = [valid in o for o in tops]
+        if labelled and any(held): warn_of_test_part(f'{valid=}', tops, held)
     else: held = [valid in Path(o).parts[:-1] for o in items]
     if any(held): return torch.tensor(held)
     raise invalid(f'{valid=}', 'is no folder of the source with pictures in it, and no column of a table',
@@ -200,7 +214,7 @@ def image_dls(
     check_workers(workers)
     if keep and workers: raise invalid(f'keep=True, {workers=}', 'are two ways to read ahead', 'Leave workers out')
     if check: good = _readable(items, good, skipped, read, workers)
-    items,splits = _parts(items, good, source, valid, seed)
+    items,splits = _parts(items, good, source, valid, seed, labels is not None)
     if labels: labels = [labels[i] for i in good]
     check_batch_fits(bs, len(splits[0]))
     if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
@@ -236,11 +250,12 @@ def _readable(items, good, skipped, read, workers):
     skipped.report('are left out')
     return [i for i in good if os.fspath(items[i]) not in skipped]
 
-def _parts(items, good, source, valid, seed):
+def _parts(items, good, source, valid, seed, labelled):
     "Return the items at the indices `good`, and the indices of (train, valid) among them"
     if isinstance(valid, Real): return items[good],_split(items[good], source, valid, seed)
     place = {i:k for k,i in enumerate(good)}  # positions and rows are those of the source, with those left out
-    return items[good],[[place[i] for i in part if i in place] for part in _split(items, source, valid, seed)]
+    parts = _split(items, source, valid, seed, labelled)
+    return items[good],[[place[i] for i in part if i in place] for part in parts]
 
 def _one_size(items):
     "Raise for a batch of mixed sizes before `collate` fails over it"
