@@ -68,11 +68,11 @@ def labelled_items(
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False) | options)
     every = run_pictures(s)
     split = labelled_split(s, every, valid)
-    items,label,held = of_split(split)
     n,n_all = sum(o is None for o in split.labels),len(split.items)
     if n==n_all:
         problem = 'has no picture with a label'
-        raise invalid(f'path={printable(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+        raise invalid(f'path={str(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+    items,label,held = of_split(split)
     if n: print(f'{n} of {n_all} pictures without a label: left out')
     items.left_out = every.left_out
     return items,parent_label if labels is None else label,held if isinstance(valid, str) else valid

@@ -113,7 +113,7 @@ def _check_parts(dls, path, s):
         raise invalid(f'valid={s.valid}', f'holds out none of {len(dls.train_ds)} pictures', 'Pass a larger part')
     if len(dls.vocab)>1: return
     problem = f'has one class, {str(dls.vocab[0])!r}, and there is nothing to tell it from'
-    raise invalid(f'path={printable(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
+    raise invalid(f'path={str(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
 
 def draw_labels(
     y:Tensor, # (n,) classes 0..len(vocab)-1
