@@ -36,8 +36,8 @@ from .comparison import compare_parts
 from .lists import real_place
 from .options import as_text_path, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out, run_pictures,
-    split_pictures, tell_left_out)
+    FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out,
+    run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of

@@ -292,7 +292,8 @@ def load_encoder(
     net = unwrapped(encoder)
     fill_weights(net, weights, path, spec.get('arch'))
     # A file of others records nothing, also not how its pictures were normalised
-    net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')} if meta else dict(weights_from=Path(path).name)
+    if not meta: meta = dict(weights_from=Path(path).name)
+    net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
     if device is not None: encoder.to(device)
     return encoder.eval()
 
