@@ -4,7 +4,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 from pathlib import Path
 
-import numpy as np, pytest, torch, torchvision
+import numpy as np, pandas as pd, pytest, torch, torchvision
 from fastai.learner import load_learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
@@ -431,3 +431,13 @@ def test_names_that_are_no_text_reach_the_pages(here, tmp_path, monkeypatch):
     assert rb's\udce9pt' in (out/'report.html').read_bytes() and len(res['vocab'])==2
     byol_embed(str(here/'encoder.safetensors'), ['p\udce9cs/valid'], out=str(tmp_path/'f.npz'), workers=0, neighbors=True)
     assert rb's\udce9pt' in (tmp_path/'f.html').read_bytes()
+
+def test_a_table_in_memory_with_labels(here, tmp_path, monkeypatch):
+    "Comparing it with an empty text was an error: the truth value of a DataFrame is ambiguous"
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    files = sorted(map(str, Path('pics/valid').rglob('*.png')))
+    df = pd.DataFrame(dict(file=files, kind=['odd' if '/3/' in o else 'even' for o in files]))
+    res,_ = finetune('encoder.safetensors', df, tmp_path/'out', labels='kind', column='file', valid=.3, epochs=1, workers=0, progress=False)
+    assert res['vocab']==['even','odd'] and res['labels']+np.sum(res['confusion'])==len(files)
+    with pytest.raises(ValueError, match="path=''.*is an empty text"): finetune('encoder.safetensors', '')

@@ -49,7 +49,8 @@ def _measured(s, size, n):
         encoder = create_encoder(s.arch, pretrained=False, n_in=s.n_in, size=size, norm=s.norm)
         model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=size, norm=s.norm).to(device)
         x = torch.rand(n, s.n_in, *height_width(size), device=device)
-        augs = get_byol_aug_pipelines(size, **s.views)
+        # Of a run that starts from weights, these tell later how to normalise
+        augs = get_byol_aug_pipelines(size, **dict(stats=None) | s.views)
         opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.)
         kept = _pass(model, augs, x, s.bf16, count=True)
         start = _now()

@@ -53,7 +53,7 @@ from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
-from .evaluate import flip_of_run, has_record, labelled_items, of_split, part_to_test
+from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -102,7 +102,7 @@ def read_labels(
 def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
     if s.valid is not None: return None
-    part = part_to_test(run, path, None, s.labels, s.seed, s.reading) if has_record(run) else .2
+    part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
     s.valid = part
     return None
@@ -113,7 +113,7 @@ def _check_parts(dls, path, s):
         raise invalid(f'valid={s.valid}', f'holds out none of {len(dls.train_ds)} pictures', 'Pass a larger part')
     if len(dls.vocab)>1: return
     problem = f'has one class, {str(dls.vocab[0])!r}, and there is nothing to tell it from'
-    raise invalid(f'path={printable(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
+    raise invalid(f'path={str(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
 
 def draw_labels(
     y:Tensor, # (n,) classes 0..len(vocab)-1
@@ -480,8 +480,9 @@ def finetune(
     reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
-             size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_of_run(encoder.parent, flip_p),
-             workers=workers, seed=seed, reading=reading_options_of(encoder, reading))
+             size=size, n_in=spec['n_in'], compare=compare, workers=workers, seed=seed,
+             flip_p=flip_of_run(encoder.parent, flip_p),
+             reading=as_in_run(encoder.parent, path, reading_options_of(encoder, reading)))
     check_finetune(s)
     check_not_empty(out=out, path=path)
     seed_everything(seed)

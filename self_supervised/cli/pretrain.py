@@ -47,7 +47,7 @@ from ..recipes import opt_funcs
 from ..record import record_of
 from ..layers import PoolingType, create_encoder
 from ..data.demo import digits
-from ..data.reading import parse_size
+from ..data.reading import parse_size, reader_name
 from ..data.arrays import tensor_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
@@ -63,7 +63,7 @@ from self_supervised.cli.budget import (
     with_network)
 from .mend import Mend
 from .options import (
-    as_in_training, as_text_path, command, how_to_read, reader_name, reading_options, to_record)
+    as_in_training, as_text_path, command, how_to_read, reading_options, to_record)
 from .pictures import (
     folder_dls, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
@@ -126,7 +126,9 @@ def complete_settings(
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init,
                   minutes=minutes, norm=norm)
-    s = AttrDict(given | (DIGITS if path is None else PICTURES) | made_like(init) | asked)
+    like = made_like(init)
+    if path is None: like = {k: v for k,v in like.items() if k not in ('ground','full_scale')}   # no files to read
+    s = AttrDict(given | (DIGITS if path is None else PICTURES) | like | asked)
     s.update(typed({k: as_text_path(v) for k,v in s.items()}, _types))
     s.size = parse_size(s.size)
     if s.get('slower') is None: s.slower = GENTLE if s.pretrained or s.init else 1.
@@ -300,7 +302,7 @@ def within_minutes(
     kept = {k: s[k] for k in s if asked.get(k) is not None}
     weights = bool(s.pretrained or s.init)
     # Small heads learn in few steps
-    if weights: kept = dict(arch=s.arch, hidden_size=512, projection_size=128) | kept
+    if weights: kept = dict(arch=s.arch, pool_type=s.pool_type, hidden_size=512, projection_size=128) | kept
     if 'bf16' not in kept: s.bf16 = computes_in_bfloat16(default_device())
     n = len(split_pictures(s, items, tell=False).train)
     def cost(size, arch):
@@ -477,12 +479,14 @@ def _run(s, items, bs, out, resume, progress, begun):
     warned,seconds = fit_run(learn, s, progress and not s.minutes)
     if not first: return learn,{},out
     print(f'Trained in {duration(seconds)}', flush=True)
+    # Before it is measured, which takes memory and all pictures once more
+    how = dict(stats=s.views['stats'], size=s.size, **_recorded_reading(s))
+    save_encoder(encoder, out/'encoder.safetensors', **how)
     start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
     nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}
     feats = _measure(dls, nets, s.views['stats'])
     facts = run_facts(learn, s, started, time.perf_counter()-begun)
-    write_run(out, learn, feats, [*early,*warned], facts, stats=s.views['stats'], size=s.size,
-              **_recorded_reading(s))
+    write_run(out, learn, feats, [*early,*warned], facts, **how)
     return learn,feats,out
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c017

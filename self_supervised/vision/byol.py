@@ -33,6 +33,7 @@ from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelin
 from ..record import forget, record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..data.batches import outside_unit
+from ..data.skipped import reading_of
 from ..ema import constant_momentum, cosine_momentum, cosine_settings, ema_update
 from ..evaluate.features import embed
 from ..fit import is_in_fit
@@ -365,7 +366,7 @@ def _check_trained(learn):
         raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
                       f'Look for values that are not finite ({guard.report()})', RuntimeError)
 
-_recorded = 'stats','size','n_in','any_range'   # facts that training writes into the encoder's record
+_recorded = 'stats','size','n_in','any_range','reading'   # facts that training writes into the encoder's record
 
 class KeptRecord:
     "Save the facts of training in the encoder's record with a checkpoint, and put them back"
@@ -448,6 +449,7 @@ class BYOLSetup(AttachedCallback):
         check_length(self.learn.dl)
         check_watches(self.learn)
         self.record()
+        self.record_reading()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
     def record(self, **facts):
@@ -456,6 +458,13 @@ class BYOLSetup(AttachedCallback):
         # Nothing says how ready views were normalised
         if self.augs is not None and self.stated: facts |= dict(stats=views_stats(self.augs))
         for net in self._networks(): remember(net.encoder, **facts)
+
+    def record_reading(self):
+        "Record how the loader reads pictures; the encoder may have learned from others before"
+        if self.rollback.saved is not None: return
+        for net in self._networks(): forget(net.encoder, 'reading')
+        reading = reading_of(self.dls.train)
+        if reading is not None: self.record(reading=reading)
 
     def _networks(self): return [o for o in (self.byol_model.online, self.byol_model.target) if o is not None]
 
