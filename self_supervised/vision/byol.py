@@ -46,8 +46,8 @@ from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from .checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
-    check_online, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches, first_batch,
-    first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
+    check_online, check_optimizer, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches,
+    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
 # Not used here: they were in this module before, and code may import them from it
 from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
@@ -394,6 +394,7 @@ class BYOLSetup(AttachedCallback):
         self.watch = _watch(health)           # names a collapse
         self.kept = KeptRecord(self)          # goes into a checkpoint: a fit that is over passes no batch when resumed
         self.kept_momentum = KeptMomentum(self)
+        self.n_trained = None                 # number of tensors that train, as checked last
         self.validation = FixedRandomness()
         self.rollback = LRFindRollback()
         self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), AnyBatch()]
@@ -432,6 +433,8 @@ class BYOLSetup(AttachedCallback):
         if is_in_fit(self.learn): start_target(self.byol_model)
         self.guard.run = all(cb is self.guard for cb in self.learn._grab_cbs(Guard))   # one of your own replaces it
         keep_out_of_optimizer(self.byol_model.target, self.opt)
+        self.n_trained = None
+        self._check_optimizer()
         for o in self.for_fit: o.begin(self.learn)
 
     def after_fit(self):
@@ -447,8 +450,16 @@ class BYOLSetup(AttachedCallback):
         check_ranks(self.learn)
         check_length(self.learn.dl)
         check_watches(self.learn)
+        self._check_optimizer()
         self.record()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
+
+    def _check_optimizer(self):
+        "Check that the optimizer holds what is to train, again where a callback has unfrozen weights"
+        n = sum(p.requires_grad for p in self.model.parameters())
+        # The splitter knows the model without the wrapper of distributed training
+        if n!=self.n_trained and self.model is self.byol_model and is_in_fit(self.learn): check_optimizer(self.learn)
+        self.n_trained = n
 
     def record(self, **facts):
         "Write the views' statistics and other `facts` of training into the encoder's record"
