@@ -3327,6 +3327,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.BYOLModel.__init__': ( 'vision.byol.html#byolmodel.__init__',
                                                                                                  'self_supervised/vision/byol.py'),
+                                             'self_supervised.vision.byol.BYOLModel._look': ( 'vision.byol.html#byolmodel._look',
+                                                                                              'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.BYOLModel._take_passed': ( 'vision.byol.html#byolmodel._take_passed',
                                                                                                      'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.BYOLModel._weights_now': ( 'vision.byol.html#byolmodel._weights_now',
@@ -3516,4 +3518,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                'self_supervised.vision.checks.split_batch': ( 'vision.checks.html#split_batch',
                                                                                               'self_supervised/vision/checks.py'),
                                                'self_supervised.vision.checks.states_labels': ( 'vision.checks.html#states_labels',
-                                                                                                'self_supervised/vision/checks.py')}}}
+                                                                                                'self_supervised/vision/checks.py'),
+                                               'self_supervised.vision.checks.warn_of_record': ( 'vision.checks.html#warn_of_record',
+                                                                                                 'self_supervised/vision/checks.py')}}}

@@ -21,7 +21,7 @@ from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
-from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
+from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
 from ..augmentations import warn_of_one_draw
@@ -327,6 +327,20 @@ def check_stated(
          'Pass stats=(mean,std) to `embed` and whatever else reads pictures for this encoder, '
          'or normalise with NormalizeViews(mean, std) as the last operation.')
     return False
+
+def warn_of_record(
+    record:dict, # Record of an encoder
+    v:Tensor, # View that it is trained on, in a loop of your own
+)->None:
+    "Warn if views are normalised and the record does not tell how, or not normalised and it tells how"
+    found = outside_unit(v)
+    stats = record.get('stats')
+    if bool(found)==bool(stats) or record.get('any_range'): return
+    if not found: state = f'are in [0, 1], and the encoder records stats={brief_repr(stats)}'
+    elif 'stats' in record: state = f'span {found.span}, and the encoder records stats=None'
+    else: state = f'span {found.span}, and the encoder does not record how they were normalised'
+    warn(f'the views {state}: `embed` would prepare pictures otherwise. Call remember(model.encoder, '
+         'stats=views_stats(augs)) of self_supervised.record before you train, as `BYOL` does.')
 
 def check_online(
     model:nn.Module, # With `online` and `encoder`; left as it is
