@@ -21,11 +21,11 @@ from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedNo
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import get_model, no_random, num_distrib, params, rank_distrib
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
-from torch import nn
+from torch import Tensor, nn
 
 from .budget import Deadline, check_minutes, measure_pace, steps_within
 from .core import batch_size_of, check_numbers, check_whole, checked, invalid, is_list, plain_numbers
@@ -138,16 +138,16 @@ def _loader_bs(dl):
     with no_random(reproducible=False): views,_ = batch_parts(peek(dl))
     return max(len(views[0]), 1)
 
-def _choose(learn, epochs, recipe, cbs, overrules):
+def _choose(learn, epochs, recipe, cbs, overrules, n_steps=None):
     "Return the recipe of this run, with the arguments of the call"
-    r = _recipe(learn, epochs, recipe, batch_size(learn, cbs))
+    r = _recipe(learn, epochs, recipe, batch_size(learn, cbs), n_steps)
     r = replace(r, **{k:v for k,v in overrules.items() if v is not None})
     if not 0<=r.warmup<epochs:
         raise invalid(f'warmup_epochs={r.warmup}', f'must be in [0,{epochs}), the epochs of this run',
                       f'Pass e.g. warmup_epochs={epochs/4:g}')
     return r if _has_target(learn) else replace(r, m=None)
 
-def _recipe(learn, epochs, recipe, bs):
+def _recipe(learn, epochs, recipe, bs, n_steps):
     "Return the recipe for `epochs` at `bs`: your own as it is, or the nearest published one"
     if isinstance(recipe, Recipe):
         warmup = recipe.warmup if recipe.warmup<epochs else epochs/4
@@ -156,7 +156,7 @@ def _recipe(learn, epochs, recipe, bs):
     # `distrib_ctx` splits the loader when the fit begins: here it still holds all
     try: n_items = len(learn.dls.train)*_loader_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length
-    return byol_recipe(epochs, bs, recipe, n_items or None)
+    return byol_recipe(epochs, bs, recipe, n_items or None, n_steps)
 
 # %% ../nbs/23_fit.ipynb #byol_splitter
 @checked
@@ -174,15 +174,48 @@ def _set_momentum(byol, r):
     "Give `BYOL` the schedule of the target's momentum, if there is a target"
     if r.m is not None: byol.sched = r.m if callable(r.m) else cosine_momentum(r.m)
 
+def _is_sgd(f):
+    "Is `f` the SGD of the recipes, which is made of LARS?"
+    return isinstance(f, partial) and f.func is LARS and f.keywords.get('exclude_adapt') is adapt_none
+
 def _own_lars(learn, r):
     "Return the learner's own LARS, which may have other exclusions or trust coefficient"
     f = learn.opt_func
-    return f if r.opt=='lars' and getattr(f, 'func', f) is LARS else None
+    is_lars = getattr(f, 'func', f) is LARS and not _is_sgd(f)
+    return f if r.opt=='lars' and is_lars else None
+
+def _own_optimizer(learn, recipe):
+    "Return the optimizer that you gave the learner; None where you ask for a recipe, and for fastai's default"
+    f = learn.opt_func
+    is_given = f is not Adam and f not in opt_funcs.values() and not _is_sgd(f)
+    return f if recipe is None and is_given else None
+
+def _recipe_for(opt_func):
+    "Name the recipe for an optimizer of yours: those that divide by the gradient's noise need Adam's rates"
+    opt = opt_func
+    if not isinstance(opt, OptimWrapper): opt = opt_func([nn.Parameter(torch.zeros(1))], lr=0.)
+    if _adapts(opt): return 'lars'
+    return 'adamw' if any('sqr_mom' in h for h in opt.hypers) else 'sgd'
+
+def not_in_optimizer(
+    learn:Learner, # Learner with an optimizer
+)->list: # Weights
+    "List the weights to train that the optimizer does not hold, as after a change of the model; a target is none"
+    held = {p for ps in learn.opt.param_lists for p in ps}
+    target = getattr(get_model(learn.model), 'target', None)
+    if target is not None: held |= set(target.parameters())
+    return [p for p in _weights_in(learn.splitter(learn.model)) if p.requires_grad and p not in held]
+
+def _weights_in(groups):
+    "List the weights in groups of a splitter, which may be lists or dictionaries"
+    if isinstance(groups, Tensor): return [groups]
+    if isinstance(groups, dict): groups = groups['params']
+    return [p for o in groups for p in _weights_in(o)]
 
 def _set_optimizer(learn, opt_func, split_predictor, reset):
     "Create the optimizer, unless the learner has the same already and keeps it"
     if split_predictor: learn.splitter = byol_splitter
-    other = learn.opt is None or learn.opt_func is not opt_func
+    other = learn.opt is None or learn.opt_func is not opt_func or not_in_optimizer(learn)
     if reset or other or (split_predictor and len(learn.opt.param_lists)!=2):
         learn.opt_func = opt_func
         learn.create_opt()
@@ -340,16 +373,18 @@ def chosen_recipe(
 @patch
 def fit_byol(self:Learner,
     epochs:int|None=None, # Length of the run in epochs, above 0; or pass `steps` or `minutes`
-    # 'lars', 'sgd', 'adamw', 'simsiam', or your own recipe, which is not scaled;
-    # None for 'lars', or 'simsiam' for a model without a target
+    # 'lars', 'sgd', 'adamw', 'simsiam', or your own recipe, which is not scaled; None for the one nearest to your
+    # own optimizer, else 'lars', or 'simsiam' for a model without a target
     recipe:str|Recipe|None=None,
     lr=None, # Peak learning rate, or one per group of parameters; None for the recipe's
-    wd:float|None=None, # Weight decay; None for the recipe's
+    wd:float|None=None, # Weight decay; None for that of the learner, or else the recipe's
     # Momentum of the target: a number rises to 1 along a cosine, or a function of the part of the run done;
     # None for that of `BYOL`, or else the recipe's
     m=None,
     warmup_epochs:float|None=None, # Number of epochs of linear warm-up, less than `epochs`; None for the recipe's
-    opt_func:Callable|None=None, # Optimizer to use instead of the recipe's
+    # Optimizer to use instead of the recipe's; None without a `recipe` takes one that you gave the learner (but not
+    # `Adam`, which is fastai's default)
+    opt_func:Callable|None=None,
     cbs=None, # Callbacks for this fit
     start_epoch:int=0, # Skip to this epoch of the schedule, to continue a run that was cut
     reset_opt:bool=False, # Forget the optimizer's state? It is kept from one call to the next with the same optimizer
@@ -366,12 +401,16 @@ def fit_byol(self:Learner,
         cbs = [limit, *L(cbs)]
     _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
     byol = _byol_callback(self, cbs)
+    if wd is None: wd = plain_numbers(self.wd)
+    opt_func = opt_func or _own_optimizer(self, recipe)
+    if recipe is None and opt_func and _has_target(self): recipe = _recipe_for(opt_func)
     if minutes is not None:
         deadline = _deadline(self, minutes, recipe, opt_func, begun, cbs)
         epochs = math.ceil(deadline.steps/len(self.dls.train))
         cbs = [deadline, *L(cbs)]
+        steps = max(deadline.steps//_batches_per_step(self, cbs), 1)
     overrules = dict(lr=lr, wd=wd, m=byol.given if m is None else m, warmup=warmup_epochs)
-    r = _choose(self, epochs, recipe, cbs, overrules)
+    r = _choose(self, epochs, recipe, cbs, overrules, steps)
     constant_predictor = r.opt=='simsiam' and hasattr(self.model, 'predictor')
 
     _set_momentum(byol, r)

@@ -15,7 +15,7 @@ from numbers import Number
 from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
-from .core import check_numbers, check_one_of, checked, invalid, plain_numbers
+from .core import check_numbers, check_one_of, check_whole, checked, invalid, plain_numbers
 from .adamw import FusedAdamW
 from .lars import LARS
 
@@ -144,13 +144,16 @@ def byol_recipe(
     bs:int=256, # Batch size over all processes and accumulated gradients
     opt:str='lars', # 'lars', 'sgd', 'adamw', or 'simsiam'
     n_items:int|None=None, # Number of training pictures; None assumes ImageNet
+    n_steps:int|None=None, # Number of steps, for a run that ends within an epoch; None for whole epochs
 )->Recipe: # Recipe with `lr`, `wd`, `m`, `warmup` and `opt_func` for this run; prints as a table
     "Adapt the nearest recipe to your run: its rate to the batch size, its momentum to batch size and number of steps"
     epochs,bs,n_items = plain_numbers((epochs, bs, n_items))
     check_run(epochs, bs, opt, n_items)
+    if n_steps is not None: check_whole(1, n_steps=n_steps)
     row = _nearest(epochs, bs, opt, n_items or _imagenet)
+    if n_steps is None and n_items: n_steps = epochs*n_items/bs
     # 10 epochs at most, and a quarter of the run: the share the shortest published run gives to its warm-up
-    return replace(row, epochs=epochs, bs=bs, m=_momentum(row, epochs, bs, n_items), warmup=min(row.warmup, epochs/4),
+    return replace(row, epochs=epochs, bs=bs, m=_momentum(row, bs, n_steps), warmup=min(row.warmup, epochs/4),
                    lr=None, source=f'{row.data}, {row.epochs} epochs, batch {row.bs} ({row.source})')
 
 def _nearest(epochs, bs, opt, n_items):
@@ -159,16 +162,15 @@ def _nearest(epochs, bs, opt, n_items):
     def distance(row): return far(row.n_items, n_items), far(row.epochs, epochs), far(row.bs, bs)
     return min([r for r in recipes if r.opt==opt], key=distance)
 
-def _momentum(row, epochs, bs, n_items):
+def _momentum(row, bs, n_steps):
     "Return the target's momentum for `bs`; the target forgets in `1/(1-m)` steps, 40 times in every published run"
     if row.m is None: return None
     # The rule (arXiv:2307.13813) holds near the batch of the row; AdamW at 4096 would get 0.08, and the target repeat
     # the online network. A row for any data was not tuned to its batch, so a larger one does not lower its momentum
     scaled = max(row.m**(bs/row.bs), min(row.m, .99 if row.data=='any' else .9))
-    if not n_items: return scaled   # the run's steps are not known
+    if not n_steps: return scaled   # the run's steps are not known
     # Rows measured here are short runs: theirs is a momentum for that many steps
     m = .996 if row.source==_here else scaled
-    n_steps = epochs*n_items/bs
     # Measured on the digits. AdamW, 400 steps: m=.996 → .879, .99 → .888, .97 → .896, .9 → .900; LARS, 1200 steps:
     # .99 → .927, .97 → .931
     return min(m, max(.9, 1-40/n_steps))

@@ -1218,3 +1218,37 @@ def test_what_watches_a_validation_is_refused_before_the_first_batch_where_there
     held = learner(dls(n_valid=8), path=tmp_path)
     quiet(held.fit, 1, cbs=[SaveModelCallback(), Checkpoint(tmp_path/'ck', monitor='valid_loss')])
     assert (tmp_path/'ck'/'best.pt').exists()
+
+# What the optimizer holds
+
+def test_weights_that_the_optimizer_does_not_hold_are_named():
+    "They were never trained: unfrozen by hand after the first fit, by a callback, or in a model that was changed"
+    learn = learner(); e = learn.model.encoder.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r'encoder.requires_grad_\(True\), and then learn.create_opt\(\)'): learn.fit(1)
+    e.requires_grad_(True)
+    with pytest.warns(UserWarning, match='does not hold .* weights that are to train'): learn.fit(1)
+    learn.create_opt(); was = weights_of(e)
+    assert not quiet_of('does not hold', learn.fit, 1, 1e-2) and not torch.equal(weights_of(e), was)
+    class Unfreeze(Callback):
+        def before_epoch(self):
+            if self.epoch==1: e.requires_grad_(True)
+    e.requires_grad_(False); learn.create_opt()
+    assert len(quiet_of('does not hold', learn.fit, 3, cbs=Unfreeze()))==1
+
+def weights_of(net): return torch.cat([p.detach().flatten().clone() for p in net.parameters()])
+
+def test_an_optimizer_of_another_model_is_refused():
+    learn = learner(); quiet(learn.fit, 1)
+    learn.model = model()
+    with pytest.raises(RuntimeError, match=r'holds no weight of learn.model.*learn.create_opt\(\)'): quiet(learn.fit, 1)
+    was = weights_of(learn.model); quiet(learn.fit_byol, 1); assert not torch.equal(weights_of(learn.model), was)
+
+def test_what_a_splitter_leaves_out_is_a_choice():
+    "As are groups that are frozen, and a target that was unfrozen by mistake"
+    heads = learner(); heads.splitter = lambda m: L(list(m.predictor.parameters()), list(m.projector.parameters()))
+    assert not quiet_of('does not hold', heads.fit, 1)
+    learn = learner(); learn.splitter = lambda m: L(list(m.online.parameters()), list(m.predictor.parameters()))
+    learn.freeze()
+    assert quiet_of(r'learn.unfreeze()', learn.fit, 1) and not quiet_of('does not hold', learn.fit, 1)
+    learn.unfreeze(); learn.model.requires_grad_(True)
+    assert not quiet_of('does not hold', learn.fit, 1)

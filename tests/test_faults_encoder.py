@@ -1129,3 +1129,63 @@ def test_a_run_that_starts_from_a_file_reads_as_that_says(clear):
         learn,_,out = pretrain('clear', f'out_{want}', **how, **asked)
         assert encoder_info(out/'encoder.safetensors')['reading']==dict(ground=want)
         assert learn.dls.train_ds.opener.read.ground==((0,0,0) if want=='black' else (255,255,255))
+
+# Records of weights that came with one
+
+def ready(views=None):
+    "A learner on ready views in [0,1], and an encoder whose weights expect normalised pictures"
+    from fastai.data.core import DataLoaders
+    data = [(x, x.flip(-1)) for x in X[:64].split(32)] if views is None else views
+    learn = byol_learner(DataLoaders(data, data), create_byol_model(tiny(STATS), hidden_size=16, projection_size=8), None)
+    learn.remove_cb(learn.progress); learn.logger = lambda *_: None
+    return learn
+
+@pytest.mark.parametrize('before', [None, 'lr_find', 'validate'])
+def test_ready_views_in_0_1_are_recorded_as_that(before, tmp_path):
+    "The record of the weights that training began with stayed, and `embed` normalised what training had not"
+    learn = ready(); learn.path = tmp_path
+    was = dict(record_of(learn.model.encoder))
+    assert was['stats']
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        if before=='lr_find': learn.lr_find(num_it=6, show_plot=False)
+        if before=='validate': learn.validate()
+        assert record_of(learn.model.encoder)==was
+        learn.fit(1)
+    for net in (learn.model.online, learn.model.target): assert record_of(net.encoder)['stats'] is None
+
+@pytest.mark.parametrize('find', [False,True])
+def test_what_a_first_batch_shows_is_recorded_after_a_search(find, tmp_path):
+    "`lr_find` had seen the first batch, and recorded nothing"
+    learn = learner(augs=get_byol_aug_pipelines(8, stats=None, clip=False, **GREY)); learn.path = tmp_path
+    learn.dls = tensor_dls(9*X[:64]-4, Y[:64], bs=32, device='cpu')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        if find: learn.lr_find(num_it=6, show_plot=False); assert 'any_range' not in record_of(learn.model.encoder)
+        learn.fit(1)
+    assert record_of(learn.model.encoder)['any_range']
+
+def test_the_recorded_size_is_that_of_the_large_views():
+    "Whichever comes first"
+    augs = get_byol_aug_pipelines(8, stats=None, **GREY)
+    small = get_byol_aug_pipelines(4, stats=None, **GREY)
+    for a in ([*small,*augs], [*augs,*small]):
+        learn = learner(augs=a)
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); learn.fit(1)
+        assert record_of(learn.model.encoder)['size']==8
+
+def test_a_loop_of_your_own_hears_that_nothing_is_recorded():
+    "`embed` took pictures in [0,1] for views that were normalised, and the other way round; a record that fits needs no warning"
+    def said(stats, view, *how):
+        model = create_byol_model(tiny(stats), hidden_size=16, projection_size=8)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter('always')
+            for _ in range(2): model.loss(view, view.flip(-1))
+        return [str(o.message) for o in seen]
+    x = X[:8]; normal = (x-MOVE)/SCALE
+    for stats,view,words in ((False, normal, 'does not record'), (None, normal, 'records stats=None'), (STATS, x, 'are in [0, 1]')):
+        found = said(stats, view)
+        assert len(found)==1 and words in found[0] and 'remember(model.encoder, stats=views_stats(augs))' in found[0]
+    for stats,view in ((STATS, normal), (None, x), (False, x)): assert not said(stats, view)
+    model = create_byol_model(tiny(False), hidden_size=16, projection_size=8).eval()
+    with warnings.catch_warnings(): warnings.simplefilter('error'); model.loss(normal, normal)

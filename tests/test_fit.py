@@ -16,7 +16,7 @@ from fastai.torch_core import set_seed
 
 from self_supervised.fit import batch_size, byol_splitter, check_recipe
 from self_supervised.lars import LARS
-from self_supervised.recipes import byol_recipe, warmup_cosine
+from self_supervised.recipes import adapt_none, byol_recipe, warmup_cosine
 
 def learner(opt_func=LARS, model=None, bs=8, **kwargs):
     "A small regression, the same in each call"
@@ -178,3 +178,66 @@ def test_the_momentum_that_a_schedule_left_is_not_the_recipes():
     assert fit(learn, 1).opt is opt and opt.hypers[0]['mom']==.9
     own = parts(opt_func=partial(LARS, mom=.8))
     for _ in range(2): assert fit(own, 1).opt.hypers[0]['mom']==.8
+
+# What a call before left in the learner
+
+@pytest.mark.parametrize('before', ['sgd','adamw'])
+def test_lars_after_another_recipe_is_lars(before, capsys):
+    "SGD is made of LARS, and was taken for a LARS of the learner's own: its rates without its adaptation"
+    learn = fit(fit(parts(), 1, before), 1, 'lars')
+    assert learn.opt.opt.exclude_adapt is not adapt_none and learn.opt_func is LARS
+    assert capsys.readouterr().out.splitlines()[-1].startswith('LARS')
+    assert fit(learn, 1, 'sgd').opt.opt.exclude_adapt is adapt_none
+
+def test_lars_for_a_model_without_a_target():
+    learn = parts(); learn.model.target = None
+    fit(fit(learn, 1), 1, 'lars')
+    assert learn.opt.opt.exclude_adapt is not adapt_none
+
+@pytest.mark.parametrize('recipe', ['lars','adamw'])
+def test_what_is_unfrozen_by_hand_is_trained(recipe):
+    "Heads first, then all: the optimizer of the first fit did not hold the encoder"
+    learn = parts(); e = learn.model.encoder.requires_grad_(False)
+    was = e.weight.detach().clone()
+    fit(learn, 2, recipe); assert torch.equal(e.weight, was)
+    e.requires_grad_(True)
+    fit(learn, 2, recipe); assert not torch.equal(e.weight, was)
+    assert not set(learn.model.target.parameters()) & set(learn.opt.all_params().itemgot(0))
+
+@pytest.mark.parametrize('change', ['model','part'])
+def test_a_model_that_was_changed_is_trained(change):
+    learn = fit(parts(), 2)
+    if change=='model': learn.model = Parts()
+    else: learn.model.encoder = nn.Linear(4,8)
+    was = learn.model.encoder.weight.detach().clone()
+    assert not torch.equal(fit(learn, 2).model.encoder.weight, was)
+
+def test_an_optimizer_that_holds_all_is_kept():
+    "Its state goes on; a target that was unfrozen by mistake is no reason for another"
+    learn = fit(parts(), 2); opt = learn.opt
+    learn.model.requires_grad_(True)
+    assert fit(learn, 2).opt is opt
+
+def test_the_rates_are_those_of_the_optimizer(capsys):
+    "Yours without a recipe: LARS's rates collapse Adam, and plain SGD without a word"
+    for f,opt in ((Adam,'adamw'), (SGD,'sgd'), (partial(OptimWrapper, opt=torch.optim.AdamW),'adamw'), (partial(LARS, eta=.02),'lars')):
+        learn = fit(parts(), 4, opt_func=f)
+        assert max(learn.recorder.hps['lr'])==byol_recipe(4, 8, opt, 64).lr, f
+    assert max(fit(parts(), 4, 'lars', opt_func=SGD).recorder.hps['lr'])==byol_recipe(4, 8, 'lars', 64).lr
+
+def test_what_the_learner_was_given_is_used(capsys):
+    "Optimizer and weight decay, as in every other fit; a recipe by name, and fastai's default, are no wish of yours"
+    learn = fit(parts(opt_func=SGD, wd=.3), 4)
+    assert learn.opt_func is SGD and learn.opt.hypers[0]['wd']==.3 and max(learn.recorder.hps['lr'])==byol_recipe(4, 8, 'sgd', 64).lr
+    assert 'wd as passed' in capsys.readouterr().out
+    assert fit(learn, 1, wd=.1).opt.hypers[0]['wd']==.1
+    assert fit(learn, 1, 'lars').opt_func is LARS and fit(parts(opt_func=Adam), 1).opt_func is LARS
+
+def test_the_momentum_of_a_run_within_an_epoch():
+    "It is that for its steps, not for those of the whole epoch, in which the target would hardly move"
+    assert byol_recipe(1, 128, n_items=10**6).m>.99 and byol_recipe(1, 128, n_items=10**6, n_steps=400).m==.9
+    with pytest.raises(ValueError, match='n_steps=0'): byol_recipe(1, n_steps=0)
+    learn = parts(bs=2); learn.dls.train = DataLoader(list(learn.dls.train.dataset)*40, bs=2)
+    assert byol_recipe(1, 2, n_items=64*40).m>.95
+    for kwargs in (dict(steps=50), dict(steps=25, cbs=GradientAccumulation(4))): assert fit(learn, **kwargs).byol.sched(0)==.9
+    assert fit(learn, steps=1280).byol.sched(0)==byol_recipe(1, 2, n_items=64*40).m

@@ -917,3 +917,31 @@ def test_the_table_is_complete_and_what_it_names_exists():
         assert names+links, n
         assert all(re.search(rf'^def {o}\(', tests, re.M) for o in names), (n, names)
         assert all((nbs/o).exists() for o in links), (n, links)
+
+@pytest.mark.parametrize('event', ['before_fit','before_batch','after_pred','before_step','after_batch'])
+@pytest.mark.parametrize('opt_func', [Adam,LARS])
+def test_09_lr_find_that_is_broken_off_leaves_no_trace(event, opt_func, tmp_path):
+    "fastai puts the weights back at the end of the fit alone: the next fit went on from those of the highest rate"
+    def stop(self):
+        if event=='before_fit' or self.train_iter==5: raise KeyboardInterrupt
+    learn = make(opt_func=opt_func, path=tmp_path, m=.9); seed_everything(0, learn.dls)
+    learn.fit(1, 1e-2)
+    was,opt = everything(learn),plain_values(learn.opt.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        with learn.added_cbs(type('Stop', (Callback,), {event: stop, 'order': 99})()): learn.lr_find(start_lr=1e-1, num_it=20, show_plot=False)
+    assert differing(everything(learn), was)==[]
+    assert plain_values(learn.opt.state_dict()['state'])==opt['state'] and not any((tmp_path/'models').glob('tmp*'))
+    assert 'remove_cb' not in vars(learn) and not hasattr(learn, 'lr_finder')
+    quiet(learn.fit_one_cycle, 1, 1e-2)
+
+def test_09_a_trial_of_minutes_that_is_broken_off_leaves_no_trace(tmp_path):
+    class Stop(Callback):
+        def after_step(self):
+            if self.train_iter==3: raise KeyboardInterrupt
+    learn = make(opt_func=LARS, path=tmp_path, m=.9); seed_everything(0, learn.dls)
+    was = everything(learn)
+    with pytest.raises(KeyboardInterrupt): quiet(with_stop, learn, Stop())
+    assert differing(everything(learn), was)==[] and learn.opt is None
+
+def with_stop(learn, cb):
+    with learn.added_cbs(cb): learn.fit_byol(minutes=1)

@@ -46,14 +46,17 @@ class FixedRandomness:
 # %% ../../nbs/52_callback.put_back.ipynb #rollbackcode
 class LRFindRollback:
     "Put back the random states (also of loaders) and the record of momenta that `lr_find` changes"
-    saved = None   # (random states, states of the loaders, momenta)
+    saved = None    # (random states, states of the loaders, momenta)
+    finder = None   # fastai's callback, which puts weights and optimizer back at the end of the fit
 
     def begin(self,
         learn:Learner, # Learner with a callback called `byol`
     )->None:
         "Set them aside, if this fit is `lr_find`"
         self.saved = None
-        if not any(isinstance(cb, LRFinder) for cb in learn.cbs): return
+        self.finder = next((cb for cb in learn.cbs if isinstance(cb, LRFinder)), None)
+        if self.finder is None: return
+        learn.remove_cb = partial(self._removed, learn)
         orders = [dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in learn.dls.loaders]
         self.saved = get_random_states(),orders,learn.byol.momenta
 
@@ -64,10 +67,20 @@ class LRFindRollback:
         if self.saved is None: return
         states,orders,momenta = self.saved
         self.saved = None
+        self.finder = None
+        vars(learn).pop('remove_cb', None)
         learn.byol.momenta = momenta
         set_random_states(**states)
         for dl,order in zip(learn.dls.loaders, orders):
             if order: dl.rng.setstate(order)
+
+    def _removed(self, learn, cb):
+        "Remove a callback; if it is that of an `lr_find` that was broken off, put back what it would have put back"
+        if cb is self.finder:
+            # Before its `before_fit` it has changed nothing, and knows nothing
+            if any(vars(cb).get(o) is not None for o in ('tmp_p','was')): cb.after_fit()
+            self.end(learn)
+        return type(learn).remove_cb(learn, cb)
 
 # %% ../../nbs/52_callback.put_back.ipynb #loaderscode
 class EmptyValidation:

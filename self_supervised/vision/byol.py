@@ -47,8 +47,8 @@ from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from .checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
-    check_online, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches, first_batch,
-    first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels)
+    check_online, check_optimizer, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches,
+    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels, warn_of_record)
 # Not used here: they were in this module before, and code may import them from it
 from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
@@ -148,6 +148,7 @@ def mean_of_pairs(
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that follows the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
+    looked = False            # has `loss` looked at the views of a loop of yours?
     @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): the network to keep after training
@@ -209,8 +210,16 @@ class BYOLModel(nn.Module):
         if len(views)<2:
             raise invalid(f'{len(views)=}', 'must be 2 or more views of the same pictures',
                           'Pass model.loss(*(aug(x) for aug in augs))')
+        if self.training and not self.looked: self._look(views)
         preds,*targs = cross(*self.matched(self(*views), views))
         return mean_of_pairs(byol_loss(preds, *targs), len(targs))
+
+    def _look(self, views):
+        "Warn once if the encoder's record does not fit to the views, since no callback writes it in a loop of yours"
+        v = views[0]
+        if torch.compiler.is_compiling() or not (isinstance(v, Tensor) and v.dim()>3 and v.is_floating_point()): return
+        self.looked = True
+        warn_of_record(record_of(self.encoder), v)
 
     def matched(self, preds, views):
         "Return predictions, projections of the target views, and the positions of those, for `cross`"
@@ -391,10 +400,12 @@ class BYOLSetup(AttachedCallback):
     def __init__(self, seed, health):
         self.seed = plain_numbers(seed)       # of the views in validation
         self.stated = True                    # do the views tell how they are normalised?
+        self.seen = {}                        # facts that a first batch has shown
         self.guard = Guard()                  # leaves bad batches out
         self.watch = _watch(health)           # names a collapse
         self.kept = KeptRecord(self)          # goes into a checkpoint: a fit that is over passes no batch when resumed
         self.kept_momentum = KeptMomentum(self)
+        self.n_trained = None                 # number of tensors that train, as checked last
         self.validation = FixedRandomness()
         self.rollback = LRFindRollback()
         self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), AnyBatch()]
@@ -433,6 +444,8 @@ class BYOLSetup(AttachedCallback):
         if is_in_fit(self.learn): start_target(self.byol_model)
         self.guard.run = all(cb is self.guard for cb in self.learn._grab_cbs(Guard))   # one of your own replaces it
         keep_out_of_optimizer(self.byol_model.target, self.opt)
+        self.n_trained = None
+        self._check_optimizer()
         for o in self.for_fit: o.begin(self.learn)
 
     def after_fit(self):
@@ -448,16 +461,27 @@ class BYOLSetup(AttachedCallback):
         check_ranks(self.learn)
         check_length(self.learn.dl)
         check_watches(self.learn)
+        self._check_optimizer()
         self.record()
         self.record_reading()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
+    def _check_optimizer(self):
+        "Check that the optimizer holds what is to train, again where a callback has unfrozen weights"
+        n = sum(p.requires_grad for p in self.model.parameters())
+        # The splitter knows the model without the wrapper of distributed training
+        if n!=self.n_trained and self.model is self.byol_model and is_in_fit(self.learn): check_optimizer(self.learn)
+        self.n_trained = n
+
     def record(self, **facts):
         "Write the views' statistics and other `facts` of training into the encoder's record"
         if self.rollback.saved is not None: return  # `lr_find` trains nothing
+        facts = self.seen | facts
         # Nothing says how ready views were normalised
-        if self.augs is not None and self.stated: facts |= dict(stats=views_stats(self.augs))
-        for net in self._networks(): remember(net.encoder, **facts)
+        if self.augs is not None and self.stated: facts = dict(stats=views_stats(self.augs)) | facts
+        for net in self._networks():
+            if not self.stated: forget(net.encoder, 'stats')
+            remember(net.encoder, **facts)
 
     def record_reading(self):
         "Record how the loader reads pictures; the encoder may have learned from others before"
@@ -469,15 +493,17 @@ class BYOLSetup(AttachedCallback):
     def _networks(self): return [o for o in (self.byol_model.online, self.byol_model.target) if o is not None]
 
     def look_at_range(self, views, x=None):
-        "Take back what the record states of the normalisation if the first views show that it is wrong"
+        "Correct what the record states of the normalisation by what the first views show"
         if x is not None and outside_unit(x):
             # Features of such pictures need no warning
-            if x.dim()==2 or not any(map(clips_to_unit, self.augs)): self.record(any_range=True)
-        elif self.augs is None: self.stated = check_stated(views)
+            if x.dim()==2 or not any(map(clips_to_unit, self.augs)): self.seen = dict(any_range=True)
+        elif self.augs is None:
+            self.stated = check_stated(views)
+            # Whatever the published weights, with which the training began, expected
+            if self.stated and views[0].dim()>3: self.seen = dict(stats=None)
         # Without a clip a crop overshoots
         elif any(map(clips_to_unit, self.augs)) and views_stats(self.augs) is None: self.stated = check_stated(views)
-        if self.stated: return
-        for net in self._networks(): forget(net.encoder, 'stats')
+        if self.training: self.record()   # else when training begins
 
     def record_view(self, v):
         "Record size and channels of a view; vectors and series have no (h,w)"
@@ -537,7 +563,7 @@ class BYOL(BYOLSetup):
         "Forget the check of a first batch if data or views are others now"
         train = self.dls.train
         now = id(getattr(train, 'dataset', train)),id(self.augs)
-        if self.looked_at not in (None,now): self.looked,self.stated = False,True
+        if self.looked_at not in (None,now): self.looked,self.stated,self.seen = False,True,{}
         self.looked_at = now
 
     def after_fit(self):
@@ -551,7 +577,7 @@ class BYOL(BYOLSetup):
         self.learn.xb = self.at_hand = views
         self.looked = True
         if self.training and not self.noted:
-            self.record_view(views[0])
+            self.record_view(views[target_views(views)[0]])   # small crops are views of a large one
             self.noted = True
 
     def _ready_views(self):

@@ -21,12 +21,12 @@ from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
-from ..core import batch_size_of, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
+from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
 from ..augmentations import warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
-from ..fit import check_recipe
+from ..fit import check_recipe, not_in_optimizer
 from ..callback.core import is_never_computed, no_validation
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
@@ -186,6 +186,7 @@ def check_last_batch(
 
 def check_frozen(
     encoder:nn.Module, # Encoder to train
+    opt=None, # Optimizer; None if there is none yet
 )->None:
     "Warn if no layer of the encoder is trained; vectors such as those of batchnorm do not count"
     layers = [p for p in encoder.parameters() if p.ndim>1]
@@ -193,8 +194,24 @@ def check_frozen(
     rest = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     total = sum(p.numel() for p in encoder.parameters())
     which = ', those of norms and biases' if rest else ''
-    warn(f'the encoder is frozen: {rest:,} of its {total:,} weights train{which}. '
-         'Call encoder.requires_grad_(True) before you make the learner, or learn.unfreeze(), to train all of it.')
+    held = {p for ps in opt.param_lists for p in ps} if opt else set()
+    fix = 'encoder.requires_grad_(True), and then learn.create_opt(),'
+    if held.issuperset(layers): fix = 'learn.unfreeze()'   # it reaches what the optimizer holds
+    warn(f'the encoder is frozen: {rest:,} of its {total:,} weights train{which}. Call {fix} to train all of it.')
+
+def check_optimizer(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Raise or warn if the optimizer does not hold weights that are to train, as after a change of the model"
+    left = not_in_optimizer(learn)
+    if not left: return
+    fix = 'Call learn.create_opt() after a change of the model, and after you unfreeze a part of it by hand'
+    own = set(learn.model.parameters())
+    if not any(p in own and p.requires_grad for ps in learn.opt.param_lists for p in ps):
+        raise invalid('learn.opt', 'holds no weight of learn.model, and nothing would be trained', fix, RuntimeError)
+    n,total = (sum(p.numel() for p in ps) for ps in (left, [p for p in own if p.requires_grad]))
+    warn(f'the optimizer does not hold {n:,} of the {total:,} weights that are to train, so these stay as they are. '
+         f'{fix}.')
 
 def check_length(
     dl, # Training loader
@@ -224,7 +241,7 @@ def check_before_fit(
     check_companions(learn)
     check_loader(learn.dls)
     check_last_batch(learn)
-    check_frozen(model.encoder)
+    check_frozen(model.encoder, learn.opt)
     check_recipe(learn)
 
 def check_watches(
@@ -310,6 +327,20 @@ def check_stated(
          'Pass stats=(mean,std) to `embed` and whatever else reads pictures for this encoder, '
          'or normalise with NormalizeViews(mean, std) as the last operation.')
     return False
+
+def warn_of_record(
+    record:dict, # Record of an encoder
+    v:Tensor, # View that it is trained on, in a loop of your own
+)->None:
+    "Warn if views are normalised and the record does not tell how, or not normalised and it tells how"
+    found = outside_unit(v)
+    stats = record.get('stats')
+    if bool(found)==bool(stats) or record.get('any_range'): return
+    if not found: state = f'are in [0, 1], and the encoder records stats={brief_repr(stats)}'
+    elif 'stats' in record: state = f'span {found.span}, and the encoder records stats=None'
+    else: state = f'span {found.span}, and the encoder does not record how they were normalised'
+    warn(f'the views {state}: `embed` would prepare pictures otherwise. Call remember(model.encoder, '
+         'stats=views_stats(augs)) of self_supervised.record before you train, as `BYOL` does.')
 
 def check_online(
     model:nn.Module, # With `online` and `encoder`; left as it is
