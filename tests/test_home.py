@@ -375,7 +375,7 @@ def buffers(net): return {k: v.clone() for k,v in net.named_buffers() if 'runnin
 
 @pytest.mark.parametrize('slower,kept', [(None,True), (1.,False)])
 def test_published_weights_are_trained_gently(slower, kept, weights, tmp_path):
-    "A tenth of the rate, their own statistics of batchnorm, also in the target; and they are there afterwards as they were"
+    "The heads first, then a tenth of the rate, their own statistics of batchnorm, also in the target; and they are kept as they were"
     file,pics = weights
     rates = []
     class Rates(Callback):
@@ -389,7 +389,9 @@ def test_published_weights_are_trained_gently(slower, kept, weights, tmp_path):
                                slower=slower, workers=0, progress=False)
     start,trained = load_encoder(file),learn.model.encoder
     assert all(len(o)==(2 if kept else 1) for o in rates)
-    if kept: assert all(b==pytest.approx(10*a) for a,b in rates)
+    if kept:
+        first = math.ceil(.4*len(rates))
+        assert all(a==0<b or not b for a,b in rates[:first]) and all(b==pytest.approx(10*a) for a,b in rates[first:])
     for net in (trained,learn.model.target.encoder):
         assert all(torch.equal(v, buffers(net)[k]) for k,v in buffers(start).items())==kept
     assert not all(torch.equal(a, b) for a,b in zip(start.parameters(), trained.parameters()))

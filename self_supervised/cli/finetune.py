@@ -224,6 +224,9 @@ def train_classifier(
     "Train a classifier until the held-out loss stops falling; with few labels train again, on all of them"
     fit = partial(_fit, net, stats=stats, s=s, n_out=len(parts.vocab), fresh=fresh, progress=progress)
     model,epochs = fit(parts.train, parts.stop, out=out)
+    if not fresh:
+        still,_ = fit(parts.train, parts.stop, until=0)
+        if not epochs or _accuracy(still, parts.stop)>_accuracy(model, parts.stop): model,epochs = still,0
     n = n_pictures(parts.train)+n_pictures(parts.stop)
     if n>=FEW*len(parts.vocab) or not isinstance(parts.train, tuple): return Trained(model, epochs)
     best = f"the best length was {counted(epochs, 'epoch')}"
@@ -237,7 +240,8 @@ def _fit(net, train, held, stats, s, n_out, fresh, progress, out=None, until=Non
     learn = class_learner(training_dls(train, held, s), net, n_out=n_out, stats=stats, path=out or '.',
                           cbs=_callbacks(s, progress or until is not None, out))
     learn.unfreeze()
-    if not fresh: start_head(learn, outputs_of(learn.model[:2], train))
+    # A linear classifier to train on from, or the one that stays
+    if not fresh: start_head(learn, outputs_of(learn.model[:2], train), C=1. if until==0 else .01)
     if until==0: return learn.model,0
     best = StopAfter(until) if until else KeepBest(s.patience, inf if fresh else _loss(learn.model, held))
     rate = s.scratch_lr if fresh else slice(s.lr/s.slower, s.lr)
@@ -256,6 +260,8 @@ def _callbacks(s, progress, out):
     return cbs
 
 def _loss(model, part): return F.cross_entropy(*outputs_of(model, part)).item()
+
+def _accuracy(model, part): return measured(*outputs_of(model, part))['accuracy']
 
 # %% ../../nbs/96_cli.finetune.ipynb #measure
 def measured(

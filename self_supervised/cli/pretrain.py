@@ -52,7 +52,7 @@ from ..data.arrays import tensor_dls
 from ..evaluate.features import Pixels
 from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..callback.fast import computes_in_bfloat16
-from ..callback.gentle import KeepBatchNorm, encoder_splitter
+from ..callback.gentle import HeadsFirst, KeepBatchNorm, encoder_splitter
 from ..callback.graphs import GraphedPasses
 from ..transfer.encoder_file import height_width, save_encoder
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
@@ -104,7 +104,7 @@ PICTURES = dict(
     slower=None,  # the encoder's rate is lr/slower; None for GENTLE if it starts from weights, or else 1
     keep=None)  # decoded pictures stay in memory if they fit
 
-# Published weights are spoiled by a high rate, and by batch statistics of crops (see callback.gentle)
+# Published weights are spoiled by random heads, a high rate, and batch statistics of crops (see callback.gentle)
 GENTLE = 10.
 
 # %% ../../nbs/91_cli.pretrain.ipynb #g94settingscode
@@ -227,7 +227,7 @@ def run_learner(
     "Make a learner with a BYOL model around `encoder`, and the callbacks of a run"
     model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=s.size, norm=s.norm)
     cbs = [BYOL(get_byol_aug_pipelines(s.size, **s.views)), ChannelsLast(), Mend(on_change=partial(_note, out, s))]
-    if s.slower>1: cbs.append(KeepBatchNorm())
+    if s.slower>1: cbs += [KeepBatchNorm(), HeadsFirst()]
     if s.graphs: cbs.append(GraphedPasses())
     if s.bf16: cbs.append(MixedPrecision('bf16'))
     if not progress and not rank_distrib(): cbs += [Lines(), TimeLeft()]
@@ -520,8 +520,8 @@ def byol_pretrain(
     no_colour:store_true=False, # Never change brightness, contrast or colours: where they are what a picture shows
     pretrained:store_true=False, # Start from published weights
     init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
-    # From such weights: the encoder's learning rate is lr/N, and its batchnorm keeps its statistics (10; 1 trains it
-    # like a new network)
+    # From such weights: the heads train alone for 40 % of the run, then the encoder at the rate lr/N; its batchnorm
+    # keeps its statistics (10; 1 trains it like a new network)
     slower:float=None,
     unlabelled:store_true=False, # Do not use folder names as labels
     # Labels to measure with, if folders do not name them: a csv file with names and labels (FILE.csv:COLUMN if it has

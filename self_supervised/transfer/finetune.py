@@ -259,6 +259,9 @@ def linear_on(
 def start_head(
     learn:Learner, # Learner of `class_learner`, with a linear head
     features:tuple|None=None, # Features (n,nf) and classes (n,); None computes those of the training pictures
+    # Inverse strength of the L2 penalty. The default is a strong one: a head that fits its labels perfectly has no
+    # gradient left for the encoder. 1 is that of `linear_accuracy`, for an encoder that stays as it is
+    C:float=.01,
 )->Learner: # The same learner
     "Make the head of a classifier a logistic regression on the features as they are, instead of a random one"
     modules = [*getattr(learn.model, 'head', nn.Identity()).modules()]
@@ -271,7 +274,6 @@ def start_head(
     if y is not None: y = check_classes('dls.train', y)
     if y is None or len(set(y.tolist()))<2:
         raise invalid('dls.train', 'holds no labels of two classes or more', 'Pass labelled pictures')
-    # With a strong penalty: a head that fits its labels perfectly has no gradient left for the encoder
-    layer = linear_on(feats, y, head[0].out_features, C=.01)
+    layer = linear_on(feats, y, head[0].out_features, C=C)
     head[0].load_state_dict(layer.state_dict())
     return learn
