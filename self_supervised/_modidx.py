@@ -1671,6 +1671,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/cli/terminal.py')},
             'self_supervised.cli.verdict': { 'self_supervised.cli.verdict._compared': ( 'cli.verdict.html#_compared',
                                                                                         'self_supervised/cli/verdict.py'),
+                                             'self_supervised.cli.verdict._from_weights': ( 'cli.verdict.html#_from_weights',
+                                                                                            'self_supervised/cli/verdict.py'),
                                              'self_supervised.cli.verdict._labelled_verdict': ( 'cli.verdict.html#_labelled_verdict',
                                                                                                 'self_supervised/cli/verdict.py'),
                                              'self_supervised.cli.verdict._of_alarm': ( 'cli.verdict.html#_of_alarm',

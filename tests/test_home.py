@@ -429,6 +429,9 @@ def test_the_labels_of_a_run_are_not_those_of_other_pictures(tmp_path):
 def test_advice_fits_the_run():
     lines = ' '.join(advice(FACTS | dict(init='file.pth'), 9))
     assert '--pretrained' not in lines and 'start.safetensors' in lines and 'start.safetensors' not in ' '.join(advice(FACTS, 9))
+    # Published weights need fewer steps, and larger pictures
+    few = ' '.join(advice(FACTS | dict(init='file.pth', steps=50, size=96), 9))
+    assert '100 are a fair start' in few and '--size' not in few and 'fair start' not in ' '.join(advice(FACTS | dict(init='file.pth', steps=200), 9))
     after = FACTS | dict(collapsed=True, mended=[dict(lr=5e-4, m=.95), dict(lr=2.5e-4, m=.975)])
     assert '--lr 0.00013 --m 0.9938' in advice(after)[0]
     # 100 steps in 60 of 120 seconds: 1,000 take 600 seconds, and a minute to measure

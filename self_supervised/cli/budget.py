@@ -22,7 +22,7 @@ from ..data.reading import picture_shape
 from ..evaluate.features import linear_predict
 from ..transfer.encoder_file import height_width
 from ..vision.byol import create_byol_model, get_byol_aug_pipelines
-from .verdict import ENOUGH_STEPS
+from .verdict import ENOUGH_FROM_WEIGHTS, ENOUGH_STEPS
 
 # %% ../../nbs/88_cli.budget.ipynb #cost_code
 # Seconds per picture of a step, and per step beside it (optimizer, target); bytes per picture, and of the weights
@@ -98,8 +98,8 @@ NETWORKS = dict(
 ENOUGH_OF_LARGE = 3000
 # Side in pixels up to which the small network is chosen: its features see a part of a larger picture
 MOST_OF_SMALL = 64
-# Published weights were trained on large pictures: the smallest size for them, and a fair number of their steps
-LEAST_FROM_WEIGHTS,ENOUGH_FROM_WEIGHTS = 96,100
+# Published weights were trained on large pictures: the smallest size for them
+LEAST_FROM_WEIGHTS = 96
 # Rate at a batch of 128; it grows with the root of the batch (arXiv:2205.10287)
 BASE_LR = 1e-3
 

@@ -95,6 +95,8 @@ def _unlabelled_verdict(results):
 # %% ../../nbs/86_cli.verdict.ipynb #advice_code
 # Below: features rarely pass raw pixels
 ENOUGH_STEPS,ENOUGH_PICTURES = 1000,2000
+# Published weights have passed them already
+ENOUGH_FROM_WEIGHTS = 100
 # Below: too few steps to tell the pace of a longer run, and the minutes to try next
 TOO_FEW_STEPS,FAIR_MINUTES = 50,20
 # Above: predictions and targets have a mean cosine below 0.5; 4 is the loss of unrelated views
@@ -117,17 +119,18 @@ def _of_rank(f):
 
 def _of_steps(f):
     "Advise on a run of few steps"
-    if f['steps']>=ENOUGH_STEPS: return None
-    more = ENOUGH_STEPS/max(f['steps'],1)
+    enough = ENOUGH_FROM_WEIGHTS if _from_weights(f) else ENOUGH_STEPS
+    if f['steps']>=enough: return None
+    more = enough/max(f['steps'],1)
     longer = f"--epochs {math.ceil(more*f['epochs'])}"
     if f.get('minutes'):
         # Measuring and drawing take no longer for it
         training = f.get('training') or 60*f['minutes']
         longer = f"--minutes {math.ceil(f['minutes']+(more-1)*training/60)}"
         if f['steps']<TOO_FEW_STEPS and f['minutes']<FAIR_MINUTES: longer = f'--minutes {FAIR_MINUTES}'
-    smaller = f", or train on smaller pictures: --size {f['size']//2}" if _side(f)>64 else ''
+    smaller = f", or train on smaller pictures: --size {f['size']//2}" if _side(f)>64 and not _from_weights(f) else ''
     is_few = 'is few' if f['steps']==1 else 'are few'
-    few = f"{counted(f['steps'], 'step')} {is_few}, and {ENOUGH_STEPS:,} are a fair start"
+    few = f"{counted(f['steps'], 'step')} {is_few}, and {enough:,} are a fair start"
     return f'{few}. Train longer: {longer}{smaller}'
 
 def _side(f): return f['size'] if isinstance(f['size'], int) else 0
@@ -138,17 +141,19 @@ def _of_views(f):
     return (f"The loss ended at {f['loss']:.2f} (unrelated views: 4). The views may be too strong. "
             "Choose the set for your pictures, e.g. --views symbols, texture or faces")
 
+def _from_weights(f): return bool(f.get('pretrained') or f.get('init'))
+
 def _of_data(f):
     if f['n_train']>=ENOUGH_PICTURES: return None
     return f"{f['n_train']:,} pictures are few. Add more of the same kind: they need no labels"
 
 def _of_start(f):
     "Where training on from published weights did not help, they are the better encoder as they were"
-    if not (f.get('pretrained') or f.get('init')): return None
+    if not _from_weights(f): return None
     return 'Use the weights as they were before training: start.safetensors, beside encoder.safetensors'
 
 def _of_weights(f):
-    if f.get('pretrained') or f.get('init') or f.get('n_in')!=3: return None
+    if _from_weights(f) or f.get('n_in')!=3: return None
     return 'Start from published weights: --pretrained'
 
 def advice(
