@@ -1,5 +1,5 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
-import csv, json, os, subprocess, sys, tarfile, warnings
+import csv, json, os, subprocess, sys, tarfile, unicodedata, warnings
 from functools import partial
 from pathlib import Path
 
@@ -794,3 +794,12 @@ def test_a_test_part_that_is_learned_from_is_named(tmp_path, monkeypatch):
             warnings.simplefilter('error')
             call('test')
             image_dls('p', valid='valid', **how)   # without labels nothing is learned of them
+
+def test_held_out_names_with_accents_are_found_in_a_copy(tmp_path, monkeypatch):
+    "Written by a Mac as two signs, they were taken for pictures to learn from"
+    monkeypatch.chdir(tmp_path)
+    names = [unicodedata.normalize('NFC', f'{c}/é{i}.png') for c in 'ab' for i in range(4)]
+    there = [unicodedata.normalize('NFD', o) for o in names]
+    assert set(names).isdisjoint(there)
+    for held,items in ((names[:3],there), (there[:3],names)):
+        assert pictures.is_held_out('copy', [f'copy/{o}' for o in items], held, 'pics')==[True]*3+[False]*5

@@ -457,3 +457,21 @@ def test_a_table_in_memory_with_labels(here, tmp_path, monkeypatch):
     res,_ = finetune('encoder.safetensors', df, tmp_path/'out', labels='kind', column='file', valid=.3, epochs=1, workers=0, progress=False)
     assert res['vocab']==['even','odd'] and res['labels']+np.sum(res['confusion'])==len(files)
     with pytest.raises(ValueError, match="path=''.*is an empty text"): finetune('encoder.safetensors', '')
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
+def test_a_comparison_that_is_stopped_does_not_lose_the_classifier(here, tmp_path, monkeypatch, error):
+    "It was written after the same network had been trained from scratch"
+    monkeypatch.chdir(here)
+    written = []
+    def stop(*args): raise error
+    monkeypatch.setattr(room, 'untrained', stop)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: written.append('export') or ['a file is missing'])
+    with pytest.raises(error): finetune('encoder.safetensors', 'pics', tmp_path/'out', compare=True, valid='valid', labels_per_class=5, epochs=1, workers=0, progress=False)
+    res = json.loads((tmp_path/'out/results.json').read_text())
+    assert list(res['rows'])==['linear on frozen features','fine-tuned'] and (tmp_path/'out/report.html').is_file() and written==['export']
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: ['a file is missing'])
+    res,out = finetune('encoder.safetensors', 'pics', tmp_path/'whole', compare=True, valid='valid', labels_per_class=5, epochs=1, workers=0, progress=False)
+    assert list(res['rows'])[-1]=='from scratch' and 'from scratch' in (out/'report.html').read_text() and res['said'].count('a file is missing')==1
+    assert json.loads((out/'results.json').read_text())['rows'].keys()==res['rows'].keys() and len(res['verdict'])==2

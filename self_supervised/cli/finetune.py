@@ -428,17 +428,19 @@ def _export(learn, path):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-def _rows_of(net, parts, stats, s, compare, out, progress):
+def _rows_of(net, parts, stats, s, out, progress):
     "Return name → outputs for the test part; the fine-tuned classifier; the labels of the test part"
     if not progress: print(f'{n_pictures(parts.train)} labels to train on, {n_pictures(parts.stop)} to stop by')
     tuned = train_classifier(net, parts, stats, s, out=out, progress=progress)
     rows = {'linear on frozen features': _linear_outputs(net, parts, stats)}
     rows['fine-tuned'],y = outputs_of(tuned.model, parts.test)
-    if not compare: return rows,tuned,y
+    return rows,tuned,y
+
+def _from_scratch(net, parts, stats, s, progress):
+    "Return the outputs for the test part of the same network, trained from scratch"
     if not progress: print('the same network from scratch')
     scratch = train_classifier(untrained(net, s.seed), parts, stats, s, fresh=True, progress=progress)
-    rows['from scratch'],_ = outputs_of(scratch.model, parts.test)
-    return rows,tuned,y
+    return outputs_of(scratch.model, parts.test)[0]
 
 def _linear_outputs(net, parts, stats):
     "Return the outputs for the test part of a linear classifier on the frozen features of all labels"
@@ -496,18 +498,27 @@ def finetune(
         part = _part_of_run(encoder.parent, path, s)
         with noted_warnings() as said: parts = read_labels(path, s, progress, part)
         write_settings(folder, dict(s))
-        with noted_warnings() as more: rows,tuned,y = _rows_of(net, parts, stats, s, compare, folder, progress)
+        with noted_warnings() as more: rows,tuned,y = _rows_of(net, parts, stats, s, folder, progress)
         results = _results(rows, y, parts, tuned, list(dict.fromkeys([*said, *more])))
-        return _write(folder, results, tuned.model, parts, s),folder
+        _write(folder, results, tuned.model, parts, s)
+        if not compare: return results,folder
+        # Written before, as training from scratch may take as long again, and may be stopped
+        with noted_warnings() as more: rows['from scratch'] = _from_scratch(net, parts, stats, s, progress)
+        results = _results(rows, y, parts, tuned, list(dict.fromkeys([*results['said'], *more])))
+        _write_results(folder, results, parts, s)
+        return results,folder
 
 def _write(folder, results, model, parts, s):
-    "Write all files, the smallest first; return the results, with messages about files that could not be written"
+    "Write all files, the smallest first; add messages about files that could not be written to the results"
     write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
     results['said'] += export_classifier(folder, model, parts.dls, s.size, parts.vocab)
+    _write_results(folder, results, parts, s)
+
+def _write_results(folder, results, parts, s):
+    "Write the results, and the page of them"
     write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
     write_finetune_report(folder, results, dict(s), {os.fspath(o): o for o in parts.items},
                           **how_to_read(s.reading))
-    return results
 
 # %% ../../nbs/96_cli.finetune.ipynb #check
 def check_finetune(

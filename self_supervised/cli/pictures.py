@@ -15,6 +15,7 @@ from io import StringIO
 from numbers import Number
 from pathlib import Path
 from statistics import median
+from unicodedata import normalize
 from warnings import warn
 
 # Before fastai: it silences a warning of fastai's import
@@ -463,8 +464,9 @@ def is_held_out(
     trained_on, # Source of the pictures in training
 )->list[bool]: # One per picture
     "Find held-out pictures again, by their names below the source, or as the same file"
-    known = set(names)
+    # Another file system may write é as two signs
+    known = {normalize('NFC', o) for o in names}
     # Older runs recorded pictures that a file lists by their whole paths
     files = {os.path.realpath(os.path.join(top, name)) for name in names for top in (_top_of(trained_on), '')}
     there = zip(names_below(source, items), items)
-    return [name in known or os.path.realpath(os.fspath(o)) in files for name,o in there]
+    return [normalize('NFC', name) in known or os.path.realpath(os.fspath(o)) in files for name,o in there]
