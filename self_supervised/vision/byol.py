@@ -44,10 +44,11 @@ from ..callback.put_back import (
     AnyBatch, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
-from .checks import (
+from self_supervised.vision.checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
     check_online, check_optimizer, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches,
-    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels, warn_of_record)
+    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels, warn_of_record,
+    warn_of_trackers)
 # Not used here: they were in this module before, and code may import them from it
 from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
@@ -147,7 +148,7 @@ def mean_of_pairs(
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that follows the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
-    looked = False            # has `loss` looked at the views of a loop of yours?
+    views_seen = False        # has `loss` looked at the views of a loop of yours?
     @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): the network to keep after training
@@ -209,7 +210,7 @@ class BYOLModel(nn.Module):
         if len(views)<2:
             raise invalid(f'{len(views)=}', 'must be 2 or more views of the same pictures',
                           'Pass model.loss(*(aug(x) for aug in augs))')
-        if self.training and not self.looked: self._look(views)
+        if self.training and not self.views_seen: self._look(views)
         preds,*targs = cross(*self.matched(self(*views), views))
         return mean_of_pairs(byol_loss(preds, *targs), len(targs))
 
@@ -217,7 +218,7 @@ class BYOLModel(nn.Module):
         "Warn once if the encoder's record does not fit to the views, since no callback writes it in a loop of yours"
         v = views[0]
         if torch.compiler.is_compiling() or not (isinstance(v, Tensor) and v.dim()>3 and v.is_floating_point()): return
-        self.looked = True
+        self.views_seen = True
         warn_of_record(record_of(self.encoder), v)
 
     def matched(self, preds, views):
@@ -445,6 +446,8 @@ class BYOLSetup(AttachedCallback):
         keep_out_of_optimizer(self.byol_model.target, self.opt)
         self.n_trained = None
         self._check_optimizer()
+        if is_in_fit(self.learn): warn_of_trackers(self.learn)
+        self._watch_again()
         for o in self.for_fit: o.begin(self.learn)
 
     def after_fit(self):
@@ -464,11 +467,18 @@ class BYOLSetup(AttachedCallback):
         self.record()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
+    def _watch_again(self):
+        "Bring the watch back if one of yours, for the fit before, had taken its place"
+        if not (self.watch and self.watch.replaced) or self.learn._grab_cbs(Health): return
+        self.learn.add_cb(self.watch)
+        self.watch('before_fit')
+
     def _check_optimizer(self):
         "Check that the optimizer holds what is to train, again where a callback has unfrozen weights"
         n = sum(p.requires_grad for p in self.model.parameters())
         # The splitter knows the model without the wrapper of distributed training
-        if n!=self.n_trained and self.model is self.byol_model and is_in_fit(self.learn): check_optimizer(self.learn)
+        if n!=self.n_trained and self.model is self.byol_model and self.opt and is_in_fit(self.learn):
+            check_optimizer(self.learn)
         self.n_trained = n
 
     def record(self, **facts):

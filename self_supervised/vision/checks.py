@@ -15,7 +15,8 @@ import torch
 from fastai.callback.core import FetchPredsCallback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ShowGraphCallback
-from fastai.callback.tracker import TrackerCallback
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.learner import AvgMetric, Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
@@ -28,6 +29,7 @@ from ..augmentations import warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe, not_in_optimizer
 from ..callback.core import is_never_computed, no_validation
+from ..callback.checkpoint import Checkpoint
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
 def prepare(
@@ -256,6 +258,34 @@ def check_watches(
         if isinstance(cb, ShowGraphCallback) and is_never_computed('valid_loss', learn):
             raise invalid('ShowGraphCallback', 'draws the loss on held-out data, and there is none',
                           'Leave it out and call learn.recorder.plot_loss(with_valid=False)')
+
+def warn_of_trackers(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Warn of callbacks that take a collapse for progress, or that set a learning rate which a schedule sets again"
+    scheduled = any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in learn.cbs)
+    for cb in learn.cbs:
+        if isinstance(cb, ReduceLROnPlateau) and scheduled:
+            warn('ReduceLROnPlateau has no effect, since a schedule sets the learning rate in each batch. Leave it out, '
+                 'or call learn.fit(epochs, lr), which has no schedule.')
+        monitor,comp = _chosen_by(cb)
+        if monitor is None or not _likes_collapse(monitor, comp): continue
+        warn(f"{type(cb).__name__}(monitor={monitor!r}) takes the most collapsed epoch for the best, since a collapse "
+             "has the lowest loss and the highest mean cosine. Pass monitor='spread', or add a Probe and pass "
+             "monitor='knn_accuracy'.")
+
+def _chosen_by(cb):
+    "Return the column by which a callback chooses an epoch, and its comparison; None twice if it chooses none"
+    if isinstance(cb, Checkpoint): return cb.best.monitor,cb.best.comp
+    chooses = isinstance(cb, EarlyStoppingCallback)
+    chooses = chooses or isinstance(cb, SaveModelCallback) and not (cb.every_epoch or cb.at_end)
+    return (cb.monitor,cb.comp) if chooses else (None,None)
+
+def _likes_collapse(monitor, comp):
+    "Is a collapsed network the best by this column? `comp` tells whether its first argument is better"
+    less = bool(comp(0., 1.))
+    if 'loss' in monitor: return less
+    return monitor in ('spread','rank','feature_rank') if less else monitor=='mean_cosine'
 
 def check_ranks(
     learn:Learner, # Learner before its fit
