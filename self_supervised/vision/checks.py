@@ -266,8 +266,8 @@ def warn_of_trackers(
     scheduled = any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in learn.cbs)
     for cb in learn.cbs:
         if isinstance(cb, ReduceLROnPlateau) and scheduled:
-            warn('ReduceLROnPlateau has no effect, since a schedule sets the learning rate in each batch. Leave it out, '
-                 'or call learn.fit(epochs, lr), which has no schedule.')
+            warn('ReduceLROnPlateau has no effect, since a schedule sets the learning rate in each batch. '
+                 'Leave it out, or call learn.fit(epochs, lr), which has no schedule.')
         monitor,comp = _chosen_by(cb)
         if monitor is None or not _likes_collapse(monitor, comp): continue
         warn(f"{type(cb).__name__}(monitor={monitor!r}) takes the most collapsed epoch for the best, since a collapse "
