@@ -37,7 +37,7 @@ from self_supervised.ema import cosine_momentum, ema_update
 from self_supervised.evaluate.features import embed
 from self_supervised.fit import batch_size
 from self_supervised.lars import LARS
-from self_supervised.layers import PoolFlat, create_encoder
+from self_supervised.layers import ClipEncoder, PoolFlat, create_encoder
 from self_supervised.recipes import Recipe, byol_recipe
 from self_supervised.surgery import to_group_norm
 from self_supervised.transfer.encoder_file import load_encoder, save_encoder
@@ -1292,3 +1292,14 @@ def test_a_rate_that_a_schedule_sets_again_is_named():
     cb = partial(ReduceLROnPlateau, 'spread')
     for f in (learner().fit_byol, learner().fit_one_cycle): assert quiet_of('ReduceLROnPlateau has no effect', f, 1, cbs=cb())
     assert not quiet_of('no effect', learner().fit, 1, cbs=cb())
+
+@pytest.mark.parametrize('stats', [None, (.5,.5), ([.5]*3,[.2]*3)], ids=str)
+@pytest.mark.parametrize('make', [lambda: ClipEncoder(create_encoder('tiny_resnet', pretrained=False)), lambda: nn.Sequential(nn.Conv3d(3,8,3), PoolFlat())])
+def test_frames_before_channels_are_named(make, stats):
+    "(bs,t,c,h,w), as torchvision and Hugging Face read clips: the advice was an encoder of 16 channels"
+    x = torch.rand(8,16,3,12,12)
+    with pytest.raises(ValueError, match=r'3 channels behind its frames.*\(bs,c,t,h,w\).*x\.transpose\(1,2\)'):
+        quiet(learner(tensor_dls(x, bs=4), get_byol_aug_pipelines(8, stats=stats), create_byol_model(make(), 16, 8)).fit, 1)
+    with pytest.raises(ValueError, match=r'x\.transpose\(1, 2\)'): embed(make(), x)
+    quiet(learner(tensor_dls(x.transpose(1,2), bs=4), get_byol_aug_pipelines(8, stats=stats), create_byol_model(make(), 16, 8)).fit, 1)
+    assert len(embed(make(), x.transpose(1,2))[0])==8

@@ -30,7 +30,7 @@ from self_supervised.core import (
     warn_once)
 from ..layers import PoolFlat, check_vectors, copy_without_hooks, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
-from ..record import forget, record_of, remember, views_stats
+from ..record import forget, loader_stats, record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..data.batches import outside_unit
 from ..ema import constant_momentum, cosine_momentum, cosine_settings, ema_update
@@ -497,7 +497,8 @@ class BYOLSetup(AttachedCallback):
         "Correct what the record states of the normalisation by what the first views show"
         if x is not None and outside_unit(x):
             # Features of such pictures need no warning
-            if x.dim()==2 or not any(map(clips_to_unit, self.augs)): self.seen = dict(any_range=True)
+            if x.dim()==2 or not any(map(clips_to_unit, self.augs)):
+                self.seen = dict(any_range=True) | self._normalised_by_loader()
         elif self.augs is None:
             self.stated = check_stated(views)
             # Whatever the published weights, with which the training began, expected
@@ -505,6 +506,11 @@ class BYOLSetup(AttachedCallback):
         # Without a clip a crop overshoots
         elif any(map(clips_to_unit, self.augs)) and views_stats(self.augs) is None: self.stated = check_stated(views)
         if self.training: self.record()   # else when training begins
+
+    def _normalised_by_loader(self):
+        "Return the statistics of pictures that the loader has normalised, and the views have not; as a record has them"
+        stats = loader_stats(self.dls.train) if isinstance(self.xb[0], TensorImage) else None
+        return dict(stats=stats) if stats and views_stats(self.augs) is None else {}
 
     def record_view(self, v):
         "Record size and channels of a view; vectors and series have no (h,w)"

@@ -408,10 +408,13 @@ def _channels(encoder, v):
 def channels_last(
     encoder:nn.Module, # Network of pictures or clips
     v:Tensor, # Pictures or clips, or views of them
-)->str: # How to put them first; '' if they do not come last
-    "Find channels in the last dimension instead of the second: (bs,h,w,c)"
+)->str: # How to put them first; '' if they come neither last nor behind the frames
+    "Find channels in the last dimension instead of the second, (bs,h,w,c), or behind the frames, (bs,t,c,h,w)"
     c = _channels(encoder, v)
-    if v.dim() not in (4,5) or v.shape[1]==c or v.shape[-1]!=c: return ''
+    if v.dim() not in (4,5) or v.shape[1]==c: return ''
+    # Clips of torchvision's and Hugging Face's readers
+    if v.dim()==5 and v.shape[2]==c: return 'Pass x.transpose(1,2), since channels come before frames'
+    if v.shape[-1]!=c: return ''
     return f'Pass x.permute(0,{v.dim()-1},{",".join(map(str, range(1, v.dim()-1)))}), since channels come first'
 
 def check_layout(
@@ -442,7 +445,9 @@ def _misfit(encoder, v, reason):
     given = f'encoder={type(encoder).__name__}'
     first = channels_last(encoder, v)
     if fits and first:
-        return invalid(f'x.shape={shape}', f'has its {c} channels last, and {given} takes (bs,c,h,w)', first)
+        where = 'last' if 'permute' in first else 'behind its frames'
+        takes = '(bs,c,h,w)' if v.dim()==4 else '(bs,c,t,h,w)'
+        return invalid(f'x.shape={shape}', f'has its {c} channels {where}, and {given} takes {takes}', first)
     if fits and c!=n_in:
         return invalid(given, f'takes {c} channels, and the pictures have {n_in} channels, shape {shape}',
                        f'Build it with create_encoder(..., n_in={n_in})')
