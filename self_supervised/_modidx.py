@@ -115,6 +115,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'self_supervised/augmentations.py'),
                                                'self_supervised.augmentations.Views.__call__': ( 'augmentations.html#views.__call__',
                                                                                                  'self_supervised/augmentations.py'),
+                                               'self_supervised.augmentations.Views._look': ( 'augmentations.html#views._look',
+                                                                                              'self_supervised/augmentations.py'),
                                                'self_supervised.augmentations._as_list': ( 'augmentations.html#_as_list',
                                                                                            'self_supervised/augmentations.py'),
                                                'self_supervised.augmentations._check_angle': ( 'augmentations.html#_check_angle',

@@ -397,9 +397,11 @@ class QuarterTurns(Operation):
 class Views(Pipeline):
     "A pipeline that computes each operation for the pictures that drew it or, on an accelerator, for all"
     at_once = None  # all pictures through all operations? None does if the batch is on an accelerator
+    looked = False  # has the range of a first batch been looked at?
 
     def __call__(self, o):
         if not isinstance(o, Tensor) or self.split_idx!=0: return super().__call__(o)
+        if not self.looked and not torch.compiler.is_compiling(): self._look(o)
         # In half precision colours would be rounded, and kornia mixes both
         kind = o.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -410,6 +412,15 @@ class Views(Pipeline):
             else:
                 for f in fs: o = f(o, split_idx=self.split_idx)
         return o
+
+    def _look(self, o):
+        "Warn once of pictures outside [0,1], of which a crop that clips leaves white"
+        self.looked = True
+        if not (o.is_floating_point() and o.numel() and clips_to_unit(self)) or o.is_meta: return
+        lo,hi = (v.item() for v in plain(o).aminmax())
+        if lo>=-.01 and hi<=1.01: return
+        warn_once(f'the pictures span [{lo:.2f}, {hi:.2f}] and the views clip to [0, 1]: values outside are lost. '
+                  'Divide pictures of bytes by 255, or pass clip=False for data that is no pictures.')
 
 def _computes_all(f): return isinstance(f, NormalizeViews) or type(f) is PerImage and isinstance(f.op, Operation)
 
