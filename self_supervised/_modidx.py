@@ -3425,6 +3425,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol._Both.forward': ( 'vision.byol.html#_both.forward',
                                                                                             'self_supervised/vision/byol.py'),
+                                             'self_supervised.vision.byol._as_view': ( 'vision.byol.html#_as_view',
+                                                                                       'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol._at_least_float32': ( 'vision.byol.html#_at_least_float32',
                                                                                                 'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol._check_same_shape': ( 'vision.byol.html#_check_same_shape',

@@ -1303,3 +1303,9 @@ def test_frames_before_channels_are_named(make, stats):
     with pytest.raises(ValueError, match=r'x\.transpose\(1, 2\)'): embed(make(), x)
     quiet(learner(tensor_dls(x.transpose(1,2), bs=4), get_byol_aug_pipelines(8, stats=stats), create_byol_model(make(), 16, 8)).fit, 1)
     assert len(embed(make(), x.transpose(1,2))[0])==8
+
+def test_views_of_numpy_are_float32():
+    "They are float64, and the advice was about maps and clips"
+    def by_numpy(x): return torch.from_numpy(x.numpy().astype('float64')*.9+.01*np.random.rand(*x.shape))
+    learn = learner(augs=[by_numpy]*2); quiet(learn.fit, 1)
+    assert {v.dtype for v in learn.byol.views(X[:4])}=={torch.float32} and learn.recorder.losses

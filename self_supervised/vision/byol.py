@@ -653,7 +653,7 @@ class BYOL(BYOLSetup):
         x:Tensor, # Pictures (bs,c,h,w) in [0,1]
     )->tuple: # Views, one plain float32 tensor per pipeline
         "Draw one view of every picture from each pipeline"
-        if self.augs is not None: return tuple(plain(aug(_copy_for(aug, x))) for aug in self.augs)
+        if self.augs is not None: return tuple(_as_view(aug(_copy_for(aug, x))) for aug in self.augs)
         raise invalid('aug_pipelines=None', 'leaves no pipeline to draw views with: the loader brings them',
                       'Call learn.byol.show(), or add BYOL(aug_pipelines)', TypeError)
 
@@ -675,6 +675,11 @@ class BYOL(BYOLSetup):
 def _copy_for(aug, x):
     "Copy `x` for a pipeline of yours, which may dispatch on fastai's types, or work in place"
     return TensorImage(x.clone()) if isinstance(aug, Pipeline) else x.clone()
+
+def _as_view(v):
+    "A view as a plain tensor, floating point as float32: a pipeline of NumPy makes float64"
+    v = plain(v)
+    return v.float() if v.is_floating_point() else v
 
 def _draw_views(augs, x, views, n, **kwargs):
     "Draw the first `n` pictures of `x`, where there are any, beside the views that `augs` have made of them"
