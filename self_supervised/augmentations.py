@@ -193,8 +193,8 @@ class ColorJitter(Operation):
     @checked
     def __init__(self,
         brightness:float|tuple=.4, # Added to pixels: U(-b,b), or U(lo,hi) for a pair; 0 leaves it out
-        contrast:float|tuple=.4, # Factor U(1-c,1+c) about each channel's mean, or U(lo,hi)
-        saturation:float|tuple=.2, # Factor U(1-s,1+s) of S in HSV, or U(lo,hi)
+        contrast:float|tuple=.4, # Factor U(1-c,1+c) about each channel's mean, from 0 on at least, or U(lo,hi)
+        saturation:float|tuple=.2, # Factor U(1-s,1+s) of S in HSV, from 0 on at least, or U(lo,hi)
         hue:float|tuple=.1, # Turn U(-h,h) of H, in turns of the colour circle, at most 0.5; or U(lo,hi)
         same_on_batch:bool=False, # Draw once for all images of a batch?
     ):
@@ -262,6 +262,8 @@ class ColorJitter(Operation):
 def _range(name, v, neutral):
     "Return (lo,hi) of an amount, or of a pair"
     pair = (neutral-v, neutral+v) if isinstance(v, Real) else tuple(v)
+    # A factor below 0 would turn light and dark around, as a negative does
+    if isinstance(v, Real) and neutral: pair = max(pair[0], 0.),pair[1]
     if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return tuple(map(float, pair))
     raise invalid(f'{name}={v!r}', 'is no range', f'Pass a number, 0 or more, or (lo,hi), e.g. {name}=0.2')
 
