@@ -172,7 +172,7 @@ def norm_taker(
 
 # %% ../nbs/21_lars.ipynb #torch_wrapper
 class Hypers(dict):
-    "Hyper-parameters of one group of weights; what is set here is set in torch's optimizer, too"
+    "Hyper-parameters of one group of weights; a new value reaches torch's optimizer, too"
     def __init__(self,
         values:dict, # Name of fastai → value
         group:dict, # Group of torch's optimizer

@@ -219,6 +219,17 @@ def test_numbers_under_the_names_of_arguments_go_on(tmp_path):
     assert {'count','rate','kept','plain'}<=state.keys() and 'label' not in state
     assert get(fit(tmp_path/'killed', **kw))==want
 
+def test_a_number_that_changed_before_an_earlier_kill_goes_on(tmp_path):
+    "It is the same at the beginning of the second process and at its end"
+    kw = dict(learner_cbs=[Once], kind='2')
+    for n in (3,5): assert in_child(fit, tmp_path, cbs=[Kill('after_batch', n)], **kw)==-9
+    assert fit(tmp_path, **kw).once.rate==.05
+
+class Once(Callback):
+    def __init__(self, rate=.1): self.rate = rate
+    def after_step(self):
+        if self.train_iter==1: self.rate /= 2
+
 def test_a_setting_that_a_run_does_not_change_is_that_of_now(tmp_path):
     "And a file changes numbers only"
     from self_supervised.callback.state import get_state, set_state

@@ -24,7 +24,7 @@ from ..owner import release
 from .core import AttachedCallback, is_never_computed, no_validation
 from .ranks import any_rank, most
 from .guard import Guard, finite
-from .state import learner_state, plain_settings, set_learner_state, unpack
+from .state import learner_state, set_learner_state, unpack
 from .replay import Replay, end_workers
 from .signals import Signals
 from .checkpoint_file import FORMAT, VERSION, check_same, checkpoint_files, find_checkpoint
@@ -122,8 +122,7 @@ class Checkpoint(AttachedCallback):
         minutes:float|None=None, # Save every so many minutes; 0 saves after each batch
         keep:int=2, # Number of newest checkpoints to keep, 1 or more, and of ends of earlier fits in a script
         monitor:str|None=None, # Keep the best epoch by this metric as `best.pt`. Not a loss: collapse has the lowest
-        # Is the first better than the second? None: less for a loss, an error or the mean cosine, else more
-        comp:Callable|None=None,
+        comp:Callable|None=None, # Is the first better than the second? None: less for losses, errors, mean_cosine
         resume:bool=True, # Continue the run in `path`? False refuses a folder that holds one
     ):
         self.due = Due(every, minutes)
@@ -135,7 +134,6 @@ class Checkpoint(AttachedCallback):
         self.fit_no = 0         # number of this fit: a script may call several
         self.facts = {}         # facts that must be the same when this fit continues
         self.texts = Texts()    # of objects in them, which may change from one fit to the next
-        self.begun = {}         # numbers of your callbacks as they were when the fit began
         self.saved = {}         # the checkpoint to continue from, until all of it is put back
         self.trained = None     # state after this epoch's last batch, to be saved if a signal comes in the validation
         self.complete = False   # is the last epoch over?
@@ -154,14 +152,13 @@ class Checkpoint(AttachedCallback):
         _check_alone(self.learn.cbs)
         self.detached(self.learn)   # from a fit that was interrupted
         self.facts = fit_facts(self.learn, self.texts)
-        self.begun = {cb: plain_settings(cb) for cb in self.learn.cbs}
         self.due.restart()
         self.complete = False
         self.best.check(self.recorder)
+        self.replay.hook()
         self.saved = find_checkpoint(self.folder, self.fit_no, self.resume, device_of(self.model))
         if self.saved: self._go_on(self.saved['position'])
         self.signals.listen()
-        self.replay.hook()
 
     def _go_on(self, position):
         if position['fit']>self.fit_no:   # this fit was over when the later one began
@@ -225,7 +222,6 @@ class Checkpoint(AttachedCallback):
         "Note that the fit is finished, if it was ended early"
         if not self.complete and any_rank(_is_trained(self.learn)): self.save(self.state(finished=True))
         self.fit_no += 1
-        self.begun = {}
         self.trained = None
         self.detached(self.learn)   # from here on a signal acts at once
         self.signals.end(most(self.signals.noted), listen=False)   # one that came in the last save
@@ -238,7 +234,7 @@ class Checkpoint(AttachedCallback):
         epoch = self.epoch if batch else self.epoch+1
         position = dict(fit=self.fit_no, epoch=epoch, batch=batch, step=self.train_iter, finished=finished)
         what = dict(format=FORMAT, version=VERSION, position=position, facts=self.facts)
-        return what | learner_state(self.learn, self, self.begun) | dict(best=self.best.value, rng=self.replay.state(batch))
+        return what | learner_state(self.learn, self) | dict(best=self.best.value, rng=self.replay.state(batch))
 
     def save(self,
         state:dict, # From `state`

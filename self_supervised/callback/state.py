@@ -238,12 +238,13 @@ def _unpack_grad(p, g):
 # %% ../../nbs/46_callback.state.ipynb #state_learner_code
 def learner_state(
     learn:Learner, # Learner in a fit
-    without:Callback, # Callback to leave out: the one that saves
-    begun:dict|None=None, # `plain_settings` of each callback as the fit began; None for none
+    # Callback to leave out: the one that saves. Its `begun` holds the `plain_settings` of each as the fit began
+    without:Callback,
 )->dict: # Tensors and plain values
     "Return the state of `learn`: 'model', 'opt', 'grads', 'learner', 'metrics' and 'callbacks'"
     model = get_model(learn.model)
-    states = {k: get_state(cb) | _changed(cb, begun or {}) for k,cb in _named(learn.cbs, without)}
+    begun = vars(without).get('begun', {})
+    states = {k: get_state(cb) | _changed(cb, begun) for k,cb in _named(learn.cbs, without)}
     return dict(model=pack(dict(model.state_dict())), opt=pack(learn.opt.state_dict()), grads=get_grads(model),
                 trained=[p.requires_grad for p in model.parameters()],
                 learner=_get_attrs(learn, _learner_attrs), metrics=[get_state(m) for m in learn.metrics],

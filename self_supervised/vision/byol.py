@@ -474,7 +474,7 @@ class BYOLSetup(AttachedCallback):
         self.watch('before_fit')
 
     def _check_optimizer(self):
-        "Check that the optimizer holds what is to train, again where a callback has unfrozen weights"
+        "Check that the optimizer holds the weights to train, again where a callback has unfrozen some"
         n = sum(p.requires_grad for p in self.model.parameters())
         # The splitter knows the model without the wrapper of distributed training
         if n!=self.n_trained and self.model is self.byol_model and self.opt and is_in_fit(self.learn):
@@ -494,7 +494,7 @@ class BYOLSetup(AttachedCallback):
     def _networks(self): return [o for o in (self.byol_model.online, self.byol_model.target) if o is not None]
 
     def look_at_range(self, views, x=None):
-        "Correct what the record states of the normalisation by what the first views show"
+        "Correct the record of the normalisation by the range of the first views"
         if x is not None and outside_unit(x):
             # Features of such pictures need no warning
             if x.dim()==2 or not any(map(clips_to_unit, self.augs)):
@@ -572,7 +572,10 @@ class BYOL(BYOLSetup):
         "Forget the check of a first batch if data or views are others now"
         train = self.dls.train
         now = id(getattr(train, 'dataset', train)),id(self.augs)
-        if self.looked_at not in (None,now): self.looked,self.stated,self.seen = False,True,{}
+        if self.looked_at not in (None,now):
+            self.looked = False
+            self.stated = True
+            self.seen = {}
         self.looked_at = now
 
     def after_fit(self):
