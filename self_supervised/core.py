@@ -115,7 +115,8 @@ def check_not_empty(
 )->None:
     "Raise for a path that is an empty text, as of a shell variable that is not set: it would be the current folder"
     for name,value in settings.items():
-        if value=='': raise invalid(f"{name}=''", 'is an empty text', f'Pass a path; the current folder is {name}=.')
+        if not isinstance(value, str) or value: continue
+        raise invalid(f"{name}=''", 'is an empty text', f'Pass a path; the current folder is {name}=.')
 
 def check_whole(
     least:int, # Smallest value allowed

@@ -73,7 +73,7 @@ def recorded_stats(
     if needed:
         raise invalid(f'{stats=}', 'finds no record: the encoder does not state how its pictures were normalised',
                       'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
-    if 'weights_from' in meta: _warn_of_origin(meta['weights_from'])
+    if 'weights_from' in meta: warn_of_origin(meta['weights_from'])
     elif not _warn_of_timm(encoder): _warn_of_inner(encoder)
     return None
 
@@ -87,11 +87,13 @@ def _warn_of_timm(net):
               'else pass stats=None.')
     return True
 
-def _warn_of_origin(name):
+def warn_of_origin(
+    name:str, # Name of the file
+)->None:
     "Warn that the weights come from a file that does not tell how its pictures were normalised"
     warn_once(f"The weights come from {name}, which does not tell how its pictures were normalised: here they are in "
-              "[0,1]. If it normalised them, pass that to load_weights, e.g. stats=imagenet_stats for lightly and "
-              "solo-learn; else pass stats=None here.")
+              "[0,1]. If it normalised them, pass stats here or to load_weights, e.g. imagenet_stats for lightly, "
+              "solo-learn and the older fastai library; else pass stats=None here.")
 
 def _warn_of_inner(net):
     "Warn if a part of `net` has a record that cannot be used, since the layers before it are unknown"

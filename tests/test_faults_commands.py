@@ -1,9 +1,10 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
-import csv, json, os, subprocess, sys, warnings
+import csv, json, os, subprocess, sys, tarfile, warnings
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from fastai.data.transforms import parent_label
 from fastcore.script import CliError
 from PIL import Image
 
@@ -16,6 +17,7 @@ from self_supervised.data.reading import open_picture
 from self_supervised.layers import create_encoder
 from self_supervised.plots import plot_embedding
 from self_supervised.transfer.encoder_file import encoder_info, save_encoder
+from self_supervised.transfer.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, epochs=1, workers=0, hidden_size=32, projection_size=16, progress=False)
@@ -677,3 +679,118 @@ def test_train_and_test_are_no_classes(tmp_path, monkeypatch):
     assert pictures.labels_by_folder(items)==[None]*36
     with pytest.raises(ValueError, match='has no picture with a label'): evaluate.labelled_pictures('p', 12, workers=0)
     assert pictures.labels_by_folder(['p/train/0.png','p/bus/1.png'])==['train','bus']   # vehicles
+
+def test_a_part_beside_parts_with_classes_is_no_class(tmp_path, monkeypatch, capsys):
+    "As on Kaggle: pictures of a test part without labels were a class of the name test"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'p/train/{c}/{i}.png' for c in ('cat','dog') for i in range(12)), *(f'p/{o}/{i}.png' for o in ('Test','unlabeled') for i in range(12)))
+    s = pretrain.AttrDict(path='p', unlabelled=False, seed=42)
+    got = pictures.split_pictures(s, pictures.run_pictures(s))
+    assert set(got.labels)=={'cat','dog',None} and got.labels.count(None)==24
+    assert capsys.readouterr().out=='24 pictures are trained on and left out of judging: they have no label\n'
+    assert evaluate.labelled_pictures('p', 12, workers=0)[2]==['cat','dog'] and '24 of 48 pictures without a label: left out' in capsys.readouterr().out
+    def of(*folders): return pictures.labels_by_folder([f'{o}/0.png' for o in folders])
+    assert of('p/train/cat', 'p/train', 'p/valid')==['cat',None,None] and of('p/car/unlabelled', 'p/bus')==[None,'bus']
+    # a class of that name, beside others and in each part
+    assert of('p/train', 'p/bus', 'p/bus/old')==['train','bus','old'] and of('p/test/train', 'p/test/bus', 'p/train/bus')==['train','bus','bus']
+    assert of('/data/train/train', '/data/train/bus')==['train','bus']
+
+def flat_tars(*names, n=12):
+    for k,name in enumerate(names):
+        with tarfile.open(name, 'w') as t:
+            for i in range(n):
+                some_pictures('one.png')
+                t.add('one.png', f'{k}{i:03}.png')
+
+def test_shards_are_no_classes(tmp_path, monkeypatch):
+    "Which shard a picture lies in was what an encoder was judged by"
+    monkeypatch.chdir(tmp_path)
+    flat_tars('s-000.tar', 's-001.tar', 'cat.tar', 'dog.tar')
+    with pytest.raises(ValueError, match='has no picture with a label.*or labels'): evaluate.labelled_pictures(['s-000.tar','s-001.tar'], 12, workers=0)
+    assert evaluate.labelled_pictures(['cat.tar','dog.tar'], 12, workers=0)[2]==['cat.tar','dog.tar']
+    def of(*tars): return pictures.labels_by_folder([f'{o}/0.png' for o in tars])
+    assert of('0.tar', '3.tar')==[None]*2==of('a_1.tar', 'a_7.tar')==of('a1.tar', 'a2.tar') and of('s-0.tar/cat', 's-1.tar/dog')==['cat','dog']
+    assert of('n01440764.tar', 'n01443537.tar')==['n01440764.tar','n01443537.tar']   # ImageNet
+
+def test_a_classifier_learns_from_few_labels_also_beside_a_run(kaggle, tmp_path, monkeypatch, capsys):
+    "Labels in a file with less than ten pictures were left out, and all of them together an empty source"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    Path('run').mkdir()
+    Path('e.safetensors').rename('run/encoder.safetensors')
+    Path('run/held_out.csv').write_text('x.png\n')
+    Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='elsewhere', views={}))))
+    res,_ = finetune.finetune('run', 'kaggle/train', 'few', labels=table('l.csv', n=14), epochs=1, workers=0, progress=False)
+    assert res['vocab']==['cat','dog'] and res['labels']+np.sum(res['confusion'])==14
+    assert "10 pictures are left out: they have no label" in capsys.readouterr().out
+    # to judge an encoder by, it is as in training
+    with pytest.raises(ValueError, match='the source has no labels of two kinds.*or labels'): evaluate.evaluate_pictures('run', 'kaggle/train', labels='l.csv', workers=0)
+    table('l.csv')
+    Path('l.csv').write_text(Path('l.csv').read_text().replace('23.png,dog', '23.png,bird'))
+    evaluate.evaluate_pictures('run', 'kaggle/train', labels='l.csv', workers=0, draws=2)
+    assert "1 picture of 1 label ('bird') is left out: a label needs 10" in capsys.readouterr().out
+
+def test_a_run_without_labels_says_what_evaluation_needs(kaggle, capsys):
+    "It was 'source=L is empty'"
+    flat_tars('s.tar')
+    Path('run').mkdir()
+    Path('e.safetensors').rename('run/encoder.safetensors')
+    Path('run/held_out.csv').write_text('0003.png\n')
+    Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='s.tar', views={}))))
+    for f in (evaluate.evaluate_pictures, finetune.finetune):
+        with pytest.raises(ValueError, match='the source has no labels of two kinds.*or labels'): f('run', 's.tar', workers=0)
+
+def test_the_pictures_of_a_run_are_found_as_in_training(here, monkeypatch):
+    "Masks beside the pictures, which the run had left out, were labelled pictures to learn from"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    for f in files_of('pics'): Image.new('L', (28,28)).save(Path(f).with_suffix('.bmp'))
+    pretrain.pretrain('pics', 'out', suffixes='.png', **SMALL)
+    seen = []
+    was = evaluate.image_dls
+    def noted(source, *args, **kwargs):
+        seen.extend(source)
+        return was(source, *args, **kwargs)
+    monkeypatch.setattr(evaluate, 'image_dls', noted)
+    monkeypatch.setattr(finetune, 'image_dls', noted)
+    evaluate.evaluate_pictures('out', 'pics', draws=2, workers=0)
+    finetune.finetune('out', 'pics', 'tuned', epochs=1, workers=0, progress=False)
+    assert len(seen)>=2*362 and {Path(o).suffix for o in seen}=={'.png'}
+    assert evaluate.as_in_run(Path('out'), 'elsewhere', {})=={} and evaluate.as_in_run(Path('out'), 'pics', dict(suffixes='*'))==dict(suffixes='*')
+
+def test_minutes_of_grey_pictures_from_weights(here, encoder):
+    "Views without statistics of their own had the three channels of ImageNet's, and the run did not start"
+    s = pretrain.complete_settings('pics', None, 0, False, False, None, None, minutes=.1, init=str(encoder), size=16)
+    pretrain.within_minutes(s, pictures.run_pictures(s), dict(size=16))
+    assert (s.n_in,s.arch)==(1,'tiny_resnet') and 'stats' not in s.views
+
+def test_a_run_that_starts_from_a_file_makes_the_network_of_the_file(here):
+    "Of its arguments it took the name and the channels: group norm was an error, other pooling another encoder"
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1, norm='group', pool_type='avg')
+    save_encoder(net, 'group.safetensors', size=8, stats=None)
+    for minutes in (None,.1):
+        s = pretrain.complete_settings('pics', None, 0, False, False, None, None, minutes=minutes, init='group.safetensors', size=16)
+        if minutes: pretrain.within_minutes(s, pictures.run_pictures(s), dict(size=16))
+        got = pretrain.starting_encoder(s)
+        assert (s.norm,s.pool_type)==('group','avg') and all(torch.equal(v, net.state_dict()[k]) for k,v in got.state_dict().items())
+        assert embed.embed(got, torch.rand(2,1,16,16), None)[0].shape==embed.embed(net, torch.rand(2,1,16,16), None)[0].shape
+
+def test_weights_that_fit_another_network_are_named(here):
+    "A stem without strides has the same weights as one with them"
+    net = create_encoder('resnet10t', pretrained=False, small_stem=True)
+    save_encoder(net, 'small.safetensors', size=32, stats=None)
+    with pytest.warns(UserWarning, match='small.safetensors were trained in a network with small_stem=True, and this one has small_stem=False'):
+        load_weights('small.safetensors', create_encoder('resnet10t', pretrained=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_weights('small.safetensors', create_encoder('resnet10t', pretrained=False, small_stem=True, pool_type='avg', n_in=1))
+
+def test_a_test_part_that_is_learned_from_is_named(tmp_path, monkeypatch):
+    "With valid='valid' the pictures in test were labelled pictures to train on, in silence"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'p/{part}/{c}/{i}.png' for part in ('train','valid','test') for c in ('cat','dog') for i in range(3)))
+    how = dict(size=12, bs=2, workers=0)
+    for call in (lambda valid: image_dls('p', label_func=parent_label, valid=valid, **how), lambda valid: evaluate.labelled_pictures('p', 12, valid=valid, workers=0)):
+        with pytest.warns(UserWarning, match="valid='valid' holds out that folder alone: the 6 pictures in 'test' are learned from"): call('valid')
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            call('test')
+            image_dls('p', valid='valid', **how)   # without labels nothing is learned of them

@@ -1109,3 +1109,31 @@ def test_the_end_of_a_tar(tmp_path, end):
 def test_a_folder_in_a_list_is_named_as_one(tmp_path):
     words(tmp_path/'a')
     with pytest.raises(BadPicture, match=r'a folder\). Pass the pictures in it, e.g. picture_files'): open_picture(tmp_path/'a')
+
+@pytest.mark.parametrize('name', ['is_train','train','isTrain','is_training_image','Train'])
+@pytest.mark.parametrize('form', [bool,int,str,float])
+def test_a_column_of_training_rows_is_no_column_of_held_out_ones(tmp_path, table, name, form):
+    "True in `is_train` held the row out: trained on the test part, and tested on the training part"
+    table[name] = (~table.is_valid).map(form)
+    dls = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=name, workers=0)
+    assert [os.fspath(o)[-6:] for o in dls.valid_ds.items]==['08.png','09.png'] and len(dls.train_ds)==8
+
+def test_other_names_of_such_columns(tmp_path, table):
+    how = dict(n_in=1, bs=2, column='name', folder=tmp_path/'pics', workers=0)
+    table['strain'] = table['is_test'] = table.is_valid
+    table['is_training'] = table.split
+    for name in ('strain','is_test','is_training'): assert len(image_dls(table, valid=name, **how).valid_ds)==2
+    table['train_or_test'] = table.is_valid
+    with pytest.raises(ValueError, match="valid='train_or_test' says train and valid.*Write 'train' and 'valid'"): image_dls(table, valid='train_or_test', **how)
+
+@pytest.mark.parametrize('check', [False,True])
+def test_rows_of_one_picture_are_in_one_part(tmp_path, table, check):
+    "A table with a row per box was split by row: the same picture was trained on and tested on"
+    once = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=.3, workers=0, check=check)
+    rows = pd.concat([table,table.assign(kind='other'),table[::2]], ignore_index=True)
+    for seed in range(5):
+        dls = image_dls(rows, n_in=1, bs=2, column='name', label_func='kind', folder=tmp_path/'pics', valid=.3, seed=seed, workers=0, check=check)
+        train,valid = ({os.fspath(o) for o in dl.items} for dl in (dls.train_ds,dls.valid_ds))
+        assert not train & valid and len(train | valid)==10 and len(dls.train_ds)+len(dls.valid_ds)==25 and valid
+    again = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=.3, workers=0, check=check)
+    assert [*map(os.fspath, again.valid_ds.items)]==[*map(os.fspath, once.valid_ds.items)] and len(once.valid_ds)==3

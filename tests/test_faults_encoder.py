@@ -3,14 +3,16 @@ import inspect, json, struct, warnings
 from copy import deepcopy
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
-import numpy as np, pytest, torch
+import numpy as np, pytest, timm, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize, parent_label
 from fastcore.script import CliError
 from fastai.vision.core import PILImage, imagenet_stats
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,11 +20,15 @@ from self_supervised import layers
 from self_supervised.augmentations import NormalizeViews, get_batch_augs
 from self_supervised.callback.probe import Probe
 from self_supervised.cli.embed import byol_embed, embed_pictures, encoder_settings
-from self_supervised.cli.evaluate import published_protocols
+from self_supervised.cli import finetune as room
+from self_supervised.cli.evaluate import evaluate_pictures, published_protocols
 from self_supervised.cli.comparison import features_of_parts
+from self_supervised.cli.pretrain import pretrain
+from self_supervised.core import warn_once
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
+from self_supervised.data.reading import open_picture
 from self_supervised.evaluate.features import embed, knn_accuracy, untrained
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
@@ -33,6 +39,7 @@ from self_supervised.transfer.hub import save_hub_folder
 from self_supervised.transfer.legacy import load_old
 from self_supervised.transfer.onnx import export_onnx
 from self_supervised.transfer.segment import segment_learner, segmenter
+from self_supervised.transfer.weights import load_weights
 from self_supervised.vision.byol import byol_learner, create_byol_model, create_simsiam_model, embeddings, get_byol_aug_pipelines
 
 GREY = dict(flip_p=0., jitter=False, bw=False, blur=False, solarize=False)
@@ -823,7 +830,6 @@ RGB = [[.4,.5,.6],[.2,.25,.3]]
 def test_the_record_follows_the_channels(how, n_in, stats, tmp_path):
     "It kept the channels and statistics of before: no file could be embedded with, or one with other statistics"
     from self_supervised.surgery import adapt_input
-    from self_supervised.transfer.weights import load_weights
     e = tiny(RGB, n_in=3)
     file = save_encoder(e, tmp_path/'rgb')
     if how=='load_weights': e = load_weights(file, tiny(False, n_in=n_in))
@@ -843,7 +849,6 @@ def filled(seed, **kw):
     (('model_ema','model'), 1, False), (('semantic','momentum_net'), 0, False), (('backbone','backbone_avg'), 0, False)])
 def test_of_two_networks_of_a_file_the_choice_is_named(names, taken, named, tmp_path):
     "Unless one of them is known to follow the other"
-    from self_supervised.transfer.weights import load_weights
     nets = [filled(i) for i in range(2)]
     torch.save(nn.ModuleDict(dict(zip(names, nets))).state_dict(), tmp_path/'two.pth')
     with warnings.catch_warnings(record=True) as seen:
@@ -853,7 +858,6 @@ def test_of_two_networks_of_a_file_the_choice_is_named(names, taken, named, tmp_
     assert any('holds several networks that fit' in str(o.message) for o in seen)==named
 
 def test_one_network_under_two_names_is_no_choice(tmp_path, recwarn):
-    from self_supervised.transfer.weights import load_weights
     e = filled(0)
     torch.save(nn.ModuleDict(dict(backbone=e, module=nn.ModuleDict(dict(backbone=e)))).state_dict(), tmp_path/'one.pth')
     load_weights(tmp_path/'one.pth', tiny(False))
@@ -861,7 +865,6 @@ def test_one_network_under_two_names_is_no_choice(tmp_path, recwarn):
 
 def test_a_part_of_a_deeper_network_is_not_loaded(tmp_path):
     "Its first layers have all weights of a shallower one; a classifier behind it is left out as ever"
-    from self_supervised.transfer.weights import load_weights
     torch.save(create_encoder('tiny_resnet', n_in=1, pretrained=False, widths=(8,16,32)).state_dict(), tmp_path/'deep.pth')
     with pytest.raises(ValueError, match='differ, e.g. .3.'): load_weights(tmp_path/'deep.pth', tiny(False))
     whole = nn.Sequential(*filled(1).children(), nn.Linear(32, 10))
@@ -877,13 +880,11 @@ class Placed(nn.Module):
     def forward(self, x): return (self.conv(x).permute(0,2,3,1)+self.pos_embed).mean((1,2))
 
 def test_only_the_first_convolution_is_fitted_to_channels(tmp_path):
-    from self_supervised.transfer.weights import load_weights
     torch.save(Placed(8,8).state_dict(), tmp_path/'sam.pth')
     with pytest.raises(ValueError, match="differ, e.g. 'pos_embed'"): load_weights(tmp_path/'sam.pth', Placed(4,8))
 
 def test_weights_are_loaded_into_encoders(tmp_path):
     "A whole model would keep the record of its former weights"
-    from self_supervised.transfer.weights import load_weights
     torch.save(create_byol_model(tiny(), 16, 8).state_dict(), tmp_path/'m.pth')
     with pytest.raises(TypeError, match='Pass its .encoder'): load_weights(tmp_path/'m.pth', create_byol_model(tiny(), 16, 8))
 
@@ -1049,6 +1050,85 @@ def test_networks_that_settle_with_their_first_input_are_exported(tmp_path):
         def forward(self, x): return dict(out=super().forward(x))
     with pytest.raises(ValueError, match='returns a dict, and a file has one output') as e: export_onnx(Dict(1,4,3), tmp_path/'d.onnx', 8)
     one_line(e)
+
+@pytest.mark.parametrize('arch', ['resnet10t','mobilenetv3_small_050'])
+@pytest.mark.parametrize('size', [32, (24,48)])
+def test_timm_prepares_pictures_as_training_did(arch, size, tmp_path):
+    "It enlarged them, and cut a part of the middle that the architecture was published with"
+    net = create_encoder(arch, pretrained=False).eval()
+    remember(net, stats=[list(o) for o in imagenet_stats], size=size, n_in=3)
+    cfg = timm.data.resolve_data_config(model=timm.create_model(f"local-dir:{save_hub_folder(net, tmp_path/'hub')}", pretrained=True))
+    rng = np.random.default_rng(0)
+    im = Image.fromarray(rng.integers(0, 256, (9,11,3), np.uint8)).resize((96,64), Image.Resampling.BICUBIC)
+    mean,std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
+    got = timm.data.create_transform(**cfg)(im)*std+mean
+    assert (got-open_picture(im, size=size)).abs().mean()<.01, cfg
+
+def test_a_file_that_does_not_tell_its_normalisation_is_named_by_every_call(tmp_path, monkeypatch):
+    "The commands took pictures in [0,1] in silence, and so did `embed` after `load_old` and for a file of others"
+    monkeypatch.chdir(tmp_path)
+    for c in 'ab':
+        for i in range(10):
+            Path('pics', c).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8,8), 20*i+(c=='b'), np.uint8)).save(f'pics/{c}/{i}.png')
+    torch.save(tiny().state_dict(), 'others.pth')
+    save_encoder(load_weights('others.pth', tiny(False)), 'e.safetensors', size=8)
+    said = 'weights come from others.pth, which does not tell how its pictures were normalised'
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    for call in (lambda: embed_pictures('e.safetensors', 'pics', workers=0), lambda: evaluate_pictures('e.safetensors', 'pics', draws=2, workers=0),
+                 lambda: room.finetune('e.safetensors', 'pics', epochs=1, workers=0, progress=False)):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=said): call()
+    torch.save(tiny().state_dict(), 'old.pth')
+    save_file(tiny().state_dict(), 'plain.safetensors')
+    for name,net in (('old.pth', load_old('old.pth', tiny())), ('plain.safetensors', load_encoder('plain.safetensors', tiny()))):
+        with pytest.warns(UserWarning, match=f'weights come from {name}'): embed(net, X[:4])
+
+@pytest.fixture
+def clear(tmp_path, monkeypatch):
+    "Transparent pictures, two classes"
+    monkeypatch.chdir(tmp_path)
+    for i in range(40):
+        Path(f'clear/{i%2}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (12,12,2), np.uint8), 'LA').save(f'clear/{i%2}/{i:02}.png')
+
+def my_reader(path): return Image.open(path).convert('L')
+
+@pytest.mark.parametrize('keep', [False,True])
+def test_how_pictures_were_read_is_recorded_by_training(clear, keep):
+    "It was by `byol_pretrain` alone: pictures trained on black were embedded on white, in silence"
+    how = dict(size=8, n_in=1, bs=8, workers=None if keep else 0, keep=keep)
+    dls = image_dls('clear', **how, ground='black')
+    learn = byol_learner(dls, create_byol_model(tiny(False), hidden_size=16, projection_size=8), get_byol_aug_pipelines(8, stats=STATS, **GREY))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    net = learn.model.encoder
+    assert net.meta['reading']==dict(ground='#000000') and 'reading' in learn.byol.kept.state_dict()
+    save_encoder(net, 'e.safetensors')
+    read = embed_pictures('e.safetensors', 'clear', workers=0)[1]
+    torch.testing.assert_close(read, embed(net, image_dls('clear', **how, ground='black', valid=0.).train)[0], atol=1e-4, rtol=1e-4)
+    said = "was trained on pictures read with ground='#000000', and these are read with ground='white'"
+    white = image_dls('clear', **how, label_func=parent_label)
+    for call in (lambda: embed(net, white.train), lambda: class_learner(white, net)):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=said): call()
+    assert class_learner(white, net).model.encoder.meta['reading']=={} and net.meta['reading']==dict(ground='#000000')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        embed(net, image_dls('clear', **how, ground=(0,0,0)).train)
+    # trained on, it is an encoder of other pictures
+    for other,want in ((image_dls('clear', **how, reader=my_reader), dict(reader=f'{__name__}:my_reader')), (image_dls('clear', **how), {}), (tensor_dls(X[:64], bs=8), None)):
+        learn = byol_learner(other, create_byol_model(net, hidden_size=16, projection_size=8), get_byol_aug_pipelines(8, stats=STATS, **GREY))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert learn.model.encoder.meta.get('reading')==want
+
+def test_a_run_that_starts_from_a_file_reads_as_that_says(clear):
+    "It read on white, and its own file said black, which the file it started from was trained on"
+    save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), 'black.safetensors', size=8, stats=None, reading=dict(ground='black'))
+    how = dict(size=8, bs=8, epochs=1, workers=0, hidden_size=16, projection_size=8, progress=False, init='black.safetensors')
+    for asked,want in (({},'black'), (dict(ground='white'),'white')):
+        learn,_,out = pretrain('clear', f'out_{want}', **how, **asked)
+        assert encoder_info(out/'encoder.safetensors')['reading']==dict(ground=want)
+        assert learn.dls.train_ds.opener.read.ground==((0,0,0) if want=='black' else (255,255,255))
 
 # Records of weights that came with one
 

@@ -387,7 +387,7 @@ def test_older_encoder_files_and_those_of_others_still_load(encoder, tmp_path):
     text = json.dumps(dict(spec=None, version='0.1', size=8))
     for metadata in (dict(self_supervised=text), dict(self_supervised=text, format='pt'), dict(format='pt', other='x'), None):
         save_file(weights, tmp_path/'x', metadata)
-        assert load_encoder(tmp_path/'x', new_net()).meta==(dict(size=8) if metadata and 'self_supervised' in metadata else {})
+        assert load_encoder(tmp_path/'x', new_net()).meta==(dict(size=8) if metadata and 'self_supervised' in metadata else dict(weights_from='x'))
     assert encoder_info(encoder).keys()=={'spec','version','stats','size'}
 
 # The same run, or its change is named
@@ -1461,3 +1461,18 @@ def test_pictures_that_came_before_the_first_checkpoint_are_in_the_record(tmp_pa
     for f in list(pics.rglob('*.png')): Image.open(f).rotate(90).save(f.with_stem(f'new{f.stem}'))
     with redirect_stdout(io.StringIO()): learn,*_ = pretrain(pics, resume=True, out=tmp_path/'run', progress=False)
     assert {Path(o).name for o in read_held_out(tmp_path/'run')}=={Path(o).name for o in learn.dls.valid_ds.items}
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, MemoryError])
+def test_what_was_trained_is_there_before_it_is_measured(tmp_path, monkeypatch, error):
+    "A run that ends in measuring, for want of memory or of pictures, had written no encoder"
+    monkeypatch.chdir(tmp_path)
+    def fail(*args): raise error
+    monkeypatch.setattr(pretrain_room, '_measure', fail)
+    with pytest.raises(error): pretrain(None, 'out', epochs=1, bs=64, progress=False)
+    assert encoder_info('out/encoder.safetensors')['size']==8 and not Path('out/results.json').exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    was = load_encoder('out/encoder.safetensors').state_dict()
+    pretrain(None, 'out', resume=True, progress=False)
+    got = load_encoder('out/encoder.safetensors').state_dict()
+    assert Path('out/results.json').exists() and all(torch.equal(v, was[k]) for k,v in got.items())

@@ -4,7 +4,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 from pathlib import Path
 
-import numpy as np, pytest, torch, torchvision
+import numpy as np, pandas as pd, pytest, torch, torchvision
 from fastai.learner import load_learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
@@ -391,6 +391,22 @@ def test_a_run_is_tested_on_the_pictures_it_held_out(labels, here, tmp_path, mon
     res,_ = finetune(here/'encoder.safetensors', 'pics', out=tmp_path/'plain', epochs=1, workers=0, progress=False)
     assert np.sum(res['confusion'])==int(.2*len(names)) and 'held out' not in capsys.readouterr().out.partition('labels to train on')[0]
 
+@pytest.mark.parametrize('prefers', ['as it is', 'tuned'])
+def test_the_held_out_labels_choose_between_the_encoder_as_it_is_and_tuned(prefers, here, tmp_path, monkeypatch):
+    "Fine-tuning on few labels may spoil a good encoder; the one that stays is the linear classifier of the first row"
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    nets = []
+    def accuracy(model, part):
+        nets.append(model)
+        return float(len(nets)==(1 if prefers=='as it is' else 2))
+    monkeypatch.setattr(room, '_accuracy', accuracy)
+    monkeypatch.setattr(room, '_loss', lambda *args: 1e9)   # each epoch is better
+    res,_ = finetune('encoder.safetensors', 'pics', out=tmp_path/'out', labels_per_class=6, epochs=1, workers=0, progress=False)
+    rows = res['rows']
+    assert len(nets)==2 and res['epochs']==(0 if prefers=='as it is' else 1)
+    assert (rows['fine-tuned']==rows['linear on frozen features'])==(prefers=='as it is')
+
 @pytest.mark.parametrize('asked, recorded, used', [(None, True, 0.), (.3, True, .3), (None, False, .5)])
 def test_a_classifier_mirrors_its_pictures_as_the_run_did(asked, recorded, used, here, tmp_path, monkeypatch):
     "A mirrored b is a d: what the views never mirrored, a classifier does not either"
@@ -431,3 +447,13 @@ def test_names_that_are_no_text_reach_the_pages(here, tmp_path, monkeypatch):
     assert rb's\udce9pt' in (out/'report.html').read_bytes() and len(res['vocab'])==2
     byol_embed(str(here/'encoder.safetensors'), ['p\udce9cs/valid'], out=str(tmp_path/'f.npz'), workers=0, neighbors=True)
     assert rb's\udce9pt' in (tmp_path/'f.html').read_bytes()
+
+def test_a_table_in_memory_with_labels(here, tmp_path, monkeypatch):
+    "Comparing it with an empty text was an error: the truth value of a DataFrame is ambiguous"
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    files = sorted(map(str, Path('pics/valid').rglob('*.png')))
+    df = pd.DataFrame(dict(file=files, kind=['odd' if '/3/' in o else 'even' for o in files]))
+    res,_ = finetune('encoder.safetensors', df, tmp_path/'out', labels='kind', column='file', valid=.3, epochs=1, workers=0, progress=False)
+    assert res['vocab']==['even','odd'] and res['labels']+np.sum(res['confusion'])==len(files)
+    with pytest.raises(ValueError, match="path=''.*is an empty text"): finetune('encoder.safetensors', '')

@@ -1,5 +1,6 @@
 "A user's own pictures: the length of a run in minutes, an honest verdict, a run that mends itself, named views"
-import csv, json, math, random, re, struct, tarfile, time, warnings, zlib
+import csv, io, json, math, random, re, struct, tarfile, time, warnings, zlib
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -28,11 +29,11 @@ from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits, write_mnist_tiny
 from self_supervised.data.sources import picture_items
-from self_supervised.evaluate.features import compare_features
+from self_supervised.evaluate.features import compare_features, embed
 from self_supervised.fit import *
 from self_supervised.layers import create_encoder
 from self_supervised.recipes import warmup_cosine
-from self_supervised.transfer.encoder_file import save_encoder
+from self_supervised.transfer.encoder_file import load_encoder, save_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 
 SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, workers=0, hidden_size=32, projection_size=16)
@@ -201,14 +202,16 @@ class Stop(Callback):
 
 def test_a_run_of_minutes_is_resumed_with_its_own_plan(tmp_path, monkeypatch):
     "The second process is three times as slow, and measures nothing: length, momentum and rates are those of the first"
-    pace = [.05]
-    monkeypatch.setattr('self_supervised.fit.measure_pace', lambda *_: budget.Pace(0., pace[0]))
-    with pytest.raises(KeyboardInterrupt): fit(learner(Checkpoint(tmp_path, every=1), Stop(5)), minutes=.05, recipe='adamw')
-    pace[0] = .15
-    learn = learner(Checkpoint(tmp_path, every=1))
-    fit(learn, minutes=.05, recipe='adamw')
+    def process(step, *cbs):
+        "A learner whose steps take so many seconds, by a clock of its own"
+        clock = Clock(step)
+        monkeypatch.setattr(budget, 'time', clock)
+        monkeypatch.setattr('self_supervised.fit.measure_pace', lambda *_: budget.Pace(0., step))
+        return learner(clock, Checkpoint(tmp_path, every=1), *cbs)
+    with pytest.raises(KeyboardInterrupt): fit(process(1., Stop(5)), minutes=.5, recipe='adamw')
+    learn = fit(process(3.), minutes=.5, recipe='adamw')
     assert learn.train_iter>5 and learn.pct_train==1
-    with pytest.raises(ValueError, match='minutes=60 differs from the run to resume, which has minutes=0.05'):
+    with pytest.raises(ValueError, match='minutes=60 differs from the run to resume, which has minutes=0.5'):
         fit(learner(Checkpoint(tmp_path, every=1)), minutes=60, recipe='adamw')
 
 def test_minutes_choose_a_length_and_are_kept_by_a_resume(tmp_path):
@@ -266,7 +269,9 @@ def test_what_you_set_is_kept_and_the_rest_is_chosen_for_the_minutes(tmp_path, m
     assert chosen(minutes=100).arch=='resnet18'
     assert chosen(bf16=False).bf16 is False and chosen(hidden_size=77).hidden_size==77
     assert (chosen(arch='resnet34').arch,chosen(arch='resnet34').hidden_size)==('resnet34',4096)
-    assert (chosen(pretrained=True).arch,chosen(pretrained=True).hidden_size)==('resnet18',4096)
+    assert (chosen(pretrained=True).arch,chosen(pretrained=True).hidden_size)==('resnet18',512)
+    # Weights of large pictures say little of small ones: those of 28 pixels are enlarged
+    assert chosen().size<=28 and chosen(pretrained=True).size==96 and chosen(pretrained=True, size=24).size==24
 
 # ---- collapse
 
@@ -351,6 +356,50 @@ def test_views_normalise_as_the_starting_weights_expect(tmp_path):
     assert views()==stats and views(views=dict(stats=None)) is None
     with pytest.raises(ValueError, match=r"init='no.pth' is not a file"): pretrain(tmp_path, tmp_path/'out', init='no.pth')
 
+def test_weights_of_a_known_network_are_normalised_as_timm_states(tmp_path):
+    "For a file that does not tell it"
+    torch.save(create_encoder('tf_efficientnet_lite0', pretrained=False).state_dict(), tmp_path/'lite0.pth')
+    s = settings_for(init=str(tmp_path/'lite0.pth'), arch='tf_efficientnet_lite0', n_in=3, size=32)
+    normalise_as(s, starting_encoder(s))
+    assert s.views['stats']==((.5,.5,.5),(.5,.5,.5))
+
+@pytest.fixture
+def weights(tmp_path):
+    "A file of weights, and pictures to train on"
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d): nn.init.uniform_(m.running_mean)
+    return save_encoder(net, tmp_path/'weights.safetensors', size=8, stats=None),write_mnist_tiny(tmp_path/'pics')
+
+def buffers(net): return {k: v.clone() for k,v in net.named_buffers() if 'running' in k}
+
+@pytest.mark.parametrize('slower,kept', [(None,True), (1.,False)])
+def test_published_weights_are_trained_gently(slower, kept, weights, tmp_path):
+    "The heads first, then a tenth of the rate, their own statistics of batchnorm, also in the target; and they are kept as they were"
+    file,pics = weights
+    rates = []
+    class Rates(Callback):
+        order = 100
+        def after_batch(self):
+            if self.training: rates.append([h['lr'] for h in self.opt.hypers])
+    with pytest.MonkeyPatch.context() as m, redirect_stdout(io.StringIO()):
+        own = cli.run_learner
+        m.setattr(cli, 'run_learner', lambda *args: own(*args).add_cb(Rates()))
+        learn,_,out = pretrain(pics, tmp_path/'run', init=file, size=8, bs=8, epochs=1, hidden_size=16, projection_size=8,
+                               slower=slower, workers=0, progress=False)
+    start,trained = load_encoder(file),learn.model.encoder
+    assert all(len(o)==(2 if kept else 1) for o in rates)
+    if kept:
+        first = math.ceil(.4*len(rates))
+        assert all(a==0<b or not b for a,b in rates[:first]) and all(b==pytest.approx(10*a) for a,b in rates[first:])
+    for net in (trained,learn.model.target.encoder):
+        assert all(torch.equal(v, buffers(net)[k]) for k,v in buffers(start).items())==kept
+    assert not all(torch.equal(a, b) for a,b in zip(start.parameters(), trained.parameters()))
+    assert any(v.any() for k,v in buffers(learn.model.projector).items() if 'mean' in k)   # new layers learn theirs
+    x = torch.rand(4,1,8,8)
+    assert torch.equal(embed(load_encoder(out/'start.safetensors'), x)[0], embed(start, x)[0])
+    assert json.loads((out/'settings.json').read_text())['settings']['slower']==(10 if kept else 1)
+
 def test_a_fit_warns_of_no_name():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter('always')
@@ -379,7 +428,7 @@ def test_the_labels_of_a_run_are_not_those_of_other_pictures(tmp_path):
 
 def test_advice_fits_the_run():
     lines = ' '.join(advice(FACTS | dict(init='file.pth'), 9))
-    assert '--pretrained' not in lines
+    assert '--pretrained' not in lines and 'start.safetensors' in lines and 'start.safetensors' not in ' '.join(advice(FACTS, 9))
     after = FACTS | dict(collapsed=True, mended=[dict(lr=5e-4, m=.95), dict(lr=2.5e-4, m=.975)])
     assert '--lr 0.00013 --m 0.9938' in advice(after)[0]
     # 100 steps in 60 of 120 seconds: 1,000 take 600 seconds, and a minute to measure

@@ -195,3 +195,13 @@ def test_two_loaders_that_number_their_classes_otherwise(net, tmp_path):
     digit = [*'0123456789']
     evaluate_encoder(net, torch_loader(digit), torch_loader(digit), **quick)
     refused("3 is 'three', and '3' in train", evaluate_encoder, net, torch_loader(digit), torch_loader(digit[:3]+['three']), **quick)
+
+def test_few_labels_hold_every_class():
+    "A class of two pictures had one held out and none to fine-tune on"
+    from self_supervised.evaluate import protocols
+    y = torch.tensor([0]*40+[1]*40+[2]*2)
+    rest,held = protocols.draw_part(y, .1, 0)
+    for fraction in (.01,.1,.5):
+        few = protocols._few_of(y, rest, fraction/.9, 0)
+        assert set(y[few].tolist())=={0,1,2} and not set(few.tolist()) & set(held.tolist()) and few.equal(few.unique())
+    assert len(protocols._few_of(y, rest, .1/.9, 0))==4+4+1

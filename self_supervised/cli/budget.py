@@ -49,7 +49,8 @@ def _measured(s, size, n):
         encoder = create_encoder(s.arch, pretrained=False, n_in=s.n_in, size=size, norm=s.norm)
         model = create_byol_model(encoder, s.hidden_size, s.projection_size, size=size, norm=s.norm).to(device)
         x = torch.rand(n, s.n_in, *height_width(size), device=device)
-        augs = get_byol_aug_pipelines(size, **s.views)
+        # Of a run that starts from weights, these tell later how to normalise
+        augs = get_byol_aug_pipelines(size, **dict(stats=None) | s.views)
         opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.)
         kept = _pass(model, augs, x, s.bf16, count=True)
         start = _now()
@@ -97,6 +98,8 @@ NETWORKS = dict(
 ENOUGH_OF_LARGE = 3000
 # Side in pixels up to which the small network is chosen: its features see a part of a larger picture
 MOST_OF_SMALL = 64
+# Published weights were trained on large pictures: the smallest size for them, and a fair number of their steps
+LEAST_FROM_WEIGHTS,ENOUGH_FROM_WEIGHTS = 96,100
 # Rate at a batch of 128; it grows with the root of the batch (arXiv:2205.10287)
 BASE_LR = 1e-3
 
@@ -131,12 +134,14 @@ def choose(
     size=None, # Side in pixels, or (h,w); None chooses
     bs:int|None=None, # Batch size; None chooses
     arch:str|None=None, # Network; None chooses
+    weights:bool=False, # Does `arch` start from published weights? Then small pictures are enlarged
 )->dict: # arch, size, bs, lr, and the approximate number of `steps`
     "Choose network, size and batch size for a time in seconds"
     bs = bs or batch_for(n)
     sides = [size] if size else [o for o in SIDES if native is None or o<=native] or [max(8, native or 0)]
+    if weights and not size: sides = [o for o in SIDES if o>=LEAST_FROM_WEIGHTS]
     small,large = NETWORKS
-    tries = [(o, arch, ENOUGH_STEPS) for o in sides]
+    tries = [(o, arch, ENOUGH_FROM_WEIGHTS if weights else ENOUGH_STEPS) for o in sides]
     if arch is None:
         low = [o for o in sides if size or o<=MOST_OF_SMALL] or sides[:1]
         tries = [(o, small, ENOUGH_STEPS) for o in low]
@@ -170,13 +175,14 @@ def estimate_text(
     native:int|None, # Shorter side of the pictures in pixels, or None
     cost, # Function from a size, and the name of a network or None for that of the settings, to its `Cost`
     arch:str|None=None, # Network to keep; None chooses one for the budget
+    weights:bool=False, # Does it start from published weights?
     budget:int=20, # Minutes of the alternative
 )->str: # Two sentences
     "Describe the time and memory of a run, and the settings that a budget would buy"
     c = cost(s.size, None)
     steps = s.epochs*max(1, n//s.bs)
     seconds = 1.1*steps*(s.bs*c.picture+c.step)
-    buys = choose(.85*60*budget, n, native, cost, arch=arch)
+    buys = choose(.85*60*budget, n, native, cost, arch=arch, weights=weights)
     return (f"{n:,} pictures to train on, {counted(s.epochs, 'epoch')}: {counted(steps, 'step')} of {s.bs} pictures "
             f"at {pixels(s.size)}, "
             f"about {duration(seconds)} and {memory(c, s.bs)/1e9:.1f} GB on this machine. "

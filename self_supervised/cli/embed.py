@@ -32,6 +32,7 @@ from ..core import check_at_least, check_place, checked, invalid, plural, printa
 from ..data.sources import left_out_text
 from ..data.reading import BadPicture, PictureReader, check_channels, is_array, parse_size
 from ..data.skipped import quiet_worker, remarks_text
+from ..record import warn_of_origin
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_info, load_encoder
 from .neighbors import write_neighbors
@@ -60,6 +61,7 @@ def encoder_settings(
     if not size:
         problem = f'is needed: {str(encoder)!r} does not record how large its pictures were'
         raise invalid('size=None', problem, 'Pass size, e.g. size=224')
+    if 'stats' not in info and 'weights_from' in info: warn_of_origin(info['weights_from'])
     return spec | dict(n_in=info.get('n_in') or spec.get('n_in', 3)),size,info.get('stats')
 
 # %% ../../nbs/93_cli.embed.ipynb #52c006

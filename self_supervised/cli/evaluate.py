@@ -36,8 +36,8 @@ from .comparison import compare_parts
 from .lists import real_place
 from .options import as_text_path, command, how_to_read, reading_options
 from .pictures import (
-    Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out, run_pictures,
-    split_pictures, tell_left_out)
+    FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out,
+    run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings
 from .embed import encoder_file, encoder_settings, reading_options_of
@@ -48,6 +48,9 @@ def of_split(
 )->tuple: # Pictures, what takes one to its label, and the positions of those to test on, for `image_dls`
     "Make of pictures that are labelled and split what loaders are made of: those with a label, each once"
     order = [i for part in (split.train,split.held) for i in part if split.labels[i] is not None]
+    if not order:
+        fix = 'Pass one with a folder of pictures per label, or labels'
+        raise invalid('the source', 'has no labels of two kinds or more, both to learn from and to test on', fix)
     once = {real_place(split.items[i]): i for i in reversed(order)}  # the first of each
     kept = [i for i in order if once[real_place(split.items[i])]==i]
     held = set(split.held)
@@ -65,11 +68,11 @@ def labelled_items(
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False) | options)
     every = run_pictures(s)
     split = labelled_split(s, every, valid)
-    items,label,held = of_split(split)
     n,n_all = sum(o is None for o in split.labels),len(split.items)
     if n==n_all:
         problem = 'has no picture with a label'
-        raise invalid(f'path={printable(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+        raise invalid(f'path={str(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+    items,label,held = of_split(split)
     if n: print(f'{n} of {n_all} pictures without a label: left out')
     items.left_out = every.left_out
     return items,parent_label if labels is None else label,held if isinstance(valid, str) else valid
@@ -127,6 +130,7 @@ def part_to_test(
     labels, # Value of `--labels`; None for the names of folders
     seed:int, # Random seed of a part drawn by chance
     options:dict, # Result of `reading_options`
+    fewest:int=FEWEST, # Smallest number of pictures of a label, for a part drawn by chance
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),read_settings(run/'settings.json')) if has_record(run) else (None,{})
@@ -139,15 +143,27 @@ def part_to_test(
         if split: return split
     elif valid is None and settings.get('holdout')!=0:
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
-    return holdout if labels is None else split_pictures(s, run_pictures(s))
+    return holdout if labels is None else split_pictures(s, run_pictures(s), fewest=fewest, what='are left out')
 
 def _labels_of_run(settings, path, options):
     "Return the labels of the run if they label these pictures; None if folder names do"
     labels = settings.get('labels')
     if labels is None or as_place(path)==as_place(settings.get('path')): return labels
     file = csv_and_column(labels)
+    if file and not os.path.isfile(file[0]): print(f'labels={labels!r} of the run is not here: folders name the labels')
     if not file or not os.path.isfile(file[0]): return None
     return labels if is_labelled(labels, path, run_pictures(AttrDict(dict(path=path) | options))) else None
+
+def as_in_run(
+    run:Path, # Folder of an encoder's file
+    path, # Pictures
+    options:dict, # Result of `reading_options_of`
+)->dict: # The options, with `column`, `folder` and `suffixes` of the run
+    "Complete options for the source that a run was trained on, so that the same pictures of it are found"
+    if not has_record(run): return options
+    settings = read_settings(run/'settings.json')
+    if as_place(path)!=as_place(settings.get('path')): return options
+    return {k: settings[k] for k in ('column','folder','suffixes') if settings.get(k) is not None} | options
 
 def has_record(
     run:Path, # Folder of an encoder's file
@@ -294,7 +310,7 @@ def evaluate_pictures(
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = encoder_settings(encoder, parse_size(size))
     asked = {name: kwargs.pop(name) for name in signature(reading_options).parameters if name in kwargs}
-    options = reading_options_of(encoder, asked)
+    options = as_in_run(encoder.parent, path, reading_options_of(encoder, asked))
     part = part_to_test(encoder.parent, path, valid, labels, seed, options)
     how = dict(bs=bs, workers=workers, seed=seed, progress=progress)
     train,test,vocab = labelled_pictures(path, size, spec['n_in'], part, **how, **options)

@@ -53,7 +53,7 @@ from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_file, encoder_settings, reading_options_of
-from .evaluate import flip_of_run, has_record, labelled_items, of_split, part_to_test
+from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -102,7 +102,7 @@ def read_labels(
 def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
     if s.valid is not None: return None
-    part = part_to_test(run, path, None, s.labels, s.seed, s.reading) if has_record(run) else .2
+    part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
     s.valid = part
     return None
@@ -113,7 +113,7 @@ def _check_parts(dls, path, s):
         raise invalid(f'valid={s.valid}', f'holds out none of {len(dls.train_ds)} pictures', 'Pass a larger part')
     if len(dls.vocab)>1: return
     problem = f'has one class, {str(dls.vocab[0])!r}, and there is nothing to tell it from'
-    raise invalid(f'path={printable(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
+    raise invalid(f'path={str(path)!r}', problem, 'Pass a folder with two folders of pictures or more, or labels')
 
 def draw_labels(
     y:Tensor, # (n,) classes 0..len(vocab)-1
@@ -224,6 +224,9 @@ def train_classifier(
     "Train a classifier until the held-out loss stops falling; with few labels train again, on all of them"
     fit = partial(_fit, net, stats=stats, s=s, n_out=len(parts.vocab), fresh=fresh, progress=progress)
     model,epochs = fit(parts.train, parts.stop, out=out)
+    if not fresh:
+        still,_ = fit(parts.train, parts.stop, until=0)
+        if not epochs or _accuracy(still, parts.stop)>_accuracy(model, parts.stop): model,epochs = still,0
     n = n_pictures(parts.train)+n_pictures(parts.stop)
     if n>=FEW*len(parts.vocab) or not isinstance(parts.train, tuple): return Trained(model, epochs)
     best = f"the best length was {counted(epochs, 'epoch')}"
@@ -237,7 +240,8 @@ def _fit(net, train, held, stats, s, n_out, fresh, progress, out=None, until=Non
     learn = class_learner(training_dls(train, held, s), net, n_out=n_out, stats=stats, path=out or '.',
                           cbs=_callbacks(s, progress or until is not None, out))
     learn.unfreeze()
-    if not fresh: start_head(learn, outputs_of(learn.model[:2], train))
+    # A linear classifier to train on from, or the one that stays
+    if not fresh: start_head(learn, outputs_of(learn.model[:2], train), C=1. if until==0 else .01)
     if until==0: return learn.model,0
     best = StopAfter(until) if until else KeepBest(s.patience, inf if fresh else _loss(learn.model, held))
     rate = s.scratch_lr if fresh else slice(s.lr/s.slower, s.lr)
@@ -256,6 +260,8 @@ def _callbacks(s, progress, out):
     return cbs
 
 def _loss(model, part): return F.cross_entropy(*outputs_of(model, part)).item()
+
+def _accuracy(model, part): return measured(*outputs_of(model, part))['accuracy']
 
 # %% ../../nbs/96_cli.finetune.ipynb #measure
 def measured(
@@ -480,8 +486,9 @@ def finetune(
     reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
-             size=size, n_in=spec['n_in'], compare=compare, flip_p=flip_of_run(encoder.parent, flip_p), workers=workers, seed=seed,
-             reading=reading_options_of(encoder, reading))
+             size=size, n_in=spec['n_in'], compare=compare, workers=workers, seed=seed,
+             flip_p=flip_of_run(encoder.parent, flip_p),
+             reading=as_in_run(encoder.parent, path, reading_options_of(encoder, reading)))
     check_finetune(s)
     check_not_empty(out=out, path=path)
     seed_everything(seed)

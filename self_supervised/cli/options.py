@@ -186,13 +186,6 @@ def to_record(
     "Return the options that evaluation must repeat"
     return {name: options[name] for name in ('ground','full_scale','reader') if options.get(name) is not None}
 
-def reader_name(
-    reader, # Function, its name, or None
-)->str|None: # 'package.module:function', which `load_reader` takes
-    "Name a function that reads pictures"
-    if reader is None or isinstance(reader, str): return reader
-    return f"{getattr(reader, '__module__', '')}:{getattr(reader, '__qualname__', type(reader).__name__)}"
-
 def as_in_training(
     options:dict, # Result of `reading_options`
     record, # Result of `to_record`, read from a file; or None

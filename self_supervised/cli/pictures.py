@@ -26,7 +26,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 
 from ..core import from_csv_cell, invalid, plural, to_csv_cell, write_atomic
-from ..data.images import held_by_chance, image_dls, parts_by_column
+from ..data.images import held_by_chance, image_dls, parts_by_column, warn_of_test_part
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
@@ -39,6 +39,7 @@ from .options import how_to_read, listed_pictures
 FEWEST = 10   # pictures of a label to judge by it
 # Words that tell parts of a data set
 _parts = {'train','training','valid','validation','val','dev','test','testing'}
+_unlabelled = {'unlabelled','unlabeled'}
 
 def run_pictures(
     s, # Settings of the run
@@ -68,14 +69,35 @@ def labels_of(
 def labels_by_folder(
     items, # Pictures
 )->list: # One label per picture
-    "Label pictures by their folders, except those in the folder that all others are in or below, and train and test"
+    "Label pictures by their folders, except those in the folder that all others are in or below, and in parts of data"
     folders = [Path(os.fspath(o)).parent for o in items]
     parts = [o.parts for o in set(folders)]
     top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
-    labels = plain_labels([None if o==top else o.name for o in folders])
+    no_classes = {top} | _parts_among(set(folders)) | _shards_among(set(folders))
+    labels = plain_labels([None if o in no_classes else o.name for o in folders])
     kinds = {str(o).lower() for o in labels if o is not None}
     # A folder of pictures without labels may be split into train and test
     return [None]*len(labels) if len(kinds)>1 and kinds<=_parts else labels
+
+def _parts_among(folders):
+    "Return the folders of pictures without labels: `test` beside `train/cat`, and `unlabeled`"
+    above = {p for o in folders for p in o.parents}   # with folders of pictures in them
+    split = {p.parent for p in above if p.name.lower() in _parts}
+    def is_part(o): return o.name.lower() in _parts and (o in above or o.parent in split)
+    return {o for o in folders if o.name.lower() in _unlabelled or is_part(o)}
+
+def _shards_among(folders):
+    "Return the tars that count, as `a-000.tar` and `a-001.tar`; tars such as `cat.tar` may be classes"
+    series:dict = {}
+    for o in folders:
+        counts = re.fullmatch(r'(.*?)(\d+)\D*', o.name) if is_table(o, ('.tar',)) else None
+        if counts: series.setdefault((o.parent,counts[1]), {})[o] = int(counts[2])
+    return {o for (_,begin),found in series.items() if _are_counted(begin, sorted(found.values())) for o in found}
+
+def _are_counted(begin, numbers):
+    "Are these pieces of one data set, not the numbers of classes? A number stands alone, or the numbers are in a row"
+    in_a_row = numbers==list(range(numbers[0], numbers[0]+len(numbers)))
+    return len(numbers)>1 and (in_a_row or not begin or begin[-1] in '-_.')
 
 def plain_labels(
     labels, # As they were read, one per picture
@@ -189,15 +211,18 @@ def split_pictures(
     s, # Settings of the run
     items, # Pictures, as `run_pictures` lists them
     tell:bool=True, # Print which pictures are not judged?
+    fewest:int=FEWEST, # Smallest number of pictures of a label
+    what:str='are trained on and left out of judging', # Consequence for the others, to print
 )->Split: # Labels that cannot be judged by are None
     "Label pictures, and hold a part of them out"
     labels = labels_of(s, items)
-    judged = judged_labels(labels)
+    judged = judged_labels(labels, fewest)
     items,labels,held = _held(s, items, labels, judged)
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
-    if left_out and tell: tell_left_out(left_out)
+    why = f'a label needs {fewest}' if fewest>1 else 'none is left to learn from'
+    if left_out and tell: tell_left_out(left_out, what, why)
     train = [i for i,out in enumerate(held) if not out]
     if not train: raise invalid(f"holdout={s.get('holdout')!r}", 'leaves no picture to train on', 'Hold out fewer')
     return Split(items, [o if o in judged else None for o in labels], train, [i for i,out in enumerate(held) if out])
@@ -278,8 +303,8 @@ def _held_by_column(s, items, labels, name, option):
 
 def tell_left_out(
     left_out, # Label, or None, of each picture
-    what:str='are trained on and left out of judging', # Consequence
-    why:str=f'a label needs {FEWEST}', # Reason for those with a label
+    what:str, # Consequence, e.g. 'are left out'
+    why:str, # Reason for those with a label
 )->None:
     "Print which pictures are not judged"
     if rank_distrib(): return
@@ -300,7 +325,9 @@ def labelled_split(
     "Label pictures for a classifier; folders label those in a tar or a table as well"
     labels = labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
     held = [False]*len(items)
-    if isinstance(valid, str): items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
+    if isinstance(valid, str):
+        items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
+        warn_of_test_part(f'{valid=}', [Path(o).parts[:-1] for o in names_below(s.path, items)], held)
     return Split(items, labels, *([i for i,out in enumerate(held) if out==part] for part in (False,True)))
 
 # %% ../../nbs/83_cli.pictures.ipynb #size

@@ -233,7 +233,7 @@ def run_facts(
     health = learn.health
     # Not from history.csv: its folder may have been renamed meanwhile
     loss,*_ = getattr(learn, 'final_record', [None])
-    known = ('epochs','bs','lr','size','n_in','pretrained','init','minutes','mended')
+    known = ('epochs','bs','lr','size','n_in','pretrained','init','slower','minutes','mended')
     return {k: settings.get(k) for k in known} | dict(
         m=learn.byol.sched(0.), training=settings.get('seconds'),
         started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=loss,

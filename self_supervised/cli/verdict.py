@@ -142,6 +142,11 @@ def _of_data(f):
     if f['n_train']>=ENOUGH_PICTURES: return None
     return f"{f['n_train']:,} pictures are few. Add more of the same kind: they need no labels"
 
+def _of_start(f):
+    "Where training on from published weights did not help, they are the better encoder as they were"
+    if not (f.get('pretrained') or f.get('init')): return None
+    return 'Use the weights as they were before training: start.safetensors, beside encoder.safetensors'
+
 def _of_weights(f):
     if f.get('pretrained') or f.get('init') or f.get('n_in')!=3: return None
     return 'Start from published weights: --pretrained'
@@ -151,7 +156,7 @@ def advice(
     n:int=3, # Largest number of sentences
 )->list: # Sentences, the most important first
     "Return advice on the settings, computed from the facts of the run"
-    rules = (_of_alarm,_of_steps,_of_rank,_of_views,_of_weights,_of_data)
+    rules = (_of_alarm,_of_start,_of_steps,_of_rank,_of_views,_of_weights,_of_data)
     return [o for o in (rule(facts) for rule in rules) if o][:n]
 
 def verdict(

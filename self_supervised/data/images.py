@@ -7,11 +7,13 @@ __all__ = ['image_dls']
 
 # %% ../../nbs/15_data.images.ipynb #imports
 import os
+import re
 from collections.abc import Hashable
 from functools import partial
 from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
+from warnings import warn
 
 import torch
 from fastai.data.core import DataLoaders
@@ -28,27 +30,45 @@ from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
 from .sources import Picture, column_values, known_labels, left_out_text, open_table, picture_items
 
 # %% ../../nbs/15_data.images.ipynb #split
-def _split(items, source, valid, seed):
+def _split(items, source, valid, seed, labelled=False):
     "Indices of (train, valid)"
     n = len(items)
     if isinstance(valid, str):
         column = column_values(source, valid)
         if column is not None: return parts_by_column(column, valid)
-        held = _held_by_name(items, source, valid)
-    elif isinstance(valid, Real): held = held_by_chance(n, number_of('valid', valid), seed)
+        held = _held_by_name(items, source, valid, labelled)
+    elif isinstance(valid, Real): held = _with_copies(items, held_by_chance(n, number_of('valid', valid), seed))
     else:
         held = torch.zeros(n, dtype=torch.bool)
         held[positions(valid, n, 'valid')] = True
     return [(~held).nonzero()[:,0].tolist(), held.nonzero()[:,0].tolist()]
 
-def _held_by_name(items, source, valid):
+def warn_of_test_part(
+    given:str, # Argument and its value, e.g. "valid='valid'"
+    folders, # For each picture the names of folders it lies in
+    held, # For each picture: is it held out?
+)->None:
+    "Warn if a part called test is learned from, since another one is held out"
+    n = sum(not out and any(o.lower() in ('test','testing') for o in names) for names,out in zip(folders, held))
+    if not n: return
+    warn(f"{given} holds out that folder alone: the {n} {plural(n, 'picture')} in 'test' are learned from. "
+         'Leave them out of the source if you test on them later.')
+
+def _held_by_name(items, source, valid, labelled=False):
     "Find the pictures in the folder `valid`: at the top of a source that is a folder, at any depth of another"
     if isinstance(source, (str,os.PathLike)) and os.path.isdir(source):
-        held = [valid in Path(o).relative_to(source).parts[:1] for o in items]
+        tops = [Path(o).relative_to(source).parts[:1] for o in items]
+        held = [valid in o for o in tops]
+        if labelled and any(held): warn_of_test_part(f'{valid=}', tops, held)
     else: held = [valid in Path(o).parts[:-1] for o in items]
     if any(held): return torch.tensor(held)
     raise invalid(f'{valid=}', 'is no folder of the source with pictures in it, and no column of a table',
                   'Name a folder in the source or a column, or pass the part to hold out, in [0,1)')
+
+def _with_copies(items, held):
+    "Move all rows of one picture into the part of the first: it would be trained on and tested on"
+    first = dict[str,bool]()
+    return torch.tensor([first.setdefault(os.fspath(o), out) for o,out in zip(items, held.tolist())], dtype=torch.bool)
 
 def held_by_chance(
     n:int, # Number of pictures
@@ -63,13 +83,26 @@ def held_by_chance(
 _words = dict.fromkeys(['train','training','false','0','0.0'], 'train')
 _words |= dict.fromkeys(['valid','validation','val','dev','true','1','1.0'], 'valid')
 
+_flags = {'false','0','0.0','true','1','1.0'}
+
+def _meaning(words, name):
+    "Return word → part of the row; True in a column called `is_train` or alike marks a row to train on"
+    says_train = re.search('(?i:(^|[^a-z])(is)?train)|[a-z]Train', name)
+    if not says_train or not _flags & set(words): return _words
+    if re.search('(?i:val|test|dev|hold)', name):
+        raise invalid(f'valid={name!r}', 'says train and valid, and its entries are True and False',
+                      "Write 'train' and 'valid' into the column")
+    turned = dict(train='valid', valid='train')
+    return {word: turned[part] if word in _flags else part for word,part in _words.items()}
+
 def parts_by_column(
-    column, # One entry per row: train or valid, or False or True
+    column, # One entry per row: train or valid; or True and False, True for valid, or for train in a column `is_train`
     name:str, # Name of the column, for the error
 )->list: # Indices of (train, valid); rows with other entries are in neither
     "Split rows by a column of their table"
     words = [str(o).strip().lower() for o in column]
-    parts = [[i for i,o in enumerate(words) if _words.get(o)==part] for part in ('train','valid')]
+    meaning = _meaning(words, name)
+    parts = [[i for i,o in enumerate(words) if meaning.get(o)==part] for part in ('train','valid')]
     others = sorted({o for o in words if o not in _words})
     if not all(parts):
         raise invalid(f'valid={name!r}', f"is a column with {', '.join(map(repr, sorted(set(words))[:10]))}",
@@ -181,7 +214,7 @@ def image_dls(
     check_workers(workers)
     if keep and workers: raise invalid(f'keep=True, {workers=}', 'are two ways to read ahead', 'Leave workers out')
     if check: good = _readable(items, good, skipped, read, workers)
-    items,splits = _parts(items, good, source, valid, seed)
+    items,splits = _parts(items, good, source, valid, seed, labels is not None)
     if labels: labels = [labels[i] for i in good]
     check_batch_fits(bs, len(splits[0]))
     if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
@@ -217,11 +250,12 @@ def _readable(items, good, skipped, read, workers):
     skipped.report('are left out')
     return [i for i in good if os.fspath(items[i]) not in skipped]
 
-def _parts(items, good, source, valid, seed):
+def _parts(items, good, source, valid, seed, labelled):
     "Return the items at the indices `good`, and the indices of (train, valid) among them"
     if isinstance(valid, Real): return items[good],_split(items[good], source, valid, seed)
     place = {i:k for k,i in enumerate(good)}  # positions and rows are those of the source, with those left out
-    return items[good],[[place[i] for i in part if i in place] for part in _split(items, source, valid, seed)]
+    parts = _split(items, source, valid, seed, labelled)
+    return items[good],[[place[i] for i in part if i in place] for part in parts]
 
 def _one_size(items):
     "Raise for a batch of mixed sizes before `collate` fails over it"

@@ -395,6 +395,13 @@ def load_reader(
     if callable(reader): return reader
     raise invalid(f'reader={name!r}', 'is no function', fix)
 
+def reader_name(
+    reader, # Function, its name, or None
+)->str|None: # 'package.module:function', which `load_reader` takes
+    "Name a function that reads pictures"
+    if reader is None or isinstance(reader, str): return reader
+    return f"{getattr(reader, '__module__', '')}:{getattr(reader, '__qualname__', type(reader).__name__)}"
+
 # %% ../../nbs/12_data.reading.ipynb #bad_picture
 class BadPicture(ValueError):
     "A picture that cannot be read; the message names it, `__cause__` is the reason"
@@ -423,6 +430,13 @@ class PictureReader:
     def made_with(self)->dict: # name → value
         "Return the settings that change pictures"
         return {k: getattr(self, k) for k in ('n_in','size','ground','full_scale','reader')}
+
+    @property
+    def recorded(self)->dict: # name → value
+        "Return the settings to keep in an encoder's record, those that are not the default"
+        ground = None if self.ground==(255,255,255) else '#'+bytes(self.ground).hex()
+        found = dict(ground=ground, full_scale=self.full_scale, reader=reader_name(self.reader))
+        return {name: value for name,value in found.items() if value is not None}
 
     def check(self):
         "Raise for an impossible setting"

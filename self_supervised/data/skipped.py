@@ -238,6 +238,13 @@ class PictureData(Datasets):
         part.skipped = self.skipped
         return part
 
+def reading_of(
+    dl, # Any loader
+)->dict|None: # `recorded` of its `PictureReader`; None for a loader of other data
+    "Return how a loader reads pictures, for the record of an encoder"
+    data = getattr(dl, 'dataset', None)
+    return data.opener.read.recorded if isinstance(data, PictureData) else None
+
 class PictureDL(TfmdDL):
     "Loader of `PictureData`; while it shuffles, each epoch cuts pictures at another place along their long side"
     square = 'middle'  # 'random' to do so

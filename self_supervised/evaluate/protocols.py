@@ -287,10 +287,15 @@ def _model_outputs(model, x):
     "Return the outputs of a fine-tuned classifier"
     return embed(model, read_from(x), stats=None)[0]  # it normalises by itself
 
+def _few_of(y, rest, part, seed):
+    "Draw a part of each class among `rest`; of a class with one picture, that one"
+    left,few = (rest[o] for o in draw_part(y[rest], part, seed))
+    return torch.cat([few, left[~torch.isin(y[left], y[few])]]).sort().values
+
 def _finetune_once(seed, fraction, x, y, test_x, test_y, lrs, part, tune):
     "Return the accuracy of one seed on a fraction of the labels, and its rate; `tune` trains a classifier at one rate"
     rest,held = draw_part(y, part, seed)
-    few = rest[draw_part(y[rest], fraction/(1-part), seed)[1]]
+    few = _few_of(y, rest, fraction/(1-part), seed)
     models = {lr: tune(x[few], y[few], lr, int(y.max())+1, seed=seed) for lr in lrs}
     accs = [_right(_model_outputs(m, x[held]), y[held]) for m in models.values()]
     lr = choose_by_held_out(f'{fraction:.0%}: lr', lrs, accs)

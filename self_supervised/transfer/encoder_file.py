@@ -291,6 +291,8 @@ def load_encoder(
     if encoder is None: encoder = _build(spec, weights, path)
     net = unwrapped(encoder)
     fill_weights(net, weights, path, spec.get('arch'))
+    # A file of others records nothing, also not how its pictures were normalised
+    if not meta: meta = dict(weights_from=Path(path).name)
     net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
     if device is not None: encoder.to(device)
     return encoder.eval()

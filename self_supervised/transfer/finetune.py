@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..core import brief_repr, check_one_of, check_whole, checked, invalid, per_channel
 from ..layers import check_vectors, copy_without_hooks, create_cls_module, input_channels, num_features
-from ..evaluate.features import check_classes, check_features, embed, warn_of_stats
+from ..evaluate.features import check_classes, check_features, embed, warn_of_reading, warn_of_stats
+from ..data.skipped import reading_of
 from ..data.batches import batch_parts, outside_unit, peek
 from ..vision.checks import channels_last, prepare
 from ..record import record_of, recorded_stats, remember, stats_lists, unwrapped
@@ -178,8 +179,11 @@ def class_count(
     raise invalid(f'{n_out=}', 'needs labels, and the loaders have none that tell the number of classes',
                   'Give them some (label_func=), or pass n_out, e.g. n_out=10')
 
-def _record_size(encoder, x):
-    "Write the size of the pictures `x` into the record of an encoder that is to be trained on them"
+def _record_pictures(encoder, x, dl):
+    "Write into the record of an encoder the size of the pictures `x` it is to be trained on, and how they are read"
+    warn_of_reading(encoder, dl)
+    reading = reading_of(dl)
+    if reading is not None: remember(encoder, reading=reading)
     if x.ndim<4: return
     h,w = x.shape[-2:]
     remember(encoder, size=h if h==w else (h,w))
@@ -193,7 +197,7 @@ def frozen_learner(
 )->Learner: # Learner with all but the last group of parameters frozen
     "Check pictures and labels, and make the learner"
     x,labels = check_loaders(dls, model, normalizes)
-    if hasattr(model, 'encoder'): _record_size(model.encoder, x)
+    if hasattr(model, 'encoder'): _record_pictures(model.encoder, x, dls.train)
     learn = Learner(dls, model, **kwargs)
     check_targets(labels, n_out, learn.loss_func)
     learn.freeze()
@@ -255,6 +259,9 @@ def linear_on(
 def start_head(
     learn:Learner, # Learner of `class_learner`, with a linear head
     features:tuple|None=None, # Features (n,nf) and classes (n,); None computes those of the training pictures
+    # Inverse strength of the L2 penalty. The default is a strong one: a head that fits its labels perfectly has no
+    # gradient left for the encoder. 1 is that of `linear_accuracy`, for an encoder that stays as it is
+    C:float=.01,
 )->Learner: # The same learner
     "Make the head of a classifier a logistic regression on the features as they are, instead of a random one"
     modules = [*getattr(learn.model, 'head', nn.Identity()).modules()]
@@ -267,7 +274,6 @@ def start_head(
     if y is not None: y = check_classes('dls.train', y)
     if y is None or len(set(y.tolist()))<2:
         raise invalid('dls.train', 'holds no labels of two classes or more', 'Pass labelled pictures')
-    # With a strong penalty: a head that fits its labels perfectly has no gradient left for the encoder
-    layer = linear_on(feats, y, head[0].out_features, C=.01)
+    layer = linear_on(feats, y, head[0].out_features, C=C)
     head[0].load_state_dict(layer.state_dict())
     return learn

@@ -67,7 +67,8 @@ def _data_config(encoder, stats, size):
     # float64, as the statistics were written: 0.3 in float32 is 0.30000001192092896
     pair = (0.,1.) if stats is None else stats
     mean,std = (torch.as_tensor(o, dtype=torch.float64).flatten().expand(n_in).tolist() for o in pair)
-    return dict(input_size=(n_in,*hw), mean=mean, std=std)
+    # As `open_picture` cuts; timm would keep a part of the middle that differs by architecture
+    return dict(input_size=(n_in,*hw), mean=mean, std=std, crop_pct=1., crop_mode='center', interpolation='bicubic')
 
 def _check_folder(encoder, folder, input_size):
     "Raise unless timm's network from `folder` returns the same as `encoder`"

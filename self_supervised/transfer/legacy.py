@@ -16,7 +16,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import checked, invalid, unwrapped
-from ..record import forget
+from ..record import forget, remember
 from .encoder_file import fill_weights
 
 # %% ../../nbs/76_transfer.legacy.ipynb #31c045
@@ -71,18 +71,23 @@ def load_old(
     net = unwrapped(model)
     if not isinstance(getattr(net, 'online', None), nn.Module):
         fill_weights(net, _encoder_weights(weights, net), path)
-        forget(net)
+        _begin_record(net, path)
         return model
     encoder = unwrapped(net.encoder)
     inside = {f'encoder.{k}': v for k,v in _encoder_weights(weights, encoder).items()}
     parts = nn.ModuleDict(dict(encoder=encoder, projector=net.projector, predictor=net.predictor))
     fill_weights(parts, inside | _head_weights(weights, encoder), path, name=type(net).__name__, fix=_fix_whole)
-    forget(encoder)  # what it recorded belonged to other weights, and these do not say
+    _begin_record(encoder, path)
     if net.target is not None: net.reset_target()
     return model
 
 _fix_whole = ('Pass create_byol_model(..., bias_out=True) with the widths its heads had then; '
               'for the encoder alone pass model.encoder')
+
+def _begin_record(encoder, path):
+    "Forget the record, which belonged to other weights: these do not tell how their pictures were normalised"
+    forget(encoder)
+    remember(encoder, weights_from=Path(path).name)
 
 def _encoder_weights(weights, encoder):
     "Return the weights of the encoder under today's names, from a file of a whole model or of the encoder alone"

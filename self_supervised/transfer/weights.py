@@ -6,6 +6,7 @@
 __all__ = ['load_weights']
 
 # %% ../../nbs/77_transfer.weights.ipynb #imports
+import json
 import pickle
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..core import check_stats, invalid
 from ..layers import FlatEncoder
 from ..record import forget, remember, stats_lists, unwrapped
 from ..surgery import for_channels, record_for_channels
-from .encoder_file import check_encoder, encoder_info, fill_weights, network_name
+from .encoder_file import check_encoder, encoder_info, fill_weights, meta_text, network_name
 from .legacy import why_not_read
 
 # %% ../../nbs/77_transfer.weights.ipynb #read
@@ -135,6 +136,7 @@ def load_weights(
     fill_weights(inner, _fitted(weights, inner), path, name=network_name(net), fix=_fix_network)
     forget(net)
     facts = {} if _is_pickle(path) else _record(path, net)
+    if not _is_pickle(path): _warn_of_other_network(path, net)
     if stats is not None: facts['stats'] = stats_lists(stats)
     elif 'stats' not in facts: facts['weights_from'] = Path(path).name
     remember(net, **facts)
@@ -148,6 +150,21 @@ def _record(path, net):
     own = net.state_dict()
     first = _first_weight(net, own)
     return record_for_channels(facts, own[first].shape[1]) if first else facts
+
+# Arguments of `create_encoder` that leave the layers as they are, or name the same network otherwise
+_alike = {'arch','pretrained','n_in','size','pool_type'}
+
+def _warn_of_other_network(path, net):
+    "Warn of weights that fit, but were trained in a network made with other arguments, such as `small_stem`"
+    was,now = encoder_info(path).get('spec'),getattr(net, 'spec', None)
+    if not was or not now: return
+    try: now = json.loads(meta_text(now))   # as a file holds it
+    except TypeError: return
+    differ = sorted(k for k in (was.keys() | now.keys())-_alike if was.get(k)!=now.get(k))
+    there,here = (', '.join(f'{k}={o.get(k)!r}' for k in differ) for o in (was,now))
+    if differ:
+        warn(f'The weights in {Path(path).name} were trained in a network with {there}, and this one has {here}: it '
+             'returns other features. Make it with the same arguments.')
 
 def _nothing_found(path, tensors, net):
     "Make the error for a file without the encoder"
@@ -177,8 +194,12 @@ def _fitted(weights, net):
 # %% ../../nbs/77_transfer.weights.ipynb #made_like
 def made_like(
     path, # File with weights, or None
-)->dict: # `arch` and `n_in`; empty if they are not recorded
-    "Read the name and the channels of the network in a file of `save_encoder`"
+)->dict: # arch, n_in, pool_type, norm; ground and full_scale of its pictures; those that are recorded
+    "Read the settings of a run that starts from a file of `save_encoder`: of its network, and of reading pictures"
     if path is None or not Path(path).is_file() or _is_pickle(path): return {}
-    spec = encoder_info(path).get('spec') or {}
-    return {name: spec[name] for name in ('arch','n_in') if name in spec}
+    info = encoder_info(path)
+    found = {}
+    for part,names in dict(spec=('arch','n_in','pool_type','norm'), reading=('ground','full_scale')).items():
+        recorded = info.get(part)
+        if isinstance(recorded, dict): found |= {name: recorded[name] for name in names if recorded.get(name)}
+    return found

@@ -33,6 +33,7 @@ from ..augmentations import Views, clips_to_unit, get_batch_augs, get_multi_aug_
 from ..record import forget, loader_stats, record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..data.batches import outside_unit
+from ..data.skipped import reading_of
 from ..ema import constant_momentum, cosine_momentum, cosine_settings, ema_update
 from ..evaluate.features import embed
 from ..fit import is_in_fit
@@ -375,7 +376,7 @@ def _check_trained(learn):
         raise invalid(f'{seen} batches', 'were all skipped, and nothing was trained',
                       f'Look for values that are not finite ({guard.report()})', RuntimeError)
 
-_recorded = 'stats','size','n_in','any_range'   # facts that training writes into the encoder's record
+_recorded = 'stats','size','n_in','any_range','reading'   # facts that training writes into the encoder's record
 
 class KeptRecord:
     "Save the facts of training in the encoder's record with a checkpoint, and put them back"
@@ -465,6 +466,7 @@ class BYOLSetup(AttachedCallback):
         check_watches(self.learn)
         self._check_optimizer()
         self.record()
+        self.record_reading()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
     def _watch_again(self):
@@ -490,6 +492,13 @@ class BYOLSetup(AttachedCallback):
         for net in self._networks():
             if not self.stated: forget(net.encoder, 'stats')
             remember(net.encoder, **facts)
+
+    def record_reading(self):
+        "Record how the loader reads pictures; the encoder may have learned from others before"
+        if self.rollback.saved is not None: return
+        for net in self._networks(): forget(net.encoder, 'reading')
+        reading = reading_of(self.dls.train)
+        if reading is not None: self.record(reading=reading)
 
     def _networks(self): return [o for o in (self.byol_model.online, self.byol_model.target) if o is not None]
 
