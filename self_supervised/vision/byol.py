@@ -29,7 +29,7 @@ from self_supervised.core import (
     brief_repr, check_at_least, check_one_of, checked, checked_but, dtype_of, invalid, plain, plain_numbers, tensor_of,
     warn_once)
 from ..layers import PoolFlat, check_vectors, copy_without_hooks, create_mlp_module, num_features
-from ..augmentations import Views, clips_to_unit, get_batch_augs, get_multi_aug_pipelines
+from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
 from ..record import forget, loader_stats, record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..data.batches import outside_unit
@@ -549,8 +549,6 @@ class BYOL(BYOLSetup):
         health:bool|Health=True,
     ):
         self.augs = check_pipelines(aug_pipelines)
-        for aug in self.augs or ():
-            if isinstance(aug, Views): aug.looked = True   # the callback looks at the range itself
         super().__init__(seed, health)
         self.given = m              # momentum that `fit_byol` takes instead of its recipe's
         self.sched = _schedule(m)   # part of the run done → momentum

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
-from ..augmentations import warn_of_one_draw
+from ..augmentations import Views, warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe, not_in_optimizer
 from ..callback.core import is_never_computed, no_validation
@@ -88,7 +88,9 @@ def check_pipelines(
     "Raise unless `augs` is a list of at least two callables, or None"
     if augs is None: return None   # the loader brings views
     if is_list(augs) and len(augs)>=2 and all(map(callable, augs)):
-        for aug in augs: warn_of_one_draw(aug)
+        for aug in augs:
+            warn_of_one_draw(aug)
+            if isinstance(aug, Views): aug.looked = True   # the callback looks at the range of pictures itself
         return list(augs)
     given = f'{type(augs).__name__} of {len(augs)}' if is_list(augs) else type(augs).__name__
     raise invalid(f'aug_pipelines={given}', 'must be a list of two or more callables, one per view',
