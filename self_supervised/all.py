@@ -9,13 +9,12 @@ __all__ = ['seed_everything', 'adapt_input', 'checkpoint_activations', 'to_group
            'image_dls', 'get_vector_aug_pipelines', 'table_dls', 'constant_momentum', 'cosine_momentum', 'ema_update',
            'LARS', 'TorchLARS', 'byol_recipe', 'warmup_cosine', 'byol_splitter', 'remember', 'compare_features',
            'effective_rank', 'embed', 'few_label_accuracy', 'knn_accuracy', 'knn_predict', 'linear_accuracy',
-           'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe', 'Checkpoint', 'HeadsFirst', 'KeepBatchNorm',
-           'encoder_splitter', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
-           'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
-           'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
-           'class_learner', 'start_head', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index',
-           'load_old', 'load_weights', 'evaluate_encoder', 'finetune_eval', 'knn_protocol', 'linear_eval',
-           'write_report', 'pretrain']
+           'mean_cosine', 'Guard', 'Health', 'plot_health', 'Probe', 'Checkpoint', 'plot_draws', 'plot_embedding',
+           'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel', 'byol_learner', 'byol_loss', 'create_byol_model',
+           'create_simsiam_model', 'digit_views', 'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info',
+           'load_encoder', 'save_encoder', 'class_learner', 'start_head', 'segment_learner', 'save_hub_folder',
+           'export_onnx', 'retrieval_index', 'load_old', 'load_weights', 'evaluate_encoder', 'finetune_eval',
+           'knn_protocol', 'linear_eval', 'write_report', 'pretrain']
 
 # %% ../nbs/99_all.ipynb #imports
 from .core import seed_everything
@@ -40,7 +39,6 @@ from .callback.guard import Guard
 from .callback.health import Health, plot_health
 from .callback.probe import Probe
 from .callback.checkpoint import Checkpoint
-from .callback.gentle import HeadsFirst, KeepBatchNorm, encoder_splitter
 from .plots import plot_draws, plot_embedding, plot_neighbors, show_views
 from .vision.byol import (
     BYOL, BYOLModel, byol_learner, byol_loss, create_byol_model, create_simsiam_model, digit_views,
@@ -66,9 +64,8 @@ _all_ = [
     'LARS', 'TorchLARS', 'byol_recipe', 'warmup_cosine', 'byol_splitter', 'remember', 'compare_features',
     'effective_rank', 'embed', 'few_label_accuracy', 'knn_accuracy', 'knn_predict', 'linear_accuracy', 'mean_cosine',
     'Guard', 'Health', 'plot_health', 'Probe',
-    'Checkpoint', 'HeadsFirst', 'KeepBatchNorm', 'encoder_splitter', 'plot_draws', 'plot_embedding',
-    'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel', 'byol_learner', 'byol_loss',
-    'create_byol_model', 'create_simsiam_model', 'digit_views',
+    'Checkpoint', 'plot_draws', 'plot_embedding', 'plot_neighbors', 'show_views', 'BYOL', 'BYOLModel',
+    'byol_learner', 'byol_loss', 'create_byol_model', 'create_simsiam_model', 'digit_views',
     'get_byol_aug_pipelines', 'small_views', 'views_for', 'encoder_info', 'load_encoder', 'save_encoder',
     'class_learner', 'start_head', 'segment_learner', 'save_hub_folder', 'export_onnx', 'retrieval_index', 'load_old',
     'load_weights', 'evaluate_encoder', 'finetune_eval', 'knn_protocol', 'linear_eval', 'write_report', 'pretrain',

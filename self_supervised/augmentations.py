@@ -193,8 +193,8 @@ class ColorJitter(Operation):
     @checked
     def __init__(self,
         brightness:float|tuple=.4, # Added to pixels: U(-b,b), or U(lo,hi) for a pair; 0 leaves it out
-        contrast:float|tuple=.4, # Factor U(1-c,1+c) about each channel's mean, or U(lo,hi)
-        saturation:float|tuple=.2, # Factor U(1-s,1+s) of S in HSV, or U(lo,hi)
+        contrast:float|tuple=.4, # Factor U(1-c,1+c) about each channel's mean, from 0 on at least, or U(lo,hi)
+        saturation:float|tuple=.2, # Factor U(1-s,1+s) of S in HSV, from 0 on at least, or U(lo,hi)
         hue:float|tuple=.1, # Turn U(-h,h) of H, in turns of the colour circle, at most 0.5; or U(lo,hi)
         same_on_batch:bool=False, # Draw once for all images of a batch?
     ):
@@ -262,6 +262,8 @@ class ColorJitter(Operation):
 def _range(name, v, neutral):
     "Return (lo,hi) of an amount, or of a pair"
     pair = (neutral-v, neutral+v) if isinstance(v, Real) else tuple(v)
+    # A factor below 0 would turn light and dark around, as a negative does
+    if isinstance(v, Real) and neutral: pair = max(pair[0], 0.),pair[1]
     if len(pair)==2 and all(map(_is_number, pair)) and pair[0]<=pair[1]: return tuple(map(float, pair))
     raise invalid(f'{name}={v!r}', 'is no range', f'Pass a number, 0 or more, or (lo,hi), e.g. {name}=0.2')
 
@@ -397,9 +399,11 @@ class QuarterTurns(Operation):
 class Views(Pipeline):
     "A pipeline that computes each operation for the pictures that drew it or, on an accelerator, for all"
     at_once = None  # all pictures through all operations? None does if the batch is on an accelerator
+    looked = False  # has the range of a first batch been looked at?
 
     def __call__(self, o):
         if not isinstance(o, Tensor) or self.split_idx!=0: return super().__call__(o)
+        if not self.looked and not torch.compiler.is_compiling(): self._look(o)
         # In half precision colours would be rounded, and kornia mixes both
         kind = o.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -410,6 +414,15 @@ class Views(Pipeline):
             else:
                 for f in fs: o = f(o, split_idx=self.split_idx)
         return o
+
+    def _look(self, o):
+        "Warn once of pictures outside [0,1], of which a crop that clips leaves white"
+        self.looked = True
+        if not (o.is_floating_point() and o.numel() and clips_to_unit(self)) or o.is_meta: return
+        lo,hi = (v.item() for v in plain(o).aminmax())
+        if lo>=-.01 and hi<=1.01: return
+        warn_once(f'the pictures span [{lo:.2f}, {hi:.2f}] and the views clip to [0, 1]: values outside are lost. '
+                  'Divide pictures of bytes by 255, or pass clip=False for data that is no pictures.')
 
 def _computes_all(f): return isinstance(f, NormalizeViews) or type(f) is PerImage and isinstance(f.op, Operation)
 

@@ -55,7 +55,9 @@ def _rate_warning(learn, lr):
     "Return the warning for the learning rate of an Adam-like optimizer, or None"
     if not learn.opt: return None
     given,lr = lr,highest_rate(learn) if lr is None else max(L(lr, use_list=None))
-    if _adapts(learn.opt) and 0<lr<=1e-3 and (given is not None or is_in_fit(learn)):
+    # A twentieth of the published rate for this batch, as `lr_find` finds it for Adam
+    low = min(.01, max(1e-3, .01*(batch_size_of(learn.dls.train) or 0)/256))
+    if _adapts(learn.opt) and 0<lr<=low and (given is not None or is_in_fit(learn)):
         return (f"lr={lr:.4g} is made for Adam, but the optimizer is LARS, which moves each weight by lr/1000 of its "
                 "length and hardly learns at that rate. Pass lr=0.2*bs/256 or more, or make a new learner for Adam.")
     if not any('sqr_mom' in h for h in learn.opt.hypers): return None

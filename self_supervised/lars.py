@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import OptimWrapper, set_item_pg
 from torch import Tensor
 from torch.optim.sgd import sgd
 
@@ -170,8 +170,29 @@ def norm_taker(
     while opt is not None and not hasattr(opt, 'show_norms_to'): opt = getattr(opt, 'opt', None)
     return opt
 
+# %% ../nbs/21_lars.ipynb #torch_wrapper
+class Hypers(dict):
+    "Hyper-parameters of one group of weights; a new value reaches torch's optimizer, too"
+    def __init__(self,
+        values:dict, # Name of fastai → value
+        group:dict, # Group of torch's optimizer
+        names:dict, # Name of fastai → name of torch
+    ):
+        super().__init__(values)
+        self.group = group
+        self.names = names
+
+    def __setitem__(self, k, v):
+        super().__setitem__(k, v)
+        set_item_pg(self.group, self.names[k], v)
+
+class TorchWrapper(OptimWrapper):
+    "fastai's wrapper; its own `hypers` are copies, and `ReduceLROnPlateau` would set the rate of a copy"
+    @property
+    def hypers(self): return [Hypers(h, pg, self.bwd_map) for h,pg in zip(super().hypers, self.opt.param_groups)]
+
 # %% ../nbs/21_lars.ipynb #03c010
-class LARS(OptimWrapper):
+class LARS(TorchWrapper):
     "LARS as published with BYOL, for fastai: an `opt_func`, and as good in a plain loop (arXiv:1708.03888)"
     @checked
     def __init__(self,

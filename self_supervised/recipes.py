@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Number
 
-from fastai.optimizer import OptimWrapper
 from torch import Tensor
 
 from .core import check_numbers, check_one_of, check_whole, checked, invalid, plain_numbers
 from .adamw import FusedAdamW
-from .lars import LARS
+from .lars import LARS, TorchWrapper
 
 # %% ../nbs/22_recipes.ipynb #03c026
 @checked
@@ -99,7 +98,7 @@ def adapt_none(
 _sgd = partial(LARS, exclude_adapt=adapt_none)
 
 # Faster than fastai's loop, and decays every parameter
-class TorchAdamW(OptimWrapper):
+class TorchAdamW(TorchWrapper):
     "AdamW for fastai, without hyper-parameters that are None, since loggers expect numbers"
     def __init__(self,
         params, # Parameters, or a list of groups of them
@@ -108,7 +107,11 @@ class TorchAdamW(OptimWrapper):
     ): super().__init__(params, FusedAdamW, lr=lr, **kwargs)
 
     @property
-    def hypers(self): return [{k:v for k,v in h.items() if v is not None} for h in super().hypers]
+    def hypers(self):
+        groups = super().hypers
+        for h in groups:
+            for k in [k for k,v in h.items() if v is None]: del h[k]
+        return groups
 
 opt_funcs = dict(lars=LARS, sgd=_sgd, adamw=TorchAdamW, simsiam=_sgd)
 

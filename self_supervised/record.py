@@ -114,6 +114,13 @@ def views_stats(
                   'The encoder records those of the first view; normalise all of them alike.')
     return first
 
+def loader_stats(
+    dl, # Loader
+)->list|None: # [mean,std] as lists; None if it does not normalise its batches
+    "Read the statistics of fastai's `Normalize` from a loader"
+    transforms = getattr(getattr(dl, 'after_batch', None), 'fs', ())
+    return next((found for o in transforms if (found := _normalisation(o))), None)
+
 def _stats_of(aug):
     found = [o for o in map(_normalisation, _operations(aug, set())) if o]
     # Others may hold several to choose from, or one that undoes another

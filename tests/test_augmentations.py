@@ -115,3 +115,28 @@ def test_views_are_computed_in_float32_under_autocast(photos, at_once):
     torch.manual_seed(0)
     with torch.autocast('cpu', torch.bfloat16): got = aug(photos)
     assert got.dtype==torch.float32 and torch.equal(got, want)
+
+@pytest.mark.parametrize('at_once', [False,True])
+def test_pictures_of_another_range_are_named_in_a_loop_of_your_own(at_once):
+    "Bytes as floats became white, without a word; BYOL looks itself, and data of any range is allowed"
+    def said(x, n=2, **kw):
+        warn_once.cache_clear()
+        aug = get_batch_augs(8, stats=None, jitter=False, solarize=False, blur=False, bw=False, **kw); aug.at_once = at_once
+        with warnings.catch_warnings(record=True) as ws:
+            warnings.simplefilter('always')
+            for _ in range(n): aug(x)
+        return [str(w.message) for w in ws]
+    x = torch.rand(4,3,8,8)
+    found = said(255*x); assert len(found)==1 and 'clip to [0, 1]: values outside are lost. Divide pictures of bytes by 255' in found[0]
+    assert len(said(2*x-1))==1 and not said(x) and not said(255*x, clip=False) and not said(x[:0])
+
+@pytest.mark.parametrize('s', [1.5, 2., (.4,1.6,.2,.1)])
+def test_a_strong_jitter_turns_no_light_into_dark(s):
+    "A contrast below 0 made a negative of some pictures"
+    steps = get_batch_augs(8, jitter_s=s, stats=None).fs
+    jitter = next(o.op for o in steps if isinstance(getattr(o, 'op', None), ColorJitter))
+    assert jitter.ranges['contrast'][0]==0 and jitter.ranges['contrast'][1]>2 and jitter.ranges['saturation'][0]>=0 and jitter.ranges['brightness'][0]<0
+    ramp = torch.linspace(0,1,64).view(1,1,8,8).expand(200,1,8,8)
+    views = ColorJitter(0, s[1] if isinstance(s, tuple) else .8*s, 0, 0)(ramp).flatten(1)
+    assert (views[:,-1]>=views[:,0]).all()
+    assert ColorJitter(contrast=(-.5,2.)).ranges['contrast']==(-.5,2.) and ColorJitter().ranges['contrast']==(.6,1.4)

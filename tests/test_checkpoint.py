@@ -2,8 +2,10 @@
 the moment is exact (this step, half of this file), so that nothing here depends on time. `benchmarks/kill_and_resume.py` has random ones."""
 import errno, io, os, pickle, random, resource, signal, subprocess, sys, warnings
 from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from torch import nn
@@ -190,6 +192,51 @@ def test_callbacks_of_ones_own(tmp_path):
     want = get(fit(tmp_path/'whole', **kw))
     assert in_child(fit, tmp_path/'killed', cbs=[Kill('after_batch', STEPS+3)], **kw)==-9
     assert_same(get(fit(tmp_path/'killed', **kw)), want)
+
+@dataclass
+class Kept:
+    "Values of a callback"
+    n:int = 0
+    names:list = field(default_factory=list)
+
+class Counted(Callback):
+    "A counter under the name of its argument, and values in objects of their own"
+    def __init__(self, count=0, rate=.1, label='a'):
+        self.count,self.rate,self.label = count,rate,label
+        self.kept,self.plain = Kept(),SimpleNamespace(total=0.)
+    def after_step(self):
+        self.count += 1; self.rate *= .9
+        self.kept.n += 2; self.kept.names.append(self.count)
+        self.plain.total += self.learn.loss.item()
+
+def test_numbers_under_the_names_of_arguments_go_on(tmp_path):
+    "They were settings, and began anew; objects that only hold values were left out"
+    def get(learn): cb = learn.counted; return cb.count,cb.rate,cb.kept,cb.plain
+    kw = dict(learner_cbs=[Counted], kind='2')
+    want = get(fit(tmp_path/'whole', **kw))
+    assert in_child(fit, tmp_path/'killed', cbs=[Kill('after_batch', STEPS+3)], **kw)==-9
+    state = read_checkpoint(checkpoint_files(tmp_path/'killed'/'ck')[-1])['callbacks']['counted']
+    assert {'count','rate','kept','plain'}<=state.keys() and 'label' not in state
+    assert get(fit(tmp_path/'killed', **kw))==want
+
+def test_a_number_that_changed_before_an_earlier_kill_goes_on(tmp_path):
+    "It is the same at the beginning of the second process and at its end"
+    kw = dict(learner_cbs=[Once], kind='2')
+    for n in (3,5): assert in_child(fit, tmp_path, cbs=[Kill('after_batch', n)], **kw)==-9
+    assert fit(tmp_path, **kw).once.rate==.05
+
+class Once(Callback):
+    def __init__(self, rate=.1): self.rate = rate
+    def after_step(self):
+        if self.train_iter==1: self.rate /= 2
+
+def test_a_setting_that_a_run_does_not_change_is_that_of_now(tmp_path):
+    "And a file changes numbers only"
+    from self_supervised.callback.state import get_state, set_state
+    cb = Counted(3, .5)
+    assert not {'count','rate','label'} & get_state(cb).keys()
+    set_state(cb, dict(count='/etc', label='b', rate=.25))
+    assert (cb.count,cb.label,cb.rate)==(3,'a',.25)
 
 class Scaler:
     "What a gradient scaler is to a checkpoint"

@@ -37,7 +37,7 @@ from self_supervised.ema import cosine_momentum, ema_update
 from self_supervised.evaluate.features import embed
 from self_supervised.fit import batch_size
 from self_supervised.lars import LARS
-from self_supervised.layers import PoolFlat, create_encoder
+from self_supervised.layers import ClipEncoder, PoolFlat, create_encoder
 from self_supervised.recipes import Recipe, byol_recipe
 from self_supervised.surgery import to_group_norm
 from self_supervised.transfer.encoder_file import load_encoder, save_encoder
@@ -1252,3 +1252,60 @@ def test_what_a_splitter_leaves_out_is_a_choice():
     assert quiet_of(r'learn.unfreeze()', learn.fit, 1) and not quiet_of('does not hold', learn.fit, 1)
     learn.unfreeze(); learn.model.requires_grad_(True)
     assert not quiet_of('does not hold', learn.fit, 1)
+
+# Callbacks that choose an epoch, or a rate
+
+@pytest.mark.parametrize('make,words', [
+    (SaveModelCallback, "SaveModelCallback(monitor='valid_loss')"), (partial(EarlyStoppingCallback, 'train_loss'), "EarlyStoppingCallback(monitor='train_loss')"),
+    (partial(SaveModelCallback, 'mean_cosine'), "monitor='mean_cosine'"), (partial(EarlyStoppingCallback, 'spread', comp=np.less), "monitor='spread'"),
+    (lambda: Checkpoint('ck', monitor='valid_loss'), "Checkpoint(monitor='valid_loss')")])
+def test_what_takes_the_collapsed_epoch_for_the_best_is_named(make, words, tmp_path, monkeypatch):
+    "fastai's defaults: the epoch of the lowest loss was loaded at the end"
+    monkeypatch.chdir(tmp_path)
+    found = quiet_of('takes the most collapsed epoch for the best', learner(dls(BS), path=tmp_path).fit, 1, cbs=make())
+    assert len(found)==1 and words in found[0] and 'Probe' in found[0]
+
+def test_what_chooses_well_is_left_in_peace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cbs = [SaveModelCallback('spread'), EarlyStoppingCallback('rank', patience=9), SaveModelCallback(every_epoch=True, fname='e'), SaveModelCallback(at_end=True, fname='a'),
+           EarlyStoppingCallback('mean_cosine', comp=np.less, patience=9), Checkpoint('ck', monitor='mean_cosine')]
+    learn = learner(dls(BS), path=tmp_path)
+    assert not quiet_of('collapsed epoch', learn.fit, 1, cbs=cbs)
+    learn.add_cb(SaveModelCallback()); assert not quiet_of('collapsed epoch', learn.lr_find, num_it=6, show_plot=False)
+
+def test_the_best_mean_cosine_is_the_smallest():
+    from self_supervised.callback.checkpoint import BestValue
+    assert BestValue('mean_cosine', None).comp(.1, .9) and BestValue('spread', None).comp(.9, .1) and BestValue('valid_loss', None).comp(.1, .9)
+
+@pytest.mark.parametrize('recipe', ['lars','sgd','adamw'])
+def test_a_rate_that_a_callback_lowers_is_lower(recipe, capsys):
+    "The rate was set in a copy: `ReduceLROnPlateau` did nothing, without a word"
+    learn = learner(opt_func=byol_recipe(10, 8, recipe).opt_func)
+    quiet(learn.fit, 4, .1, cbs=ReduceLROnPlateau('spread', comp=lambda a,b: False, patience=2))
+    assert learn.opt.hypers[-1]['lr']==pytest.approx(.001) and learn.opt.opt.param_groups[0]['lr']==pytest.approx(.001)
+    assert 'reducing lr' in capsys.readouterr().out
+    h = learn.opt.hypers[0]; h['mom'] = .5
+    assert learn.opt.hypers[0]['mom']==.5 and set(h)==set(learn.opt.hypers[0])
+    assert dict(deepcopy(h))==dict(h)
+
+def test_a_rate_that_a_schedule_sets_again_is_named():
+    cb = partial(ReduceLROnPlateau, 'spread')
+    for f in (learner().fit_byol, learner().fit_one_cycle): assert quiet_of('ReduceLROnPlateau has no effect', f, 1, cbs=cb())
+    assert not quiet_of('no effect', learner().fit, 1, cbs=cb())
+
+@pytest.mark.parametrize('stats', [None, (.5,.5), ([.5]*3,[.2]*3)], ids=str)
+@pytest.mark.parametrize('make', [lambda: ClipEncoder(create_encoder('tiny_resnet', pretrained=False)), lambda: nn.Sequential(nn.Conv3d(3,8,3), PoolFlat())])
+def test_frames_before_channels_are_named(make, stats):
+    "(bs,t,c,h,w), as torchvision and Hugging Face read clips: the advice was an encoder of 16 channels"
+    x = torch.rand(8,16,3,12,12)
+    with pytest.raises(ValueError, match=r'3 channels behind its frames.*\(bs,c,t,h,w\).*x\.transpose\(1,2\)'):
+        quiet(learner(tensor_dls(x, bs=4), get_byol_aug_pipelines(8, stats=stats), create_byol_model(make(), 16, 8)).fit, 1)
+    with pytest.raises(ValueError, match=r'x\.transpose\(1, 2\)'): embed(make(), x)
+    quiet(learner(tensor_dls(x.transpose(1,2), bs=4), get_byol_aug_pipelines(8, stats=stats), create_byol_model(make(), 16, 8)).fit, 1)
+    assert len(embed(make(), x.transpose(1,2))[0])==8
+
+def test_views_of_numpy_are_float32():
+    "They are float64, and the advice was about maps and clips"
+    def by_numpy(x): return torch.from_numpy(x.numpy().astype('float64')*.9+.01*np.random.rand(*x.shape))
+    learn = learner(augs=[by_numpy]*2); quiet(learn.fit, 1)
+    assert {v.dtype for v in learn.byol.views(X[:4])}=={torch.float32} and learn.recorder.losses

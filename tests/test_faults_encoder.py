@@ -1189,3 +1189,19 @@ def test_a_loop_of_your_own_hears_that_nothing_is_recorded():
     for stats,view in ((STATS, normal), (None, x), (False, x)): assert not said(stats, view)
     model = create_byol_model(tiny(False), hidden_size=16, projection_size=8).eval()
     with warnings.catch_warnings(): warnings.simplefilter('error'); model.loss(normal, normal)
+
+@pytest.mark.parametrize('clip', [False,True])
+def test_pictures_that_the_loader_normalises_are_embedded_alike(folder, clip):
+    "Views of any range, without a normalisation of their own: `embed` took pictures in [0,1] as they are"
+    stats = [[.3]*3,[.35]*3]
+    def dls(): return image_dls(folder, 16, bs=4, workers=0, device='cpu', seed=0)
+    d = dls(); d.train.after_batch.add(Normalize.from_stats(*stats, cuda=False))
+    model = create_byol_model(tiny(False, 3), hidden_size=16, projection_size=8)
+    learn = byol_learner(d, model, get_byol_aug_pipelines(8, stats=None, clip=clip, **GREY))
+    learn.remove_cb(learn.progress); learn.logger = lambda *_: None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit(1)
+        if clip: return   # values are lost, which is an alarm of its own
+        torch.testing.assert_close(torch.tensor(record_of(model.encoder)['stats']), torch.tensor(stats))
+        torch.testing.assert_close(embed(model.encoder, dls().train)[0], embed(model.encoder, d.train)[0])

@@ -241,3 +241,8 @@ def test_the_momentum_of_a_run_within_an_epoch():
     assert byol_recipe(1, 2, n_items=64*40).m>.95
     for kwargs in (dict(steps=50), dict(steps=25, cbs=GradientAccumulation(4))): assert fit(learn, **kwargs).byol.sched(0)==.9
     assert fit(learn, steps=1280).byol.sched(0)==byol_recipe(1, 2, n_items=64*40).m
+
+@pytest.mark.parametrize('lr,bs,n', [(2e-3,128,1), (5e-3,128,1), (.01,128,0), (2e-3,8,0), (.01,512,1), (.02,4096,0)])
+def test_a_rate_found_for_adam_is_too_low_for_lars(lr, bs, n):
+    "`lr_find` before the first fit looks for Adam's; a twentieth of the published rate hardly learns"
+    assert n_warnings(LARS, lr, bs=bs, bn=False)==n

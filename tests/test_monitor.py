@@ -508,3 +508,18 @@ def test_a_slow_shrink_is_warned_of_in_training(monkeypatch):
     monkeypatch.setattr(Health, '_metrics', lambda self: next(it) | dict(lr=1e-3))
     with listening() as said: learn.fit(5, 1e-3)
     assert len(said)==1 and 'the projections shrink' in said[0] and 'raise m' in said[0]
+
+def test_the_watch_comes_back_after_one_of_your_own():
+    "A `Health` for one fit took its place, and no later fit was watched"
+    learn = tiny(); watch = learn.health
+    learn.fit(1, cbs=Health(columns='update', stop=True))
+    assert list(learn.recorder.metric_names)[3]=='update'
+    learn.fit(1)
+    assert list(learn._grab_cbs(Health))==[watch] and learn.health is watch and list(learn.recorder.metric_names)[3:7]==['spread','mean_cosine','rank','feature_rank']
+    assert len(watch.rows)==1 and len(learn.recorder.values[0])==6 and not learn.metrics
+    learn.remove_cb(learn.health); learn.fit(1); assert not learn._grab_cbs(Health)
+
+def test_projections_that_are_equal_from_the_start_are_a_collapse():
+    "A dead network ended the run with a division by zero"
+    dead = [dict(spread=0., mean_cosine=0., rank=0., feature_rank=0., update=0.)]*2
+    assert 'collapse' in symptoms(dead, dict(rank=0., feature_rank=0.))

@@ -71,9 +71,10 @@ class BestValue:
     "The best value of a metric so far"
     def __init__(self,
         monitor:str|None, # Name of a metric; None watches no metric
-        comp:Callable|None, # Is the first better than the second? None: less for a loss or an error, else more
+        # Is the first better than the second? None: less for a loss, an error or the mean cosine, else more
+        comp:Callable|None,
     ):
-        less = monitor is not None and ('loss' in monitor or 'error' in monitor)
+        less = monitor is not None and ('loss' in monitor or 'error' in monitor or monitor=='mean_cosine')
         self.monitor = monitor
         self.comp = comp or (np.less if less else np.greater)
         self.value = None   # None before the first epoch
@@ -121,7 +122,7 @@ class Checkpoint(AttachedCallback):
         minutes:float|None=None, # Save every so many minutes; 0 saves after each batch
         keep:int=2, # Number of newest checkpoints to keep, 1 or more, and of ends of earlier fits in a script
         monitor:str|None=None, # Keep the best epoch by this metric as `best.pt`. Not a loss: collapse has the lowest
-        comp:Callable|None=None, # Is the first better than the second? None: less for a loss or an error, else more
+        comp:Callable|None=None, # Is the first better than the second? None: less for losses, errors, mean_cosine
         resume:bool=True, # Continue the run in `path`? False refuses a folder that holds one
     ):
         self.due = Due(every, minutes)
@@ -154,10 +155,10 @@ class Checkpoint(AttachedCallback):
         self.due.restart()
         self.complete = False
         self.best.check(self.recorder)
+        self.replay.hook()
         self.saved = find_checkpoint(self.folder, self.fit_no, self.resume, device_of(self.model))
         if self.saved: self._go_on(self.saved['position'])
         self.signals.listen()
-        self.replay.hook()
 
     def _go_on(self, position):
         if position['fit']>self.fit_no:   # this fit was over when the later one began

@@ -144,7 +144,7 @@ def _collapses(narrow, before):
     if len(narrow)<2: return False
     spreads = [o['spread'] for o in narrow]
     now,last = spreads[:2]
-    rank_kept = narrow[0]['rank']/before['rank']
+    rank_kept = narrow[0]['rank']/max(before['rank'], 1e-9)   # 0 where all projections were equal
     if rank_kept<limits['rank_half'] or now<limits['point']: return True
     falls = now<=last and now<=limits['falling']*max(spreads)
     return falls and rank_kept<limits['rank_kept']
@@ -200,6 +200,7 @@ class Health(MetricCallback):
         self.first = None      # features and projections of the first steps
         self.hook = None       # on the projector, for one pass
         self.trained = False   # was anything trained in this epoch?
+        self.replaced = False  # has another taken its place?
         self._forget()
 
     def _forget(self):
@@ -208,7 +209,12 @@ class Health(MetricCallback):
         self.ill = {}    # name of a symptom → message
         self.said = []   # warnings: (epoch from 0, message)
 
-    def attached(self, learn): learn.remove_cbs(Health)   # the one that `BYOL` brought makes room
+    def attached(self, learn):
+        "Take the place of another, such as the one of `BYOL`, which comes back when this one is removed"
+        for cb in learn._grab_cbs(Health):
+            learn.remove_cb(cb)
+            cb.replaced = True
+        self.replaced = False
 
     def before_fit(self):
         self.fresh = True   # is the record that of the fit before?

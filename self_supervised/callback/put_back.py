@@ -75,7 +75,7 @@ class LRFindRollback:
             if order: dl.rng.setstate(order)
 
     def _removed(self, learn, cb):
-        "Remove a callback; if it is that of an `lr_find` that was broken off, put back what it would have put back"
+        "Remove a callback; after an `lr_find` that was broken off, put weights and random states back"
         if cb is self.finder:
             # Before its `before_fit` it has changed nothing, and knows nothing
             if any(vars(cb).get(o) is not None for o in ('tmp_p','was')): cb.after_fit()

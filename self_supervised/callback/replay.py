@@ -17,7 +17,7 @@ from fastai.torch_core import get_random_states, rank_distrib, set_random_states
 from fastcore.basics import GetAttr
 
 from .ranks import gather
-from .state import GENERATORS, get_rng, pack, set_rng, unpack
+from .state import GENERATORS, get_rng, pack, plain_settings, set_rng, unpack
 
 # %% ../../nbs/47_callback.replay.ipynb #30c011
 def generators(
@@ -165,7 +165,8 @@ class Replay:
         self.muted = []     # callbacks that are switched off
 
     def hook(self)->None:
-        "Start and count the order of the training loader, if it has one"
+        "Start and count the order of the training loader, if it has one, and note numbers of your callbacks"
+        self.callback.begun = {cb: plain_settings(cb) for cb in self.callback.learn.cbs}
         dl = self.callback.dls.train
         if SampleOrder.fits(dl): self.order = SampleOrder(dl, self._continue)
 

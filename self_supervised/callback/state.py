@@ -12,10 +12,12 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -96,6 +98,7 @@ def get_state(
     if isinstance(o, io.TextIOWrapper): return dict(text=_get_text(o))
     if isinstance(o, GENERATORS): return dict(rng=pack(get_rng(o)))
     if isinstance(o, (Callback,Metric)): return _get_attrs(o, _state_names(o, vars(o)))
+    if _holds_values(o): return _get_attrs(o, vars(o).keys())
     raise invalid(f'value of class {type(o).__name__}', 'has no state_dict',
                   'Give it state_dict and load_state_dict', TypeError)
 
@@ -107,7 +110,9 @@ def set_state(
     if _has_state(o): o.load_state_dict(unpack(state))
     elif isinstance(o, io.TextIOWrapper): _set_text(o, state['text'])
     elif isinstance(o, GENERATORS): set_rng(o, unpack(state['rng']))
-    else: _set_attrs(o, state, _state_names(o, state))   # a file changes no settings: a path is one
+    elif _holds_values(o): _set_attrs(o, state, vars(o).keys())
+    # A file changes no settings, such as paths, but for numbers of your own callbacks
+    else: _set_attrs(o, state, _state_names(o, state) | {k for k in plain_settings(o) if _is_number(state.get(k))})
 
 # Random generators that a callback, a data set or a sampler may hold
 GENERATORS = random.Random,np.random.Generator,np.random.RandomState,torch.Generator
@@ -138,6 +143,19 @@ _not_state = {'learn','_learn','run','start_epoch','looked_at'}
 def _state_names(o, names):
     "Those of `names` that are state of `o`, and no settings"
     return set(names)-_settings(type(o))-_not_state
+
+def _holds_values(o):
+    "Is it an object that only holds values, such as those of a callback?"
+    return isinstance(o, SimpleNamespace) or is_dataclass(o) and not isinstance(o, type)
+
+def plain_settings(
+    cb, # A callback
+)->dict: # Name → number; empty for a callback of a library
+    "Return numbers that a callback of yours keeps under the names of its arguments, which may change as it works"
+    if type(cb).__module__.partition('.')[0] in ('fastai','self_supervised') or _has_state(cb): return {}
+    return {k: v for k,v in vars(cb).items() if k in _settings(type(cb)) and _is_number(v)}
+
+def _is_number(v): return isinstance(v, (int,float))
 
 @lru_cache
 def _settings(cls):
@@ -220,15 +238,22 @@ def _unpack_grad(p, g):
 # %% ../../nbs/46_callback.state.ipynb #state_learner_code
 def learner_state(
     learn:Learner, # Learner in a fit
-    without:Callback, # Callback to leave out: the one that saves
+    # Callback to leave out: the one that saves. Its `begun` holds the `plain_settings` of each as the fit began
+    without:Callback,
 )->dict: # Tensors and plain values
     "Return the state of `learn`: 'model', 'opt', 'grads', 'learner', 'metrics' and 'callbacks'"
     model = get_model(learn.model)
-    states = {k: get_state(cb) for k,cb in _named(learn.cbs, without)}
+    begun = vars(without).get('begun', {})
+    states = {k: get_state(cb) | _changed(cb, begun) for k,cb in _named(learn.cbs, without)}
     return dict(model=pack(dict(model.state_dict())), opt=pack(learn.opt.state_dict()), grads=get_grads(model),
                 trained=[p.requires_grad for p in model.parameters()],
                 learner=_get_attrs(learn, _learner_attrs), metrics=[get_state(m) for m in learn.metrics],
                 callbacks={k: s for k,s in states.items() if s})
+
+def _changed(cb, begun):
+    "Return the settings of a callback that have changed since the fit began, since these are no settings"
+    was = begun.get(cb, {})
+    return {k: v for k,v in plain_settings(cb).items() if k in was and v!=was[k]}
 
 def set_learner_state(
     learn:Learner, # Changed in place

@@ -74,7 +74,7 @@ def _pass(model, augs, x, bf16, count=False):
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t) if count else nullcontext()
     precision = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
     views = [aug(x) for aug in augs]
-    model.looked = True   # nothing is trained
+    model.views_seen = True   # nothing is trained
     with hooks, precision: loss = model.loss(*views)
     loss.backward()
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -26,7 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDa
 from ..core import (
     brief_repr, check_whole, checked, checked_but, device_of, dtype_of, first_line, invalid, is_list, number_of,
     of_bytes, per_channel, tensor_of, undisturbed, unwrapped, warn_once)
-from ..layers import copy_without_hooks, create_encoder, input_channels, input_dims
+from ..layers import ClipEncoder, copy_without_hooks, create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
 from ..data.batches import outside_unit, picture_and_label
 from ..data.reading import PictureReader
@@ -137,7 +137,7 @@ def _failed(encoder, x, e):
 
 def _misfit(encoder, x, reason):
     "Make the error for a single picture, or for other channels; None for another cause"
-    dims = input_dims(encoder)
+    dims = 3 if isinstance(encoder, ClipEncoder) else input_dims(encoder)
     if not dims: return None
     shape,n_in = tuple(x.shape),input_channels(encoder)
     if x.ndim==dims+1:
@@ -147,6 +147,7 @@ def _misfit(encoder, x, reason):
     if x.shape[1]==n_in: return None
     fix = f'Pass pictures (n,{n_in},h,w), or build the encoder with n_in={shape[1]}'
     if shape[-1]==n_in: fix = 'Pass x.movedim(-1, 1): channels come before height and width'
+    if dims==3 and shape[2]==n_in: fix = 'Pass x.transpose(1, 2): channels come before frames'
     return invalid(f'encoder={type(encoder).__name__}', f'takes {n_in} channels, and x.shape is {shape}', fix)
 
 def _forward(encoder, x):

@@ -30,7 +30,7 @@ from self_supervised.core import (
     warn_once)
 from ..layers import PoolFlat, check_vectors, copy_without_hooks, create_mlp_module, num_features
 from ..augmentations import clips_to_unit, get_batch_augs, get_multi_aug_pipelines
-from ..record import forget, record_of, remember, views_stats
+from ..record import forget, loader_stats, record_of, remember, views_stats
 from ..data.arrays import no_labels
 from ..data.batches import outside_unit
 from ..data.skipped import reading_of
@@ -45,10 +45,11 @@ from ..callback.put_back import (
     AnyBatch, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
-from .checks import (
+from self_supervised.vision.checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
     check_online, check_optimizer, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches,
-    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels, warn_of_record)
+    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels, warn_of_record,
+    warn_of_trackers)
 # Not used here: they were in this module before, and code may import them from it
 from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
@@ -148,7 +149,7 @@ def mean_of_pairs(
 class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that follows the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
-    looked = False            # has `loss` looked at the views of a loop of yours?
+    views_seen = False        # has `loss` looked at the views of a loop of yours?
     @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): the network to keep after training
@@ -210,7 +211,7 @@ class BYOLModel(nn.Module):
         if len(views)<2:
             raise invalid(f'{len(views)=}', 'must be 2 or more views of the same pictures',
                           'Pass model.loss(*(aug(x) for aug in augs))')
-        if self.training and not self.looked: self._look(views)
+        if self.training and not self.views_seen: self._look(views)
         preds,*targs = cross(*self.matched(self(*views), views))
         return mean_of_pairs(byol_loss(preds, *targs), len(targs))
 
@@ -218,7 +219,7 @@ class BYOLModel(nn.Module):
         "Warn once if the encoder's record does not fit to the views, since no callback writes it in a loop of yours"
         v = views[0]
         if torch.compiler.is_compiling() or not (isinstance(v, Tensor) and v.dim()>3 and v.is_floating_point()): return
-        self.looked = True
+        self.views_seen = True
         warn_of_record(record_of(self.encoder), v)
 
     def matched(self, preds, views):
@@ -446,6 +447,8 @@ class BYOLSetup(AttachedCallback):
         keep_out_of_optimizer(self.byol_model.target, self.opt)
         self.n_trained = None
         self._check_optimizer()
+        if is_in_fit(self.learn): warn_of_trackers(self.learn)
+        self._watch_again()
         for o in self.for_fit: o.begin(self.learn)
 
     def after_fit(self):
@@ -466,11 +469,18 @@ class BYOLSetup(AttachedCallback):
         self.record_reading()
         self.noted = False  # here, as a checkpoint that is resumed puts attributes back before
 
+    def _watch_again(self):
+        "Bring the watch back if one of yours, for the fit before, had taken its place"
+        if not (self.watch and self.watch.replaced) or self.learn._grab_cbs(Health): return
+        self.learn.add_cb(self.watch)
+        self.watch('before_fit')
+
     def _check_optimizer(self):
-        "Check that the optimizer holds what is to train, again where a callback has unfrozen weights"
+        "Check that the optimizer holds the weights to train, again where a callback has unfrozen some"
         n = sum(p.requires_grad for p in self.model.parameters())
         # The splitter knows the model without the wrapper of distributed training
-        if n!=self.n_trained and self.model is self.byol_model and is_in_fit(self.learn): check_optimizer(self.learn)
+        if n!=self.n_trained and self.model is self.byol_model and self.opt and is_in_fit(self.learn):
+            check_optimizer(self.learn)
         self.n_trained = n
 
     def record(self, **facts):
@@ -493,10 +503,11 @@ class BYOLSetup(AttachedCallback):
     def _networks(self): return [o for o in (self.byol_model.online, self.byol_model.target) if o is not None]
 
     def look_at_range(self, views, x=None):
-        "Correct what the record states of the normalisation by what the first views show"
+        "Correct the record of the normalisation by the range of the first views"
         if x is not None and outside_unit(x):
             # Features of such pictures need no warning
-            if x.dim()==2 or not any(map(clips_to_unit, self.augs)): self.seen = dict(any_range=True)
+            if x.dim()==2 or not any(map(clips_to_unit, self.augs)):
+                self.seen = dict(any_range=True) | self._normalised_by_loader()
         elif self.augs is None:
             self.stated = check_stated(views)
             # Whatever the published weights, with which the training began, expected
@@ -504,6 +515,11 @@ class BYOLSetup(AttachedCallback):
         # Without a clip a crop overshoots
         elif any(map(clips_to_unit, self.augs)) and views_stats(self.augs) is None: self.stated = check_stated(views)
         if self.training: self.record()   # else when training begins
+
+    def _normalised_by_loader(self):
+        "Return the statistics of pictures that the loader has normalised, and the views have not; as a record has them"
+        stats = loader_stats(self.dls.train) if isinstance(self.xb[0], TensorImage) else None
+        return dict(stats=stats) if stats and views_stats(self.augs) is None else {}
 
     def record_view(self, v):
         "Record size and channels of a view; vectors and series have no (h,w)"
@@ -563,7 +579,10 @@ class BYOL(BYOLSetup):
         "Forget the check of a first batch if data or views are others now"
         train = self.dls.train
         now = id(getattr(train, 'dataset', train)),id(self.augs)
-        if self.looked_at not in (None,now): self.looked,self.stated,self.seen = False,True,{}
+        if self.looked_at not in (None,now):
+            self.looked = False
+            self.stated = True
+            self.seen = {}
         self.looked_at = now
 
     def after_fit(self):
@@ -644,7 +663,7 @@ class BYOL(BYOLSetup):
         x:Tensor, # Pictures (bs,c,h,w) in [0,1]
     )->tuple: # Views, one plain float32 tensor per pipeline
         "Draw one view of every picture from each pipeline"
-        if self.augs is not None: return tuple(plain(aug(_copy_for(aug, x))) for aug in self.augs)
+        if self.augs is not None: return tuple(_as_view(aug(_copy_for(aug, x))) for aug in self.augs)
         raise invalid('aug_pipelines=None', 'leaves no pipeline to draw views with: the loader brings them',
                       'Call learn.byol.show(), or add BYOL(aug_pipelines)', TypeError)
 
@@ -666,6 +685,11 @@ class BYOL(BYOLSetup):
 def _copy_for(aug, x):
     "Copy `x` for a pipeline of yours, which may dispatch on fastai's types, or work in place"
     return TensorImage(x.clone()) if isinstance(aug, Pipeline) else x.clone()
+
+def _as_view(v):
+    "A view as a plain tensor, floating point as float32: a pipeline of NumPy makes float64"
+    v = plain(v)
+    return v.float() if v.is_floating_point() else v
 
 def _draw_views(augs, x, views, n, **kwargs):
     "Draw the first `n` pictures of `x`, where there are any, beside the views that `augs` have made of them"

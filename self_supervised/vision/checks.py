@@ -15,7 +15,8 @@ import torch
 from fastai.callback.core import FetchPredsCallback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ShowGraphCallback
-from fastai.callback.tracker import TrackerCallback
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.learner import AvgMetric, Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
-from ..augmentations import warn_of_one_draw
+from ..augmentations import Views, warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe, not_in_optimizer
 from ..callback.core import is_never_computed, no_validation
+from ..callback.checkpoint import Checkpoint
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
 def prepare(
@@ -86,7 +88,9 @@ def check_pipelines(
     "Raise unless `augs` is a list of at least two callables, or None"
     if augs is None: return None   # the loader brings views
     if is_list(augs) and len(augs)>=2 and all(map(callable, augs)):
-        for aug in augs: warn_of_one_draw(aug)
+        for aug in augs:
+            warn_of_one_draw(aug)
+            if isinstance(aug, Views): aug.looked = True   # the callback looks at the range of pictures itself
         return list(augs)
     given = f'{type(augs).__name__} of {len(augs)}' if is_list(augs) else type(augs).__name__
     raise invalid(f'aug_pipelines={given}', 'must be a list of two or more callables, one per view',
@@ -257,6 +261,34 @@ def check_watches(
             raise invalid('ShowGraphCallback', 'draws the loss on held-out data, and there is none',
                           'Leave it out and call learn.recorder.plot_loss(with_valid=False)')
 
+def warn_of_trackers(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Warn of callbacks that take a collapse for progress, or that set a learning rate which a schedule sets again"
+    scheduled = any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in learn.cbs)
+    for cb in learn.cbs:
+        if isinstance(cb, ReduceLROnPlateau) and scheduled:
+            warn('ReduceLROnPlateau has no effect, since a schedule sets the learning rate in each batch. '
+                 'Leave it out, or call learn.fit(epochs, lr), which has no schedule.')
+        monitor,comp = _chosen_by(cb)
+        if monitor is None or not _likes_collapse(monitor, comp): continue
+        warn(f"{type(cb).__name__}(monitor={monitor!r}) takes the most collapsed epoch for the best, since a collapse "
+             "has the lowest loss and the highest mean cosine. Pass monitor='spread', or add a Probe and pass "
+             "monitor='knn_accuracy'.")
+
+def _chosen_by(cb):
+    "Return the column by which a callback chooses an epoch, and its comparison; None twice if it chooses none"
+    if isinstance(cb, Checkpoint): return cb.best.monitor,cb.best.comp
+    chooses = isinstance(cb, EarlyStoppingCallback)
+    chooses = chooses or isinstance(cb, SaveModelCallback) and not (cb.every_epoch or cb.at_end)
+    return (cb.monitor,cb.comp) if chooses else (None,None)
+
+def _likes_collapse(monitor, comp):
+    "Is a collapsed network the best by this column? `comp` tells whether its first argument is better"
+    less = bool(comp(0., 1.))
+    if 'loss' in monitor: return less
+    return monitor in ('spread','rank','feature_rank') if less else monitor=='mean_cosine'
+
 def check_ranks(
     learn:Learner, # Learner before its fit
 )->None:
@@ -378,10 +410,13 @@ def _channels(encoder, v):
 def channels_last(
     encoder:nn.Module, # Network of pictures or clips
     v:Tensor, # Pictures or clips, or views of them
-)->str: # How to put them first; '' if they do not come last
-    "Find channels in the last dimension instead of the second: (bs,h,w,c)"
+)->str: # How to put them first; '' if they come neither last nor behind the frames
+    "Find channels in the last dimension instead of the second, (bs,h,w,c), or behind the frames, (bs,t,c,h,w)"
     c = _channels(encoder, v)
-    if v.dim() not in (4,5) or v.shape[1]==c or v.shape[-1]!=c: return ''
+    if v.dim() not in (4,5) or v.shape[1]==c: return ''
+    # Clips of torchvision's and Hugging Face's readers
+    if v.dim()==5 and v.shape[2]==c: return 'Pass x.transpose(1,2), since channels come before frames'
+    if v.shape[-1]!=c: return ''
     return f'Pass x.permute(0,{v.dim()-1},{",".join(map(str, range(1, v.dim()-1)))}), since channels come first'
 
 def check_layout(
@@ -412,7 +447,9 @@ def _misfit(encoder, v, reason):
     given = f'encoder={type(encoder).__name__}'
     first = channels_last(encoder, v)
     if fits and first:
-        return invalid(f'x.shape={shape}', f'has its {c} channels last, and {given} takes (bs,c,h,w)', first)
+        where = 'last' if 'permute' in first else 'behind its frames'
+        takes = '(bs,c,h,w)' if v.dim()==4 else '(bs,c,t,h,w)'
+        return invalid(f'x.shape={shape}', f'has its {c} channels {where}, and {given} takes {takes}', first)
     if fits and c!=n_in:
         return invalid(given, f'takes {c} channels, and the pictures have {n_in} channels, shape {shape}',
                        f'Build it with create_encoder(..., n_in={n_in})')
