@@ -109,7 +109,8 @@ if __name__=='__main__':
     for seed in args.seeds:
         for folder in sorted(o for o in args.folders.iterdir() if o.is_dir() and (not args.only or o.name in args.only)):
             key = (folder.name,args.minutes,seed,args.extra)
-            if any((r['folder'],r['minutes'],r['seed'],r['extra'])==key for r in rows): continue
+            there = [r for r in rows if (r['folder'],r['minutes'],r['seed'],r['extra'])==key]
+            if any(not args.finetune or 'finetuned' in r for r in there): continue
             rows.append(run(folder, args.minutes, seed, args.extra, args.finetune))
             args.out.write_text(json.dumps(rows, indent=1))
             table(rows[-1:])
