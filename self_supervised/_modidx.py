@@ -2712,6 +2712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'self_supervised.fit.chosen_recipe': ('fit.html#chosen_recipe', 'self_supervised/fit.py'),
                                      'self_supervised.fit.highest_rate': ('fit.html#highest_rate', 'self_supervised/fit.py'),
                                      'self_supervised.fit.is_in_fit': ('fit.html#is_in_fit', 'self_supervised/fit.py'),
+                                     'self_supervised.fit.networks_of': ('fit.html#networks_of', 'self_supervised/fit.py'),
                                      'self_supervised.fit.not_in_optimizer': ('fit.html#not_in_optimizer', 'self_supervised/fit.py')},
             'self_supervised.image_ops': { 'self_supervised.image_ops._all_taps': ( 'image_ops.html#_all_taps',
                                                                                     'self_supervised/image_ops.py'),

@@ -160,16 +160,24 @@ def _recipe(learn, epochs, recipe, bs, n_steps):
     except TypeError: n_items = None   # a stream does not know its length
     return byol_recipe(epochs, bs, recipe, n_items or None, n_steps)
 
+# %% ../nbs/23_fit.ipynb #networks_of
+def networks_of(
+    model:nn.Module, # Model with `encoder`, `projector` and `predictor`
+)->tuple: # The three networks
+    "Return the networks that a splitter groups; raise for a model of another kind"
+    model = get_model(model)
+    if not hasattr(model, 'projector'):
+        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass the result of create_byol_model')
+    return model.encoder,model.projector,model.predictor
+
 # %% ../nbs/23_fit.ipynb #byol_splitter
 @checked
 def byol_splitter(
     model:nn.Module, # Model with `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split the parameters into encoder + projector, and predictor; the target is in neither"
-    model = get_model(model)
-    if not hasattr(model, 'projector'):
-        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass the result of create_byol_model')
-    return L(params(model.encoder)+params(model.projector), params(model.predictor))
+    encoder,projector,predictor = map(params, networks_of(model))
+    return L(encoder+projector, predictor)
 
 # %% ../nbs/23_fit.ipynb #fit_set
 def _set_momentum(byol, r):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import checked, counted, invalid
+from ..fit import networks_of
 
 # %% ../../nbs/57_callback.gentle.ipynb #splitter
 @checked
@@ -22,11 +23,8 @@ def encoder_splitter(
     model:nn.Module, # Model with `encoder`, `projector` and `predictor`
 )->L: # Two lists of parameters
     "Split the parameters into encoder, and projector + predictor; the target is in neither"
-    model = get_model(model)
-    if not hasattr(model, 'projector'):
-        raise invalid(f'model={type(model).__name__}', 'is no model of BYOL', 'Pass the result of create_byol_model')
-    heads = params(model.projector)+(params(model.predictor) if hasattr(model, 'predictor') else [])
-    return L(params(model.encoder), heads)
+    encoder,projector,predictor = map(params, networks_of(model))
+    return L(encoder, projector+predictor)
 
 # %% ../../nbs/57_callback.gentle.ipynb #headscode
 class HeadsFirst(Callback):
