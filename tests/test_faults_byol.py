@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastai.callback.core import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
     CancelValidException, FetchPredsCallback)
+from fastai.callback import fp16
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
@@ -31,6 +32,7 @@ from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.callback.guard import Guard
 from self_supervised.callback.health import Health
 from self_supervised.callback.probe import Probe
+from self_supervised.callback.put_back import autocast_depth
 from self_supervised.core import seed_everything, warn_once
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.ema import cosine_momentum, ema_update
@@ -687,6 +689,18 @@ def test_views_are_drawn_after_a_fit_that_was_cut_anywhere(e, augs):
         except BaseException as err: assert isinstance(err, e), (event, err)
         shows(learn, 1)
     learn.fit(1, lr=1e-3); shows(learn)
+
+@pytest.mark.parametrize('e', CUTS, ids=lambda e: e.__name__)
+def test_half_precision_ends_with_a_fit_that_was_cut_anywhere(e, monkeypatch):
+    "fastai leaves its autocast after the loss: of a batch cut before, all later passes of the process would be in bfloat16, as on a GPU"
+    monkeypatch.setattr(fp16, 'autocast', lambda _, dtype: torch.autocast('cpu', dtype))
+    for event,order in EVENTS:
+        learn = learner(dls()).to_bf16()
+        try: quiet(learn.fit, 1, lr=1e-3, cbs=Raise(event, e, order))
+        except BaseException as err: assert isinstance(err, e), (event, err)
+        assert not autocast_depth() and not torch.is_autocast_enabled('cpu'), (event, order)
+        learn.fit(1, lr=1e-3)
+        assert not autocast_depth() and 'one_batch' not in vars(learn)
 
 @pytest.mark.parametrize('augs', [AUGS, None], ids=['pipelines','ready'])
 def test_views_are_drawn_in_every_event(augs):

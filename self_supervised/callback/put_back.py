@@ -192,3 +192,31 @@ class ModelPrecision:
         "Set the precision back to float32"
         if self.model is not None: self.model.precision = nullcontext
         self.model = None
+
+# %% ../../nbs/52_callback.put_back.ipynb #autocastcode
+class ClosedAutocast:
+    "Leave fastai's autocast after a batch that was interrupted or cancelled before its loss"
+    def begin(self,
+        learn:Learner, # Any learner
+    )->None:
+        "Watch the batches of a learner with `MixedPrecision`"
+        self.end(learn)
+        self.outer = autocast_depth()
+        if learn._grab_cbs(MixedPrecision): learn.one_batch = partial(self._one_batch, learn)
+
+    def end(self,
+        learn:Learner, # The same as in `begin`
+    )->None:
+        "Leave the batches to fastai"
+        vars(learn).pop('one_batch', None)
+
+    def _one_batch(self, learn, *args):
+        try: type(learn).one_batch(learn, *args)
+        finally:
+            for cb in learn._grab_cbs(MixedPrecision):
+                if autocast_depth()>self.outer: cb.autocast.__exit__(None, None, None)
+
+def autocast_depth()->int: # 0 outside of any
+    "Number of autocast contexts that are open in this process"
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()

@@ -41,8 +41,9 @@ from ..callback import fast # noqa: F401  (gives `Learner` its `to_fast`)
 from ..callback.core import AttachedCallback
 from ..callback.guard import Guard, left_out
 from ..callback.health import Health
-from ..callback.put_back import (
-    AnyBatch, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision, keep_out_of_optimizer)
+from self_supervised.callback.put_back import (
+    AnyBatch, ClosedAutocast, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision,
+    keep_out_of_optimizer)
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
 from self_supervised.vision.checks import (
@@ -183,7 +184,8 @@ class BYOLModel(nn.Module):
         "Predict the projections of the other views"
         if len(views)==1: return self.encoder(*views)
         with self.precision():
-            # An interrupted fit leaves fastai's context open, and in it casts of weights that have changed since
+            # A context that is open around, as an interrupted fit of another learner leaves it, keeps casts of
+            # weights that have changed since
             torch.clear_autocast_cache()
             zs = tuple(map(self.online, views) if feats is None else map(self.projector, feats))
             if self.target is None: self.passed = views,tuple(z.detach() for z in zs),self._weights_now()
@@ -409,7 +411,7 @@ class BYOLSetup(AttachedCallback):
         self.n_trained = None                 # number of tensors that train, as checked last
         self.validation = FixedRandomness()
         self.rollback = LRFindRollback()
-        self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), AnyBatch()]
+        self.for_fit = [KeptMemory(), EmptyValidation(), ModelPrecision(), ClosedAutocast(), AnyBatch()]
 
     @property
     def byol_model(self)->'BYOLModel': # Model without the wrapper of distributed training
