@@ -410,6 +410,8 @@ def fit_byol(self:Learner,
         epochs,limit = _epochs_of(self, steps, cbs, start_epoch)
         cbs = [limit, *L(cbs)]
     _check_settings(self, 1 if epochs is None else epochs, recipe, lr, wd)
+    if epochs is not None and 0<start_epoch>=epochs:
+        raise invalid(f'{start_epoch=}', f'leaves nothing of {epochs=} to train', 'Pass more epochs')
     byol = _byol_callback(self, cbs)
     if wd is None: wd = plain_numbers(self.wd)
     opt_func = opt_func or _own_optimizer(self, recipe)

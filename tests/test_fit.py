@@ -126,7 +126,7 @@ def test_a_run_that_is_cut_equals_one_that_is_not():
     (dict(epochs=2, m=1.2), 'm=1.2 is not a momentum'), (dict(epochs=2, recipe='lamb'), "recipe='lamb'"),
     (dict(epochs=2, lr=-1.), 'lr=-1.0 must be 0 or more'), (dict(epochs=2, wd=-1.), 'wd=-1.0'),
     (dict(epochs=2, lr=[.1,.2,.3]), '3 rates for'), (dict(epochs=2, recipe='simsiam'), 'without a target'),
-    (dict(epochs=2, warmup_epochs=2), 'warmup_epochs=2 must be in [0,2)')])
+    (dict(epochs=2, warmup_epochs=2), 'warmup_epochs=2 must be in [0,2)'), (dict(epochs=2, start_epoch=2), 'nothing of epochs=2')])
 def test_what_cannot_be_meant(kwargs, said):
     with pytest.raises(ValueError) as e: fit(parts(), **kwargs)
     assert said in str(e.value) and '\n' not in str(e.value)
