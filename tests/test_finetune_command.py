@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch, torchvision
+from fastai.callback.core import Callback
 from fastai.learner import load_learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
@@ -393,8 +394,9 @@ def test_a_run_is_tested_on_the_pictures_it_held_out(labels, here, tmp_path, mon
 
 @pytest.mark.parametrize('prefers', ['as it is', 'tuned'])
 def test_the_held_out_labels_choose_between_the_encoder_as_it_is_and_tuned(prefers, here, tmp_path, monkeypatch):
-    "Fine-tuning on few labels may spoil a good encoder; the one that stays is the linear classifier of the first row"
+    "Fine-tuning may spoil a good encoder; the one that stays is a linear classifier on it"
     monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'FEW', 1)   # so that there are held-out labels
     monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
     nets = []
     def accuracy(model, part):
@@ -402,10 +404,26 @@ def test_the_held_out_labels_choose_between_the_encoder_as_it_is_and_tuned(prefe
         return float(len(nets)==(1 if prefers=='as it is' else 2))
     monkeypatch.setattr(room, '_accuracy', accuracy)
     monkeypatch.setattr(room, '_loss', lambda *args: 1e9)   # each epoch is better
+    trained,own = [],room.train_classifier
+    monkeypatch.setattr(room, 'train_classifier', lambda *args, **kw: trained.append(own(*args, **kw)) or trained[-1])
     res,_ = finetune('encoder.safetensors', 'pics', out=tmp_path/'out', labels_per_class=6, epochs=1, workers=0, progress=False)
-    rows = res['rows']
     assert len(nets)==2 and res['epochs']==(0 if prefers=='as it is' else 1)
-    assert (rows['fine-tuned']==rows['linear on frozen features'])==(prefers=='as it is')
+    was,now = load_encoder('encoder.safetensors'),trained[-1].model.encoder
+    assert all(torch.equal(a, b) for a,b in zip(was.parameters(), now.parameters()))==(prefers=='as it is')
+
+def test_few_labels_are_all_trained_on_to_the_end(here, tmp_path, monkeypatch):
+    "Also from scratch: what stops by two labels per class stops anywhere, and then either looks better than it is"
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    trained,fits = [],[]
+    class Steps(Callback):
+        def after_fit(self): fits.append((self.epoch+1, self.opt.hypers[0]['lr'], len(self.dls.train_ds)))
+    monkeypatch.setattr(room, '_callbacks', lambda *args: [Steps()])
+    own = room.train_classifier
+    monkeypatch.setattr(room, 'train_classifier', lambda *args, **kw: trained.append(own(*args, **kw)) or trained[-1])
+    res,_ = finetune('encoder.safetensors', 'pics', out=tmp_path/'out', labels_per_class=6, epochs=3, compare=True, workers=0, progress=False)
+    assert res['labels']==12 and res['epochs']==3 and [o.epochs for o in trained]==[3,3] and len(fits)==2
+    for epochs,lr,n in fits: assert epochs==3 and lr<1e-4 and n%12==0   # the end of the schedule, and each picture equally often
 
 @pytest.mark.parametrize('asked, recorded, used', [(None, True, 0.), (.3, True, .3), (None, False, .5)])
 def test_a_classifier_mirrors_its_pictures_as_the_run_did(asked, recorded, used, here, tmp_path, monkeypatch):

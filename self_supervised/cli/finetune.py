@@ -57,16 +57,16 @@ from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_spl
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
-    epochs=20,    # largest number; an epoch is 10 steps or more, with few pictures several passes
-    patience=10,  # epochs without a lower held-out loss before training stops
-    part=.2,      # part of the labels that decides when to stop
+    epochs=20,    # with many labels the largest number; an epoch is 10 steps or more, with few pictures several passes
+    patience=10,  # with many labels: epochs without a lower held-out loss before training stops
+    part=.2,      # with many labels: the part of them that decides when to stop
     bs=32,
     lr=3e-3,      # learning rate of the head, for AdamW
     slower=3,     # the learning rate of the early layers is lr/slower
     scratch_lr=3e-3,
     wd=.01)
 
-# With fewer labels per class than this the held-out ones are missed: training runs once more, on all of them
+# With fewer labels per class than this, held-out ones would be missed in training, and too few to decide
 FEW = 50
 
 # %% ../../nbs/96_cli.finetune.ipynb #parts
@@ -170,25 +170,19 @@ class KeepBest(Callback):
 
     def after_fit(self): self.model.load_state_dict(self.weights)
 
-class StopAfter(Callback):
-    "Stop after some epochs of a longer schedule"
-    order = 60
-    def __init__(self, epochs): self.until = epochs  # 1 or more
-    def after_epoch(self):
-        if self.epoch+1>=self.until: raise CancelFitException()
-
 # %% ../../nbs/96_cli.finetune.ipynb #loaders
 def training_dls(
     train, # Pictures to train on, (x,y) or a loader
-    held, # Pictures to stop by, in the same form
+    held, # Pictures to stop by, in the same form; or None
     s, # Settings of the run
 )->DataLoaders: # An epoch is 10 steps or more
     "Make loaders to train with"
     if not isinstance(train, tuple):
         n = n_pictures(train)
         return DataLoaders(train.new(bs=min(s.bs, n), shuffle=True, drop_last=True), held)
-    x,y = _joined(train, held)
-    n,n_held = len(train[1]),len(held[1])
+    x,y = _joined(train, held) if held else train
+    n = len(train[1])
+    n_held = len(y)-n
     passes = max(1, ceil(10*s.bs/n))
     splits = torch.arange(n).repeat(passes),torch.arange(n, n+n_held)
     return tensor_dls(x, y, splits, bs=s.bs, seed=s.seed, device=default_device())
@@ -221,36 +215,42 @@ def train_classifier(
     out=None, # Folder for history.csv; None writes none
     progress:bool=False, # Show bars?
 )->Trained:
-    "Train a classifier until the held-out loss stops falling; with few labels train again, on all of them"
+    "Train a classifier: on all labels if they are few, else until the held-out loss stops falling"
     fit = partial(_fit, net, stats=stats, s=s, n_out=len(parts.vocab), fresh=fresh, progress=progress)
-    model,epochs = fit(parts.train, parts.stop, out=out)
-    if not fresh:
-        still,_ = fit(parts.train, parts.stop, until=0)
-        if not epochs or _accuracy(still, parts.stop)>_accuracy(model, parts.stop): model,epochs = still,0
-    n = n_pictures(parts.train)+n_pictures(parts.stop)
-    if n>=FEW*len(parts.vocab) or not isinstance(parts.train, tuple): return Trained(model, epochs)
-    best = f"the best length was {counted(epochs, 'epoch')}"
-    if not progress: print(f'{best}: training once more on all {n} labels for it')
-    model,_ = fit(_joined(parts.train, parts.stop), parts.stop, until=epochs)
-    return Trained(model, epochs)
+    if is_few(parts): return fit(_joined(parts.train, parts.stop), None)
+    tuned = fit(parts.train, parts.stop, out=out)
+    if fresh: return tuned
+    still = _linear_classifier(net, parts, stats, s)
+    linear_wins = not tuned.epochs or _accuracy(still, parts.stop)>_accuracy(tuned.model, parts.stop)
+    return Trained(still, 0) if linear_wins else tuned
 
-def _fit(net, train, held, stats, s, n_out, fresh, progress, out=None, until=None):
-    "Train a classifier, by `held` or for `until` epochs; return it, and the epochs of its weights"
+def is_few(
+    parts:Parts, # Labelled pictures
+)->bool:
+    "Are the labels too few to hold some of them out?"
+    n = n_pictures(parts.train)+n_pictures(parts.stop)
+    return isinstance(parts.train, tuple) and n<FEW*len(parts.vocab)
+
+def _fit(net, train, held, stats, s, n_out, fresh, progress, out=None):
+    "Train a classifier until the loss of `held` stops falling; without it for all epochs"
     seed_everything(s.seed)
-    learn = class_learner(training_dls(train, held, s), net, n_out=n_out, stats=stats, path=out or '.',
-                          cbs=_callbacks(s, progress or until is not None, out))
+    cbs = _callbacks(s, progress or not held, out)
+    learn = class_learner(training_dls(train, held, s), net, n_out=n_out, stats=stats, path=out or '.', cbs=cbs)
     learn.unfreeze()
-    # A linear classifier to train on from, or the one that stays
-    if not fresh: start_head(learn, outputs_of(learn.model[:2], train), C=1. if until==0 else .01)
-    if until==0: return learn.model,0
-    best = StopAfter(until) if until else KeepBest(s.patience, inf if fresh else _loss(learn.model, held))
+    if not fresh: start_head(learn, outputs_of(learn.model[:2], train))
+    best = KeepBest(s.patience, inf if fresh else _loss(learn.model, held)) if held else None
     rate = s.scratch_lr if fresh else slice(s.lr/s.slower, s.lr)
-    quiet = learn.no_logging() if until else nullcontext()  # what it is measured on, it is trained on
-    bars = nullcontext() if progress and not until else learn.no_bar()
+    bars = nullcontext() if progress else learn.no_bar()
+    lines = nullcontext() if held else learn.no_logging()
     h,w = s.size if isinstance(s.size, (list,tuple)) else (s.size,)*2
-    with bars, quiet, threads_for(max(h, w)):
+    with bars, lines, threads_for(max(h, w)):
         learn.fit_one_cycle(s.epochs, rate, wd=s.wd, cbs=best)
-    return learn.model,until or best.epochs
+    return Trained(learn.model, best.epochs if held else s.epochs)
+
+def _linear_classifier(net, parts, stats, s):
+    "A linear classifier on the encoder as it is, from the labels to train on"
+    learn = class_learner(training_dls(parts.train, parts.stop, s), net, n_out=len(parts.vocab), stats=stats)
+    return start_head(learn, outputs_of(learn.model[:2], parts.train), C=1.).model
 
 def _callbacks(s, progress, out):
     "Return the callbacks of a fit"
@@ -432,7 +432,10 @@ def _export(learn, path):
 
 def _rows_of(net, parts, stats, s, out, progress):
     "Return name → outputs for the test part; the fine-tuned classifier; the labels of the test part"
-    if not progress: print(f'{n_pictures(parts.train)} labels to train on, {n_pictures(parts.stop)} to stop by')
+    n,n_stop = n_pictures(parts.train),n_pictures(parts.stop)
+    plan = f'{n} labels to train on, {n_stop} to stop by'
+    if is_few(parts): plan = f"{n+n_stop} labels to train on for {counted(s.epochs, 'epoch')}"
+    if not progress: print(plan)
     tuned = train_classifier(net, parts, stats, s, out=out, progress=progress)
     rows = {'linear on frozen features': _linear_outputs(net, parts, stats)}
     rows['fine-tuned'],y = outputs_of(tuned.model, parts.test)
