@@ -150,7 +150,7 @@ class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that follows the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
     views_seen = False        # has `loss` looked at the views of a loop of yours?
-    facts = None              # of the views that a learner's `BYOL` shows it, as the encoder's record has them
+    views_record = None       # facts of the views that a learner's `BYOL` shows it, as the encoder's record has them
     @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): the network to keep after training
@@ -182,10 +182,11 @@ class BYOLModel(nn.Module):
         "Load weights; those of a run were trained on a learner's views, whatever is recorded of the weights before"
         result = super().load_state_dict(*args, **kwargs)
         nets = [o for o in (self.online, self.target) if o is not None]
-        if self.facts is None or self.began is None or torch.equal(_numbers_of(nets[-1]), self.began): return result
+        if self.views_record is None or self.began is None: return result
+        if torch.equal(_numbers_of(nets[-1]), self.began): return result   # as they were made: `lr_find` is over
         for net in nets:
             forget(net.encoder, 'stats')
-            remember(net.encoder, **self.facts)
+            remember(net.encoder, **self.views_record)
         return result
 
     def forward(self,
@@ -434,7 +435,7 @@ class BYOLSetup(AttachedCallback):
         self.own_loss = _loss_of(learn)
         learn.loss_func = self.own_loss
         if hasattr(learn.model, 'online'):
-            learn.model.facts = {} if self.augs is None else dict(stats=views_stats(self.augs))
+            learn.model.views_record = {} if self.augs is None else dict(stats=views_stats(self.augs))
             # One without a record is seen as it will be trained, also by `embed` before that
             if 'stats' not in record_of(learn.model): self.record()
         learn.add_cb(self.guard)
