@@ -76,6 +76,8 @@ class MetricCallback(AttachedCallback):
     columns = ()               # names of the metrics
     added = ()                 # metrics that this callback has added for this fit
     latest = {}                # name → latest value
+    before = None              # metrics of the first steps, or before them, to compare with
+    looked_at = None           # network that `before` is of
 
     def detached(self, learn): self._remove_metrics(learn)
 
@@ -85,7 +87,14 @@ class MetricCallback(AttachedCallback):
         self.added = [ValueMetric(partial(self.value, o), o) for o in self.columns]
         self.learn.metrics = self.learn.metrics + self.added
         self.pause(any(hasattr(self.learn, o) for o in ('lr_finder','gather_preds')))
-        if self.run: self.latest = {}
+        if not self.run: return
+        self.latest = {}
+        if self.looked_at not in (None,self.net): self.begin_anew()
+        self.looked_at = self.net
+
+    def begin_anew(self)->None:
+        "Forget what another network was like at the beginning"
+        self.before = None
 
     def __call__(self, event_name):
         result = super().__call__(event_name)
