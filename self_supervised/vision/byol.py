@@ -179,7 +179,7 @@ class BYOLModel(nn.Module):
         self.began = _numbers_of(self.target)
 
     def load_state_dict(self, *args, **kwargs):
-        "Load weights; those of a run were trained on a learner's views, whatever is recorded of the weights before"
+        "Load weights; those of a run take the record of the learner's views in place of that of the weights before"
         result = super().load_state_dict(*args, **kwargs)
         nets = [o for o in (self.online, self.target) if o is not None]
         if self.views_record is None or self.began is None: return result
