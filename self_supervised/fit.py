@@ -204,6 +204,10 @@ def _recipe_for(opt_func):
     "Name the recipe for an optimizer of yours: those that divide by the gradient's noise need Adam's rates"
     opt = opt_func
     if not isinstance(opt, OptimWrapper): opt = opt_func([nn.Parameter(torch.zeros(1))], lr=0.)
+    if isinstance(opt, torch.optim.Optimizer):
+        name = type(opt).__name__
+        raise invalid(f'opt_func={name}', "is torch's, and a Learner takes fastai's",
+                      f'Pass opt_func=partial(OptimWrapper, opt=torch.optim.{name})', TypeError)
     if _adapts(opt): return 'lars'
     return 'adamw' if any('sqr_mom' in h for h in opt.hypers) else 'sgd'
 

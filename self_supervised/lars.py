@@ -191,6 +191,15 @@ class TorchWrapper(OptimWrapper):
     @property
     def hypers(self): return [Hypers(h, pg, self.bwd_map) for h,pg in zip(super().hypers, self.opt.param_groups)]
 
+    def load_state_dict(self,
+        sd:dict, # From `state_dict`
+    )->None:
+        "Load a state, or raise for that of another optimizer, which torch would take"
+        kinds = [{'betas','momentum'} & group.keys() for group in (*sd['param_groups'], self.opt.defaults)]
+        if any(kind!=kinds[-1] for kind in kinds):
+            raise invalid('state', f'is not of {type(self.opt).__name__}', 'Pass that of the same optimizer')
+        self.opt.load_state_dict(sd)
+
 # %% ../nbs/21_lars.ipynb #03c010
 class LARS(TorchWrapper):
     "LARS as published with BYOL, for fastai: an `opt_func`, and as good in a plain loop (arXiv:1708.03888)"

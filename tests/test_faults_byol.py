@@ -22,13 +22,14 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Adam
 from fastcore.foundation import L
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from self_supervised.augmentations import BicubicCrop, PerImage
 from self_supervised.callback.checkpoint import Checkpoint
+from self_supervised.callback.gentle import HeadsFirst, encoder_splitter
 from self_supervised.callback.guard import Guard
 from self_supervised.callback.health import Health
 from self_supervised.callback.probe import Probe
@@ -1323,3 +1324,38 @@ def test_views_of_numpy_are_float32():
     def by_numpy(x): return torch.from_numpy(x.numpy().astype('float64')*.9+.01*np.random.rand(*x.shape))
     learn = learner(augs=[by_numpy]*2); quiet(learn.fit, 1)
     assert {v.dtype for v in learn.byol.views(X[:4])}=={torch.float32} and learn.recorder.losses
+
+# Columns, rates and gradients, by habits of fastai's users
+
+@pytest.mark.parametrize('make', [partial(SaveModelCallback, 'spread'), partial(EarlyStoppingCallback, 'rank'), partial(ReduceLROnPlateau, 'knn_accuracy')])
+def test_what_watches_a_column_of_ours_lets_lr_find_get_preds_and_minutes_be(make, tmp_path):
+    "The column was missing there, and fastai ended with `tuple index out of range`"
+    learn = learner(dls(BS), path=tmp_path, cbs=[make(), Probe((X[:20],Y[:20]))])
+    quiet(learn.lr_find, num_it=3, show_plot=False, suggest_funcs=None); assert not list(learn.metrics)
+    learn.get_preds(); assert not list(learn.metrics) and not learn.health.rows and not learn.probe.seconds
+    quiet(learn.fit_byol, minutes=.005); assert learn.health.rows and not list(learn.metrics)
+
+@pytest.mark.parametrize('opt_func', [Adam, SGD, LARS])
+def test_an_interrupted_step_is_no_part_of_the_next_fit(opt_func):
+    "Its gradients were added to the next step, and moved weights that were frozen since"
+    class Stop(Callback):
+        def after_backward(self):
+            if self.train_iter: raise KeyboardInterrupt
+    learn = learner(opt_func=opt_func, wd=.1)
+    with pytest.raises(KeyboardInterrupt): quiet(learn.fit, 1, .1, cbs=Stop())
+    assert learn.model.encoder(X) is not None and any(p.grad is not None for p in learn.model.encoder.parameters())
+    was = weights_of(learn.model.encoder.requires_grad_(False))
+    quiet(learn.fit, 1, .1); assert torch.equal(weights_of(learn.model.encoder), was)
+
+@pytest.mark.parametrize('fit', [lambda learn: learn.fit(5, 1e-3), lambda learn: learn.fit_byol(5, 'adamw', lr=1e-3, cbs=GradientAccumulation(2*BS))])
+def test_the_encoder_rests_and_then_learns_with_and_without_a_schedule(fit):
+    "A fit without a schedule left its rate at 0 to the end"
+    moved = []
+    class Watch(Callback):
+        def before_fit(self): self.was = weights_of(self.learn.model.encoder)
+        def after_epoch(self):
+            now = weights_of(self.learn.model.encoder)
+            moved.append(not torch.equal(now, self.was))
+            self.was = now
+    learn = learner(splitter=encoder_splitter, cbs=[HeadsFirst(), Watch()])
+    quiet(fit, learn); assert moved==[False, False, True, True, True] and len({h['lr'] for h in learn.opt.hypers})==1

@@ -40,7 +40,7 @@ from self_supervised.transfer.legacy import load_old
 from self_supervised.transfer.onnx import export_onnx
 from self_supervised.transfer.segment import segment_learner, segmenter
 from self_supervised.transfer.weights import load_weights
-from self_supervised.vision.byol import byol_learner, create_byol_model, create_simsiam_model, embeddings, get_byol_aug_pipelines
+from self_supervised.vision.byol import BYOL, byol_learner, create_byol_model, create_simsiam_model, embeddings, get_byol_aug_pipelines
 
 GREY = dict(flip_p=0., jitter=False, bw=False, blur=False, solarize=False)
 STATS = [[.3],[.35]]
@@ -109,6 +109,24 @@ def test_weights_that_are_loaded_into_a_learner_find_its_record(tmp_path):
     learn.save('m')
     again = learner(path=tmp_path).load('m')
     assert torch.equal(embed(again.model.encoder, X[:40])[0], embed(learn.model.encoder, X[:40])[0])
+
+@pytest.mark.parametrize('create', [create_byol_model, create_simsiam_model])
+def test_weights_of_a_run_that_are_loaded_were_not_trained_as_published_ones(create, tmp_path):
+    "In a new process the record of the published weights, with which the run had begun, stayed"
+    def published(**kwargs): return learner(model=create(tiny(([.1],[.9])), 16, 8), path=tmp_path, **kwargs)
+    learn = published()
+    learn.fit(1)
+    learn.save('m')
+    again = published()
+    again.lr_find(num_it=4, show_plot=False)
+    assert again.model.encoder.meta['stats']==([.1],[.9])
+    again.load('m')
+    assert again.model.encoder.meta['stats']==STATS
+    assert torch.equal(embed(again.model.encoder, X[:40])[0], embed(learn.model.encoder, X[:40])[0])
+    if create is create_byol_model: assert torch.equal(embed(again.model.target.encoder, X[:40])[0], embed(learn.model.target.encoder, X[:40])[0])
+    ready = published()
+    ready.remove_cb(BYOL); ready.add_cb(BYOL())   # the loader brings the views
+    ready.load('m'); assert 'stats' not in record_of(ready.model.encoder)
 
 def test_a_resumed_run_records_too(tmp_path):
     "The process that goes on makes its encoder anew"

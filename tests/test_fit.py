@@ -233,6 +233,22 @@ def test_what_the_learner_was_given_is_used(capsys):
     assert fit(learn, 1, wd=.1).opt.hypers[0]['wd']==.1
     assert fit(learn, 1, 'lars').opt_func is LARS and fit(parts(opt_func=Adam), 1).opt_func is LARS
 
+def test_an_optimizer_of_torch_is_refused_with_the_way_to_wrap_it():
+    with pytest.raises(TypeError, match=r"opt_func=AdamW is torch's.*partial\(OptimWrapper, opt=torch.optim.AdamW\)"): parts(opt_func=torch.optim.AdamW).fit_byol(1)
+
+@pytest.mark.parametrize('there,here', [('adamw','lars'), ('lars','adamw'), ('sgd','adamw')])
+def test_the_state_of_another_optimizer_is_not_loaded(there, here, tmp_path):
+    "torch took it, and the next fit ended with `missing argument: 'eta'` or `KeyError: 'betas'`"
+    learn = fit(parts(path=tmp_path), 1, there)
+    learn.save('m')
+    fit(learn, 1, here)
+    with pytest.warns(UserWarning, match='Could not load the optimizer state'): learn.load('m')
+    fit(learn, 1, here); learn.save('m'); assert not [w for w in warned(learn.load, 'm') if 'optimizer' in w]
+
+def warned(f, *args):
+    with warnings.catch_warnings(record=True) as found: warnings.simplefilter('always'); f(*args)
+    return [str(w.message) for w in found]
+
 def test_the_momentum_of_a_run_within_an_epoch():
     "It is that for its steps, not for those of the whole epoch, in which the target would hardly move"
     assert byol_recipe(1, 128, n_items=10**6).m>.99 and byol_recipe(1, 128, n_items=10**6, n_steps=400).m==.9

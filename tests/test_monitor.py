@@ -523,3 +523,14 @@ def test_projections_that_are_equal_from_the_start_are_a_collapse():
     "A dead network ended the run with a division by zero"
     dead = [dict(spread=0., mean_cosine=0., rank=0., feature_rank=0., update=0.)]*2
     assert 'collapse' in symptoms(dead, dict(rank=0., feature_rank=0.))
+
+def test_another_network_has_a_beginning_of_its_own():
+    "Callbacks of one list watched two learners, and compared the second network with the first steps of the first"
+    probe,health = Probe(labelled),Health(n=16)
+    def fit(learn): learn.fit(1); return probe.before,health.before,health.first
+    first = fit(tiny(cbs=[probe,health]))
+    learn = tiny(cbs=[probe,health]); second = fit(learn)
+    assert all(a is not b for a,b in zip(first, second)) and len(probe.seconds)==4
+    assert all(a is b for a,b in zip(second, fit(learn)))   # the same network goes on
+    learn.model = tiny().model; learn.create_opt()
+    assert all(a is not b for a,b in zip(second, fit(learn)))

@@ -76,19 +76,30 @@ class MetricCallback(AttachedCallback):
     columns = ()               # names of the metrics
     added = ()                 # metrics that this callback has added for this fit
     latest = {}                # name → latest value
+    before = None              # metrics of the first steps, or before them, to compare with
+    looked_at = None           # network that `before` is of
 
     def detached(self, learn): self._remove_metrics(learn)
 
     def before_fit(self):
-        "Add the metrics, unless this is `lr_find` or `get_preds`: neither has epochs to report"
+        "Add the metrics; in `lr_find` and `get_preds` they get no values, but fastai's trackers look for their names"
         self._remove_metrics(self.learn)   # of a fit that was interrupted
+        self.added = [ValueMetric(partial(self.value, o), o) for o in self.columns]
+        self.learn.metrics = self.learn.metrics + self.added
         self.pause(any(hasattr(self.learn, o) for o in ('lr_finder','gather_preds')))
         if not self.run: return
         self.latest = {}
-        self.added = [ValueMetric(partial(self.value, o), o) for o in self.columns]
-        self.learn.metrics = self.learn.metrics + self.added
+        if self.looked_at not in (None,self.net): self.begin_anew()
+        self.looked_at = self.net
 
-    def after_fit(self): self._remove_metrics(self.learn)
+    def begin_anew(self)->None:
+        "Forget what another network was like at the beginning"
+        self.before = None
+
+    def __call__(self, event_name):
+        result = super().__call__(event_name)
+        if event_name=='after_fit': self._remove_metrics(self.learn)   # here, since it may be paused
+        return result
 
     def _remove_metrics(self, learn):
         "Leave `learn` with the metrics it had"

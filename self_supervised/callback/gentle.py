@@ -39,14 +39,20 @@ class HeadsFirst(Callback):
 
     def before_fit(self):
         n = len(self.opt.param_lists)
-        if n>1: return
-        raise invalid('learn.opt', f'has {counted(n, "group")} of parameters, and the encoder needs one of its own',
-                      'Pass splitter=encoder_splitter when you make the learner')
+        if n<2:
+            raise invalid('learn.opt', f'has {counted(n, "group")} of parameters, and the encoder needs one of its own',
+                          'Pass splitter=encoder_splitter when you make the learner')
+
+        self.rates = None   # those to put back after a batch, since not every fit has a schedule
 
     def before_batch(self):
         if not self.training or self.pct_train>=self.part: return
-        _,*rates = [h['lr'] for h in self.opt.hypers]
-        self.opt.set_hyper('lr', [0.,*rates])
+        self.rates = [h['lr'] for h in self.opt.hypers]
+        self.opt.set_hyper('lr', [0.,*self.rates[1:]])
+
+    def after_batch(self):
+        if self.rates: self.opt.set_hyper('lr', self.rates)
+        self.rates = None
 
 # %% ../../nbs/57_callback.gentle.ipynb #keep
 class KeepBatchNorm(Callback):

@@ -216,6 +216,10 @@ class Health(MetricCallback):
             cb.replaced = True
         self.replaced = False
 
+    def begin_anew(self):
+        super().begin_anew()
+        self.first = None
+
     def before_fit(self):
         self.fresh = True   # is the record that of the fit before?
         self.kept = Latest(self.n)

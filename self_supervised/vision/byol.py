@@ -151,6 +151,7 @@ class BYOLModel(nn.Module):
     "An online network, a predictor, and the target network that follows the online one"
     precision = nullcontext   # makes the context of each pass; `learn.to_bf16()` sets another for a fit
     views_seen = False        # has `loss` looked at the views of a loop of yours?
+    views_record = None       # facts of the views that a learner's `BYOL` shows it, as the encoder's record has them
     @checked
     def __init__(self,
         encoder:nn.Module, # (bs,c,h,w) → (bs,nf): the network to keep after training
@@ -163,7 +164,8 @@ class BYOLModel(nn.Module):
         self.online = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
         self.predictor = predictor
         self.target = None   # a network like `online`, or None for SimSiam
-        self.began = None    # numbers of the target as it was made; None once it has moved
+        # Numbers of the target, or of SimSiam's online network, as it was made; None once it has moved
+        self.began = _numbers_of(self.online)
         self.passed = ()     # of SimSiam: the views that passed last, their projections, and the weights' state
         if use_momentum: self.reset_target()
 
@@ -176,6 +178,17 @@ class BYOLModel(nn.Module):
         "Make the target a copy of the online network; float32, because a half-precision moving average stands still"
         self.target = copy_without_hooks(self.online).float().requires_grad_(False)
         self.began = _numbers_of(self.target)
+
+    def load_state_dict(self, *args, **kwargs):
+        "Load weights; those of a run take the record of the learner's views in place of that of the weights before"
+        result = super().load_state_dict(*args, **kwargs)
+        nets = [o for o in (self.online, self.target) if o is not None]
+        if self.views_record is None or self.began is None: return result
+        if torch.equal(_numbers_of(nets[-1]), self.began): return result   # as they were made: `lr_find` is over
+        for net in nets:
+            forget(net.encoder, 'stats')
+            remember(net.encoder, **self.views_record)
+        return result
 
     def forward(self,
         *views, # Two or more views, or a single batch
@@ -423,8 +436,10 @@ class BYOLSetup(AttachedCallback):
         self.former_loss = learn.loss_func
         self.own_loss = _loss_of(learn)
         learn.loss_func = self.own_loss
-        # One without a record is seen as it will be trained, also by `embed` before that, and after `learn.load`
-        if hasattr(learn.model, 'online') and 'stats' not in record_of(learn.model): self.record()
+        if hasattr(learn.model, 'online'):
+            learn.model.views_record = {} if self.augs is None else dict(stats=views_stats(self.augs))
+            # One without a record is seen as it will be trained, also by `embed` before that
+            if 'stats' not in record_of(learn.model): self.record()
         learn.add_cb(self.guard)
         if self.watch and not learn._grab_cbs(Health): learn.add_cb(self.watch)
         if num_distrib()>1:
@@ -446,6 +461,7 @@ class BYOLSetup(AttachedCallback):
         set_up_loggers(self.learn)
         if is_in_fit(self.learn): start_target(self.byol_model)
         self.guard.run = all(cb is self.guard for cb in self.learn._grab_cbs(Guard))   # one of your own replaces it
+        self.model.zero_grad()   # of a fit that was interrupted, as in `after_fit`
         keep_out_of_optimizer(self.byol_model.target, self.opt)
         self.n_trained = None
         self._check_optimizer()
