@@ -266,12 +266,13 @@ def _summary(r, opt_func, constant_predictor, yours):
     predictor = ' (predictor: constant)' if constant_predictor else ''
     return (f"{_opt_name(r, opt_func)}: lr {brief(r.lr)}{predictor}, weight decay {brief(r.wd)}, "
             f"target momentum {_momentum_text(r.m)}, warm-up {brief(r.warmup)} of {r.epochs} epochs, "
-            f"batch {r.bs}; {_origin(r, yours)}")
+            f"batch {r.bs}{_origin(r, yours)}")
 
 def _origin(r, yours):
-    "Tell which settings were passed and which are a recipe's"
-    if not yours: return f'from {r.source}'
-    return f"{', '.join(yours)} as passed, the rest from {r.source}"
+    "Tell which settings were passed and which are a recipe's, unless all that matter were passed"
+    if not yours: return f'; from {r.source}'
+    if {'lr','wd','m'}<={*yours}: return ''
+    return f"; {', '.join(yours)} as passed, the rest from {r.source}"
 
 def _opt_name(r, opt_func):
     "Return the name of the optimizer"

@@ -104,6 +104,7 @@ def test_the_printed_choice_tells_which_settings_are_yours(capsys):
     assert 'batch 16; from digits' in printed()
     assert 'batch 16; lr as passed, the rest from digits' in printed(lr=.001)
     assert 'batch 16; lr, m as passed, the rest from digits' in printed(lr=.001, m=.99)
+    assert printed(lr=.001, m=.99, wd=.1).strip().endswith('batch 16')
 
 def test_a_small_batch_is_named_with_the_options_of_the_command():
     learn = byol_learner(tensor_dls(digits()[0][:64], bs=16, seed=0), create_byol_model(tiny(), 16, 8), [lambda x: x]*2)
