@@ -643,6 +643,25 @@ def test_names_without_suffix_and_titles(kaggle):
     some_pictures('kaggle/train/id.png')
     for name in ('{}.png','train/{}.png'): assert labels('kaggle', table('l.csv', name.replace('{','train/{',1) if name[0]=='{' else name))['train/id.png'] is None
 
+@pytest.mark.parametrize('index', ['','Unnamed: 0'])
+def test_the_index_of_pandas_is_no_column_of_names(kaggle, index):
+    "Names without suffix were numbers, so that each picture got the label of another one, and others were held out"
+    order = np.random.default_rng(0).permutation(24).tolist()
+    def written(file, head, row, n=24):
+        Path(file).write_text('\n'.join([head, *(row(at,i) for at,i in enumerate(order[:n]))]))
+        return file
+    want = {f'{i}.png': kind(i) for i in range(24)}
+    for title,name in dict(label='{}', species='{}', kind='{}.png').items():
+        file = written('l.csv', f'{index},id,{title}', lambda at,i: f'{at},{name.format(i)},{kind(i)}')
+        assert labels('kaggle/train', file)==want
+    # names are the index of a series; a class may be called 3, as 3.png is
+    assert labels('kaggle/train', written('l.csv', f'{index},label', lambda at,i: f'{i},{kind(i)}'))==want
+    for head in ('label,id',f'{index},label'):
+        assert labels('kaggle/train', written('l.csv', head, lambda at,i: f'{i%3},{i}' if head=='label,id' else f'{i},{i%3}'))=={f'{i}.png': str(i%3) for i in range(24)}
+    assert held(written('h.csv', f'{index},id', lambda at,i: f'{at},{i}', 6))=={f'{i}.png' for i in order[:6]}
+    written('l.csv', 'row,id,label', lambda at,i: f'{at},{i},{kind(i)}')
+    with pytest.raises(ValueError, match="l.csv' names pictures in 'row' and others in 'id', e.g. .* Leave one of the columns out"): labels('kaggle/train')
+
 @pytest.mark.parametrize('option', [dict(init=''), dict(views='', no_flip=True), dict(path=''), dict(folder=''), dict(out='')])
 def test_an_empty_option_of_a_shell_variable_that_is_not_set(here, option):
     "It was taken for none, and the run began from chance"

@@ -33,7 +33,7 @@ from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import (
     Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text)
-from .lists import PictureNames, real_place
+from .lists import PictureNames, is_title, real_place
 from .options import how_to_read, listed_pictures
 
 # %% ../../nbs/83_cli.pictures.ipynb #labels
@@ -172,6 +172,7 @@ def _labels_in_csv(file, column, named):
 def _label_column(titles, column, names, file, given):
     "Return the place of the column with labels"
     others = [o for i,o in enumerate(titles) if i!=names]
+    others = list(filter(is_title, others)) or others
     if column is None and len(others)>1: column = next((o for o in others if o.lower() in ('label','class')), None)
     elif column is None and others: column = others[0]
     if others.count(column)==1: return next(i for i,o in enumerate(titles) if o==column and i!=names)
