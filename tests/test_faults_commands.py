@@ -822,3 +822,26 @@ def test_held_out_names_with_accents_are_found_in_a_copy(tmp_path, monkeypatch):
     assert set(names).isdisjoint(there)
     for held,items in ((names[:3],there), (there[:3],names)):
         assert pictures.is_held_out('copy', [f'copy/{o}' for o in items], held, 'pics')==[True]*3+[False]*5
+
+@pytest.mark.parametrize('labels', [None,'l.csv'])
+def test_the_part_that_a_run_held_out_may_be_all_there_is(kaggle, labels, capsys, monkeypatch):
+    "`byol_evaluate RUN data/test` ended with 'the source has no labels', and they were all there"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    some_pictures(*(f'd/{part}/{c}/{i}.png' for part in ('train','test') for c in ('cat','dog') for i in range(15)))
+    Path('run').mkdir()
+    Path('e.safetensors').rename('run/encoder.safetensors')
+    files = [o.removeprefix('d/') for o in files_of('d/test')]
+    Path('run/held_out.csv').write_text('\n'.join(files))
+    Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='d', views={}, holdout='test'))))
+    Path('l.csv').write_text('\n'.join(['name,label', *(f'd/{o},{o.split("/")[1]}' for o in files)]))
+    for f in (partial(evaluate.evaluate_pictures, draws=2), partial(finetune.finetune, epochs=1, progress=False)):
+        f('run', 'd/test', labels=labels, workers=0)
+        assert 'the 30 pictures that run held out have all the labels here, and others are needed to learn from: a part is drawn by chance' in capsys.readouterr().out
+    evaluate.evaluate_pictures('run', 'd', labels=labels, workers=0, draws=2)
+    assert ('a part is drawn' in capsys.readouterr().out)==(labels is not None)   # the file has none for the others
+
+def test_a_part_without_labels_is_no_test(kaggle):
+    "It was to be larger"
+    some_pictures(*(f'd/train/{c}/{i}.png' for c in ('cat','dog') for i in range(6)), *(f'd/test/{i}.png' for i in range(6)))
+    for f in (evaluate.evaluate_pictures, finetune.finetune):
+        with pytest.raises(ValueError, match="valid='test' holds out no picture with a label"): f(kaggle, 'd', valid='test', workers=0)

@@ -1137,3 +1137,14 @@ def test_rows_of_one_picture_are_in_one_part(tmp_path, table, check):
         assert not train & valid and len(train | valid)==10 and len(dls.train_ds)+len(dls.valid_ds)==25 and valid
     again = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=.3, workers=0, check=check)
     assert [*map(os.fspath, again.valid_ds.items)]==[*map(os.fspath, once.valid_ds.items)] and len(once.valid_ds)==3
+
+@pytest.mark.parametrize('form', [int,float,str])
+def test_folds_are_no_parts(tmp_path, table, form):
+    "Of five folds the first was trained on, the second held out, and the others were left out"
+    table['fold'] = [form(i%5) for i in range(len(table))]
+    how = dict(n_in=1, bs=2, column='name', folder=tmp_path/'pics', workers=0)
+    with pytest.raises(ValueError, match="valid='fold' is a column with '0.*'4.*Write 'train' and 'valid'"): image_dls(table, valid='fold', **how)
+    table['fold'] = (table.fold.map(float)==1).map(form)
+    assert len(image_dls(table, valid='fold', **how).valid_ds)==2
+    table['fold'] = table.fold.where(table.index!=0)   # an empty cell is in no part
+    assert len(image_dls(table, valid='fold', **how).train_ds)==7

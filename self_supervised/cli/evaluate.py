@@ -72,6 +72,8 @@ def labelled_items(
     if n==n_all:
         problem = 'has no picture with a label'
         raise invalid(f'path={str(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+    if isinstance(valid, str) and all(split.labels[i] is None for i in split.held):
+        raise invalid(f'{valid=}', 'holds out no picture with a label, and a test needs them', 'Name another part')
     items,label,held = of_split(split)
     if n: print(f'{n} of {n_all} pictures without a label: left out')
     items.left_out = every.left_out
@@ -180,12 +182,13 @@ def flip_of_run(
     return read_settings(run/'settings.json')['views'].get('flip_p', .5)
 
 def _recorded_split(s, names, run, trained_on):
-    "Split as a run has done it; None if none of its pictures is there"
+    "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
     items = run_pictures(s)
     held = is_held_out(s.path, items, names, trained_on)
-    print(_which_part(sum(held), len(names), s.path, run, trained_on))
-    if not any(held): return None
     labels = labels_of(s, items)
+    labelled = {out for out,label in zip(held, labels) if label is not None}
+    print(_which_part(sum(held), len(names), s.path, run, trained_on, labelled!={True}))
+    if not any(held) or labelled=={True}: return None
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)
     judged = (train & test)-{None}
@@ -193,14 +196,15 @@ def _recorded_split(s, names, run, trained_on):
     if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
     return Split(items, [o if o in judged else None for o in labels], *parts)
 
-def _which_part(n, of, path, run, trained_on):
-    "Describe the pictures to test on"
+def _which_part(n, of, path, run, trained_on, teach):
+    "Describe the pictures to test on; `teach`: are there labels of others to learn from?"
     same = as_place(path)==as_place(trained_on)
     elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
     if not of: return f'{elsewhere}: a part is drawn by chance'
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, a part is drawn by chance'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
+    if not teach: return f'{found} have all the labels here, and others are needed to learn from: a part is drawn by chance'
     return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'
 
 # %% ../../nbs/94_cli.evaluate.ipynb #fractions

@@ -104,7 +104,9 @@ def parts_by_column(
     meaning = _meaning(words, name)
     parts = [[i for i,o in enumerate(words) if meaning.get(o)==part] for part in ('train','valid')]
     others = sorted({o for o in words if o not in _words})
-    if not all(parts):
+    # Of the numbers of folds, 0 and 1 are no more than the others
+    are_folds = any(re.fullmatch(r'-?\d+(\.0)?', o) for o in others) and not _flags.isdisjoint(words)
+    if are_folds or not all(parts):
         raise invalid(f'valid={name!r}', f"is a column with {', '.join(map(repr, sorted(set(words))[:10]))}",
                       "Write 'train' and 'valid', or False and True, into it, at least once each")
     n_others = len(words)-sum(map(len, parts))
