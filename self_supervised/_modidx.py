@@ -2247,6 +2247,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._is_blank': ( 'data.sources.html#_is_blank',
                                                                                           'self_supervised/data/sources.py'),
+                                              'self_supervised.data.sources._is_figure': ( 'data.sources.html#_is_figure',
+                                                                                           'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._is_hidden': ( 'data.sources.html#_is_hidden',
                                                                                            'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._is_hidden_below': ( 'data.sources.html#_is_hidden_below',

@@ -845,3 +845,18 @@ def test_a_part_without_labels_is_no_test(kaggle):
     some_pictures(*(f'd/train/{c}/{i}.png' for c in ('cat','dog') for i in range(6)), *(f'd/test/{i}.png' for i in range(6)))
     for f in (evaluate.evaluate_pictures, finetune.finetune):
         with pytest.raises(ValueError, match="valid='test' holds out no picture with a label"): f(kaggle, 'd', valid='test', workers=0)
+
+def test_figures_of_a_run_are_no_pictures(here, capsys):
+    "`cd pics; byol_pretrain .`: the next command took the figures in runs/byol for pictures"
+    for folder,source in (('pics','.'),('.','**/*.png')):
+        os.chdir(here/folder)
+        before = options.listed_pictures(source, {})
+        pretrain.pretrain(source, 'runs/byol', **SMALL)
+        drawn = sorted(str(o.relative_to('runs/byol')) for o in Path('runs/byol').rglob('*.png'))
+        assert drawn==['embedding.png','neighbors.png','views.png']
+        items = options.listed_pictures(source, {})
+        assert list(items)==list(before) and items.left_out['.png of a run']>=3
+        assert len(image_dls(source, n_in=1, bs=8, workers=0, label_func=parent_label).vocab)==2
+        assert options.listed_pictures('runs/byol/views.png', {})==[Path('runs/byol/views.png')]
+    Path('pics/views.png').write_bytes(Path('pics/train/3').glob('*.png').__next__().read_bytes())   # beside no settings
+    assert Path('pics/views.png') in options.listed_pictures('pics', {})
