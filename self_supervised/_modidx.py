@@ -1907,6 +1907,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'self_supervised/data/images.py'),
                                              'self_supervised.data.images._tell': ( 'data.images.html#_tell',
                                                                                     'self_supervised/data/images.py'),
+                                             'self_supervised.data.images._with_all_classes': ( 'data.images.html#_with_all_classes',
+                                                                                                'self_supervised/data/images.py'),
                                              'self_supervised.data.images._with_copies': ( 'data.images.html#_with_copies',
                                                                                            'self_supervised/data/images.py'),
                                              'self_supervised.data.images._with_labels': ( 'data.images.html#_with_labels',

@@ -1148,3 +1148,19 @@ def test_folds_are_no_parts(tmp_path, table, form):
     assert len(image_dls(table, valid='fold', **how).valid_ds)==2
     table['fold'] = table.fold.where(table.index!=0)   # an empty cell is in no part
     assert len(image_dls(table, valid='fold', **how).train_ds)==7
+
+@pytest.mark.parametrize('seed', [42,0,1])
+def test_chance_holds_out_no_class_as_a_whole(tmp_path, seed):
+    "With few pictures of many classes the call ended with an error, for most seeds"
+    rows = pd.DataFrame(dict(name=[f'{i}.png' for i in range(200)], kind=[f'k{i//2}' for i in range(200)]))
+    for o in rows.name: Image.new('L', (4,4)).save(tmp_path/o)
+    how = dict(column='name', folder=tmp_path, valid=.3, seed=seed, workers=0, bs=2)
+    for table in (rows, pd.concat([rows,rows.assign(kind='all')], ignore_index=True)):
+        dls,plain = image_dls(table, label_func='kind', **how),image_dls(table, **how)
+        train,held = ({os.fspath(o) for o in dl.items} for dl in (dls.train_ds,dls.valid_ds))
+        assert {o.label for o in dls.train_ds.items}==set(table.kind) and not train & held
+        was = {os.fspath(o) for o in plain.valid_ds.items}
+        assert held<was and len(was-held)==len({o[1] for o in rows.values if all(os.fspath(tmp_path/n) in was for n in rows.name[rows.kind==o[1]])})
+    whole = image_dls(rows, label_func=lambda o: 'ab'[int(o.stem)%2], **how)   # every class is there: the part is as without labels
+    assert [*map(os.fspath, whole.valid_ds.items)]==[*map(os.fspath, image_dls(rows, **how).valid_ds.items)]
+    with pytest.raises(ValueError, match='valid holds out a class as a whole'): image_dls(rows, label_func='kind', **how | dict(valid=[0,1]))
