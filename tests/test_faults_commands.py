@@ -860,3 +860,28 @@ def test_figures_of_a_run_are_no_pictures(here, capsys):
         assert options.listed_pictures('runs/byol/views.png', {})==[Path('runs/byol/views.png')]
     Path('pics/views.png').write_bytes(Path('pics/train/3').glob('*.png').__next__().read_bytes())   # beside no settings
     assert Path('pics/views.png') in options.listed_pictures('pics', {})
+
+def test_an_encoder_that_was_moved_knows_whether_its_views_were_mirrored(here, monkeypatch):
+    "A file of its own was taken for one of mirrored pictures: letters and digits were trained on mirrored"
+    class Reached(Exception): pass
+    def stop(*args, flip_p, **kwargs): raise Reached(flip_p)
+    for o in (finetune,evaluate): monkeypatch.setattr(o, 'crop_and_flip', stop)
+    first,_,out = pretrain.pretrain('pics', views=dict(flip_p=0.), **SMALL)
+    pretrain.pretrain('pics', init=out/'encoder.safetensors', out='again', **{k: v for k,v in SMALL.items() if k!='arch'})
+    for file,flip_p in ((out/'encoder.safetensors',0.), (Path('again/encoder.safetensors'),.5), (Path('again/start.safetensors'),.5)):
+        moved = file.rename('moved.safetensors')
+        for f in (partial(finetune.finetune, progress=False), partial(evaluate.evaluate_pictures, full=True, draws=1, seeds=1)):
+            with pytest.raises(Reached) as e: f(moved, 'pics', workers=0)
+            assert e.value.args==(flip_p,)
+
+def test_a_part_is_named_by_its_path_as_well(tmp_path, monkeypatch):
+    "A shell completes `--holdout data/valid/`, which was 'no folder with pictures in it'"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'd/{part}/{c}/{i}.png' for part in ('train','valid') for c in ('cat','dog') for i in range(3)))
+    want = {f'valid/{c}/{i}.png' for c in ('cat','dog') for i in range(3)}
+    for name in ('valid','d/valid','d/valid/','./d/valid', str(tmp_path/'d/valid')): assert held(name, 'd')==want
+    assert held('d/valid/cat,d/valid/dog', 'd')==want and len(held('d/valid/cat', 'd'))==3
+    monkeypatch.chdir('d')
+    assert held('valid/', '../d')==want
+    assert [*map(len, evaluate.labelled_items('.', None, 'valid/', {})[::2])]==[12,6]
+    with pytest.raises(ValueError, match="holdout='nowhere/' is no part"): held('nowhere/', '.')

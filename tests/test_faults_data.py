@@ -1164,3 +1164,8 @@ def test_chance_holds_out_no_class_as_a_whole(tmp_path, seed):
     whole = image_dls(rows, label_func=lambda o: 'ab'[int(o.stem)%2], **how)   # every class is there: the part is as without labels
     assert [*map(os.fspath, whole.valid_ds.items)]==[*map(os.fspath, image_dls(rows, **how).valid_ds.items)]
     with pytest.raises(ValueError, match='valid holds out a class as a whole'): image_dls(rows, label_func='kind', **how | dict(valid=[0,1]))
+
+def test_both_parts_of_a_splitter_are_refused_in_one_line(tmp_path, table):
+    "Of different lengths they ended in an error of NumPy"
+    with pytest.raises(ValueError, match=r'valid=.* is no list of positions. Pass the positions of one part'):
+        image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=([0,1,2],[3]), workers=0)

@@ -30,7 +30,7 @@ from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
-from ..transfer.encoder_file import load_encoder
+from ..transfer.encoder_file import encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .lists import real_place
@@ -174,12 +174,15 @@ def has_record(
     return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
 def flip_of_run(
-    run:Path, # Folder of an encoder's file
+    encoder:Path, # Encoder's file
     flip_p:float|None=None, # Probability that was passed
 )->float: # `flip_p`, or the probability of the run's views, or 0.5
     "Choose how often a classifier's pictures are mirrored: never where the run's views never were"
-    if flip_p is not None or not has_record(run): return .5 if flip_p is None else flip_p
-    return read_settings(run/'settings.json')['views'].get('flip_p', .5)
+    if flip_p is None: flip_p = encoder_info(encoder).get('flip_p')
+    if flip_p is not None: return flip_p
+    # Older files do not tell
+    run = encoder.parent
+    return read_settings(run/'settings.json')['views'].get('flip_p', .5) if has_record(run) else .5
 
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
@@ -321,7 +324,7 @@ def evaluate_pictures(
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)
     res = compare_parts(feats, n, draws)
     if not full: return res
-    kwargs['flip_p'] = flip_of_run(encoder.parent, kwargs.get('flip_p'))
+    kwargs['flip_p'] = flip_of_run(encoder, kwargs.get('flip_p'))
     both = published_protocols(net, train, test, vocab, size, stats, seeds, progress=progress, **kwargs)
     _,train_y = feats['encoder'][0]
     return _beside(res, both, len(train_y), seeds)

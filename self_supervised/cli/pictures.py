@@ -253,6 +253,10 @@ def _named_in(s, items, labels, holdout, option):
     if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
     folders = {o.strip() for o in holdout.split(',')}
     among = [folders & set(Path(name).parts[:-1]) for name in names]
+    # By path, such as data/valid/
+    for folder in filter(os.path.isdir, folders):
+        begin = os.path.join(os.path.realpath(folder), '')
+        among = [o | {folder} if real_place(item).startswith(begin) else o for o,item in zip(among, items)]
     empty = sorted(folders.difference(*among))
     if empty and any(among):
         warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
