@@ -207,7 +207,8 @@ def _which_part(n, of, path, run, trained_on, teach):
     if not of: return f'{elsewhere}: a part is drawn by chance'
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, a part is drawn by chance'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
-    if not teach: return f'{found} have all the labels here, and others are needed to learn from: a part is drawn by chance'
+    alone = 'have all the labels here, and others are needed to learn from: a part is drawn by chance'
+    if not teach: return f'{found} {alone}'
     return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'
 
 # %% ../../nbs/94_cli.evaluate.ipynb #fractions

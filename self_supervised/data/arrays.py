@@ -168,8 +168,8 @@ def positions(
     if not isinstance(idxs, Tensor):
         try: idxs = torch.as_tensor(np.array(idxs))
         except (ValueError, TypeError, RuntimeError) as e:   # e.g. both parts that a splitter of fastai returns
-            problem = 'is no list of positions'
-            raise invalid(f'{name}={brief_repr(idxs)}', problem, 'Pass the positions of one part, e.g. splits[1]') from e
+            fix = 'Pass the positions of one part, e.g. splits[1]'
+            raise invalid(f'{name}={brief_repr(idxs)}', 'is no list of positions', fix) from e
     if idxs.numel()==0: return torch.zeros(0, dtype=torch.long)
     given = f'{name}, {len(idxs)} entries of type {idxs.dtype},'
     if idxs.dtype==torch.bool:
