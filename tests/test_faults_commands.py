@@ -643,6 +643,26 @@ def test_names_without_suffix_and_titles(kaggle):
     some_pictures('kaggle/train/id.png')
     for name in ('{}.png','train/{}.png'): assert labels('kaggle', table('l.csv', name.replace('{','train/{',1) if name[0]=='{' else name))['train/id.png'] is None
 
+@pytest.mark.parametrize('index', ['','Unnamed: 0'])
+def test_the_index_of_pandas_is_no_column_of_names(kaggle, index):
+    "Names without suffix were numbers, so that each picture got the label of another one, and others were held out"
+    order = np.random.default_rng(0).permutation(24).tolist()
+    def written(file, head, row, n=24):
+        Path(file).write_text('\n'.join([head, *(row(at,i) for at,i in enumerate(order[:n]))]))
+        return file
+    want = {f'{i}.png': kind(i) for i in range(24)}
+    for title,name in dict(label='{}', species='{}', kind='{}.png').items():
+        file = written('l.csv', f'{index},id,{title}', lambda at,i: f'{at},{name.format(i)},{kind(i)}')
+        assert labels('kaggle/train', file)==want
+    # names are the index of a series; a class may be called 3, as 3.png is
+    assert labels('kaggle/train', written('l.csv', f'{index},label', lambda at,i: f'{i},{kind(i)}'))==want
+    numbers = {f'{i}.png': str(i%3) for i in range(24)}
+    assert labels('kaggle/train', written('l.csv', 'label,id', lambda at,i: f'{i%3},{i}'))==numbers
+    assert labels('kaggle/train', written('l.csv', f'{index},label', lambda at,i: f'{i},{i%3}'))==numbers
+    assert held(written('h.csv', f'{index},id', lambda at,i: f'{at},{i}', 6))=={f'{i}.png' for i in order[:6]}
+    written('l.csv', 'row,id,label', lambda at,i: f'{at},{i},{kind(i)}')
+    with pytest.raises(ValueError, match="l.csv' names pictures in 'row' and others in 'id', e.g. .* Leave one of the columns out"): labels('kaggle/train')
+
 @pytest.mark.parametrize('option', [dict(init=''), dict(views='', no_flip=True), dict(path=''), dict(folder=''), dict(out='')])
 def test_an_empty_option_of_a_shell_variable_that_is_not_set(here, option):
     "It was taken for none, and the run began from chance"
@@ -803,3 +823,67 @@ def test_held_out_names_with_accents_are_found_in_a_copy(tmp_path, monkeypatch):
     assert set(names).isdisjoint(there)
     for held,items in ((names[:3],there), (there[:3],names)):
         assert pictures.is_held_out('copy', [f'copy/{o}' for o in items], held, 'pics')==[True]*3+[False]*5
+
+@pytest.mark.parametrize('labels', [None,'l.csv'])
+def test_the_part_that_a_run_held_out_may_be_all_there_is(kaggle, labels, capsys, monkeypatch):
+    "`byol_evaluate RUN data/test` ended with 'the source has no labels', and they were all there"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    some_pictures(*(f'd/{part}/{c}/{i}.png' for part in ('train','test') for c in ('cat','dog') for i in range(15)))
+    Path('run').mkdir()
+    Path('e.safetensors').rename('run/encoder.safetensors')
+    files = [o.removeprefix('d/') for o in files_of('d/test')]
+    Path('run/held_out.csv').write_text('\n'.join(files))
+    Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='d', views={}, holdout='test'))))
+    Path('l.csv').write_text('\n'.join(['name,label', *(f'd/{o},{o.split("/")[1]}' for o in files)]))
+    for f in (partial(evaluate.evaluate_pictures, draws=2), partial(finetune.finetune, epochs=1, progress=False)):
+        f('run', 'd/test', labels=labels, workers=0)
+        said = 'the 30 pictures that run held out have all the labels here, and others are needed to learn from: a part is drawn by chance'
+        assert said in capsys.readouterr().out
+    evaluate.evaluate_pictures('run', 'd', labels=labels, workers=0, draws=2)
+    assert ('a part is drawn' in capsys.readouterr().out)==(labels is not None)   # the file has none for the others
+
+def test_a_part_without_labels_is_no_test(kaggle):
+    "It was to be larger"
+    some_pictures(*(f'd/train/{c}/{i}.png' for c in ('cat','dog') for i in range(6)), *(f'd/test/{i}.png' for i in range(6)))
+    for f in (evaluate.evaluate_pictures, finetune.finetune):
+        with pytest.raises(ValueError, match="valid='test' holds out no picture with a label"): f(kaggle, 'd', valid='test', workers=0)
+
+def test_figures_of_a_run_are_no_pictures(here, capsys):
+    "`cd pics; byol_pretrain .`: the next command took the figures in runs/byol for pictures"
+    for folder,source in (('pics','.'),('.','**/*.png')):
+        os.chdir(here/folder)
+        before = options.listed_pictures(source, {})
+        pretrain.pretrain(source, 'runs/byol', **SMALL)
+        drawn = sorted(str(o.relative_to('runs/byol')) for o in Path('runs/byol').rglob('*.png'))
+        assert drawn==['embedding.png','neighbors.png','views.png']
+        items = options.listed_pictures(source, {})
+        assert list(items)==list(before) and items.left_out['.png of a run']>=3
+        assert len(image_dls(source, n_in=1, bs=8, workers=0, label_func=parent_label).vocab)==2
+        assert options.listed_pictures('runs/byol/views.png', {})==[Path('runs/byol/views.png')]
+    Path('pics/views.png').write_bytes(Path('pics/train/3').glob('*.png').__next__().read_bytes())   # beside no settings
+    assert Path('pics/views.png') in options.listed_pictures('pics', {})
+
+def test_an_encoder_that_was_moved_knows_whether_its_views_were_mirrored(here, monkeypatch):
+    "A file of its own was taken for one of mirrored pictures: letters and digits were trained on mirrored"
+    class Reached(Exception): pass
+    def stop(*args, flip_p, **kwargs): raise Reached(flip_p)
+    for o in (finetune,evaluate): monkeypatch.setattr(o, 'crop_and_flip', stop)
+    first,_,out = pretrain.pretrain('pics', views=dict(flip_p=0.), **SMALL)
+    pretrain.pretrain('pics', init=out/'encoder.safetensors', out='again', **{k: v for k,v in SMALL.items() if k!='arch'})
+    for file,flip_p in ((out/'encoder.safetensors',0.), (Path('again/encoder.safetensors'),.5), (Path('again/start.safetensors'),.5)):
+        moved = file.rename('moved.safetensors')
+        for f in (partial(finetune.finetune, progress=False), partial(evaluate.evaluate_pictures, full=True, draws=1, seeds=1)):
+            with pytest.raises(Reached) as e: f(moved, 'pics', workers=0)
+            assert e.value.args==(flip_p,)
+
+def test_a_part_is_named_by_its_path_as_well(tmp_path, monkeypatch):
+    "A shell completes `--holdout data/valid/`, which was 'no folder with pictures in it'"
+    monkeypatch.chdir(tmp_path)
+    some_pictures(*(f'd/{part}/{c}/{i}.png' for part in ('train','valid') for c in ('cat','dog') for i in range(3)))
+    want = {f'valid/{c}/{i}.png' for c in ('cat','dog') for i in range(3)}
+    for name in ('valid','d/valid','d/valid/','./d/valid', str(tmp_path/'d/valid')): assert held(name, 'd')==want
+    assert held('d/valid/cat,d/valid/dog', 'd')==want and len(held('d/valid/cat', 'd'))==3
+    monkeypatch.chdir('d')
+    assert held('valid/', '../d')==want
+    assert [*map(len, evaluate.labelled_items('.', None, 'valid/', {})[::2])]==[12,6]
+    with pytest.raises(ValueError, match="holdout='nowhere/' is no part"): held('nowhere/', '.')

@@ -1137,3 +1137,35 @@ def test_rows_of_one_picture_are_in_one_part(tmp_path, table, check):
         assert not train & valid and len(train | valid)==10 and len(dls.train_ds)+len(dls.valid_ds)==25 and valid
     again = image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=.3, workers=0, check=check)
     assert [*map(os.fspath, again.valid_ds.items)]==[*map(os.fspath, once.valid_ds.items)] and len(once.valid_ds)==3
+
+@pytest.mark.parametrize('form', [int,float,str])
+def test_folds_are_no_parts(tmp_path, table, form):
+    "Of five folds the first was trained on, the second held out, and the others were left out"
+    table['fold'] = [form(i%5) for i in range(len(table))]
+    how = dict(n_in=1, bs=2, column='name', folder=tmp_path/'pics', workers=0)
+    with pytest.raises(ValueError, match="valid='fold' is a column with '0.*'4.*Write 'train' and 'valid'"): image_dls(table, valid='fold', **how)
+    table['fold'] = (table.fold.map(float)==1).map(form)
+    assert len(image_dls(table, valid='fold', **how).valid_ds)==2
+    table['fold'] = table.fold.where(table.index!=0)   # an empty cell is in no part
+    assert len(image_dls(table, valid='fold', **how).train_ds)==7
+
+@pytest.mark.parametrize('seed', [42,0,1])
+def test_chance_holds_out_no_class_as_a_whole(tmp_path, seed):
+    "With few pictures of many classes the call ended with an error, for most seeds"
+    rows = pd.DataFrame(dict(name=[f'{i}.png' for i in range(200)], kind=[f'k{i//2}' for i in range(200)]))
+    for o in rows.name: Image.new('L', (4,4)).save(tmp_path/o)
+    how = dict(column='name', folder=tmp_path, valid=.3, seed=seed, workers=0, bs=2)
+    for table in (rows, pd.concat([rows,rows.assign(kind='all')], ignore_index=True)):
+        dls,plain = image_dls(table, label_func='kind', **how),image_dls(table, **how)
+        train,held = ({os.fspath(o) for o in dl.items} for dl in (dls.train_ds,dls.valid_ds))
+        assert {o.label for o in dls.train_ds.items}==set(table.kind) and not train & held
+        was = {os.fspath(o) for o in plain.valid_ds.items}
+        assert held<was and len(was-held)==len({o[1] for o in rows.values if all(os.fspath(tmp_path/n) in was for n in rows.name[rows.kind==o[1]])})
+    whole = image_dls(rows, label_func=lambda o: 'ab'[int(o.stem)%2], **how)   # every class is there: the part is as without labels
+    assert [*map(os.fspath, whole.valid_ds.items)]==[*map(os.fspath, image_dls(rows, **how).valid_ds.items)]
+    with pytest.raises(ValueError, match='valid holds out a class as a whole'): image_dls(rows, label_func='kind', **how | dict(valid=[0,1]))
+
+def test_both_parts_of_a_splitter_are_refused_in_one_line(tmp_path, table):
+    "Of different lengths they ended in an error of NumPy"
+    with pytest.raises(ValueError, match=r'valid=.* is no list of positions. Pass the positions of one part'):
+        image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=([0,1,2],[3]), workers=0)

@@ -30,7 +30,7 @@ from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
-from ..transfer.encoder_file import load_encoder
+from ..transfer.encoder_file import encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .lists import real_place
@@ -72,6 +72,8 @@ def labelled_items(
     if n==n_all:
         problem = 'has no picture with a label'
         raise invalid(f'path={str(path)!r}', problem, 'Pass one with a folder of pictures per label, or labels')
+    if isinstance(valid, str) and all(split.labels[i] is None for i in split.held):
+        raise invalid(f'{valid=}', 'holds out no picture with a label, and a test needs them', 'Name another part')
     items,label,held = of_split(split)
     if n: print(f'{n} of {n_all} pictures without a label: left out')
     items.left_out = every.left_out
@@ -172,20 +174,24 @@ def has_record(
     return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
 
 def flip_of_run(
-    run:Path, # Folder of an encoder's file
+    encoder:Path, # Encoder's file
     flip_p:float|None=None, # Probability that was passed
 )->float: # `flip_p`, or the probability of the run's views, or 0.5
     "Choose how often a classifier's pictures are mirrored: never where the run's views never were"
-    if flip_p is not None or not has_record(run): return .5 if flip_p is None else flip_p
-    return read_settings(run/'settings.json')['views'].get('flip_p', .5)
+    if flip_p is None: flip_p = encoder_info(encoder).get('flip_p')
+    if flip_p is not None: return flip_p
+    # Older files do not tell
+    run = encoder.parent
+    return read_settings(run/'settings.json')['views'].get('flip_p', .5) if has_record(run) else .5
 
 def _recorded_split(s, names, run, trained_on):
-    "Split as a run has done it; None if none of its pictures is there"
+    "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
     items = run_pictures(s)
     held = is_held_out(s.path, items, names, trained_on)
-    print(_which_part(sum(held), len(names), s.path, run, trained_on))
-    if not any(held): return None
     labels = labels_of(s, items)
+    labelled = {out for out,label in zip(held, labels) if label is not None}
+    print(_which_part(sum(held), len(names), s.path, run, trained_on, labelled!={True}))
+    if not any(held) or labelled=={True}: return None
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)
     judged = (train & test)-{None}
@@ -193,14 +199,16 @@ def _recorded_split(s, names, run, trained_on):
     if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
     return Split(items, [o if o in judged else None for o in labels], *parts)
 
-def _which_part(n, of, path, run, trained_on):
-    "Describe the pictures to test on"
+def _which_part(n, of, path, run, trained_on, teach):
+    "Describe the pictures to test on; `teach`: are there labels of others to learn from?"
     same = as_place(path)==as_place(trained_on)
     elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
     if not of: return f'{elsewhere}: a part is drawn by chance'
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, a part is drawn by chance'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
+    alone = 'have all the labels here, and others are needed to learn from: a part is drawn by chance'
+    if not teach: return f'{found} {alone}'
     return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'
 
 # %% ../../nbs/94_cli.evaluate.ipynb #fractions
@@ -317,7 +325,7 @@ def evaluate_pictures(
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)
     res = compare_parts(feats, n, draws)
     if not full: return res
-    kwargs['flip_p'] = flip_of_run(encoder.parent, kwargs.get('flip_p'))
+    kwargs['flip_p'] = flip_of_run(encoder, kwargs.get('flip_p'))
     both = published_protocols(net, train, test, vocab, size, stats, seeds, progress=progress, **kwargs)
     _,train_y = feats['encoder'][0]
     return _beside(res, both, len(train_y), seeds)

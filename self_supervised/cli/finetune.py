@@ -494,7 +494,7 @@ def finetune(
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
              size=size, n_in=spec['n_in'], compare=compare, workers=workers, seed=seed,
-             flip_p=flip_of_run(encoder.parent, flip_p),
+             flip_p=flip_of_run(encoder, flip_p),
              reading=as_in_run(encoder.parent, path, reading_options_of(encoder, reading)))
     check_finetune(s)
     check_not_empty(out=out, path=path)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/79_cli.lists.ipynb #imports
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from unicodedata import normalize
@@ -70,17 +71,39 @@ class PictureNames:
         rows:list, # Result of `read_rows`
     )->tuple: # A row of titles, or None; the other rows; and the column with the names
         "Find the column with the names, and tell whether the first row has titles"
-        at = self._column_of(rows, stems=False)
+        at = self._column_of(rows, rows[0], stems=False)
         is_name = any(map(self.is_named, rows[0]))
         if at is None:   # names may have no suffix, in the first row as well
-            at = self._column_of(rows[1:] or rows, stems=True)
+            at = self._column_of(rows[1:] or rows, rows[0], stems=True)
             is_name = at is not None and self.is_named(rows[0][at], stems=True)
         at = at or 0
         return (None,rows,at) if is_name else (rows[0],rows[1:],at)
 
-    def _column_of(self, rows, stems):
-        "Return the first column with the name of a picture; None if there is none"
-        return next((c for c in range(len(rows[0])) if any(self.is_named(row[c], stems) for row in rows)), None)
+    def _column_of(self, rows, titles, stems):
+        "Return the column that names the most pictures, one with a title if it can be; None if none names any"
+        some = rows[::max(1, len(rows)//1000)]
+        found = self._named_by_column(some, stems)
+        if not any(found): found = self._named_by_column(rows, stems)
+        most = max(map(len, found))
+        if not most: return None
+        # A class may be called 3, as 3.png is; the numbers of rows that pandas writes have no title
+        def worth(c): return is_title(titles[c]) and 2*len(found[c])>=most, len(found[c])
+        at = max(range(len(titles)), key=worth)
+        for c in range(len(titles)):
+            if c!=at and worth(c)==worth(at): self._check_same(some, at, c, titles, stems)
+        return at
+
+    def _named_by_column(self, rows, stems):
+        "Return the different cells of each column that are names of pictures"
+        return [{o for o in set(column) if self.is_named(o, stems)} for column in zip(*rows)]
+
+    def _check_same(self, rows, a, b, titles, stems):
+        "Raise if two columns name different pictures in a row"
+        for row in rows:
+            one,other = ({i for o in _spellings(row[c]) for i in self.fitting(o, stems)} for c in (a,b))
+            if not (one and other) or one & other: continue
+            problem = f'names pictures in {titles[a]!r} and others in {titles[b]!r}, e.g. {row[a]!r} and {row[b]!r}'
+            raise invalid(self.given, problem, 'Leave one of the columns out')
 
     def is_named(self,
         text:str, # A cell
@@ -94,6 +117,12 @@ def _positions(keys):
     res:dict = {}
     for i,key in enumerate(keys): res.setdefault(key, []).append(i)
     return res
+
+def is_title(
+    text:str, # Cell of the first row
+)->bool: # No for the column in which pandas writes the index
+    "Is a cell a title?"
+    return bool(text.strip()) and not re.fullmatch(r'Unnamed: \d+', text.strip())
 
 def _stem(name): return os.path.splitext(name)[0]
 

@@ -33,7 +33,7 @@ from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import (
     Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text)
-from .lists import PictureNames, real_place
+from .lists import PictureNames, is_title, real_place
 from .options import how_to_read, listed_pictures
 
 # %% ../../nbs/83_cli.pictures.ipynb #labels
@@ -172,6 +172,7 @@ def _labels_in_csv(file, column, named):
 def _label_column(titles, column, names, file, given):
     "Return the place of the column with labels"
     others = [o for i,o in enumerate(titles) if i!=names]
+    others = list(filter(is_title, others)) or others
     if column is None and len(others)>1: column = next((o for o in others if o.lower() in ('label','class')), None)
     elif column is None and others: column = others[0]
     if others.count(column)==1: return next(i for i,o in enumerate(titles) if o==column and i!=names)
@@ -252,6 +253,10 @@ def _named_in(s, items, labels, holdout, option):
     if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
     folders = {o.strip() for o in holdout.split(',')}
     among = [folders & set(Path(name).parts[:-1]) for name in names]
+    # By path, such as data/valid/
+    for folder in filter(os.path.isdir, folders):
+        begin = os.path.join(os.path.realpath(folder), '')
+        among = [o | {folder} if real_place(item).startswith(begin) else o for o,item in zip(among, items)]
     empty = sorted(folders.difference(*among))
     if empty and any(among):
         warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")

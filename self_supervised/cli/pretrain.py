@@ -256,7 +256,7 @@ def save_start(
     s, # Settings of the run
 )->Path: # The file
     "Write the starting weights as an encoder's file: where training does not help, they are the better encoder"
-    return save_encoder(encoder, out/'start.safetensors', stats=s.views['stats'], size=s.size, **_recorded_reading(s))
+    return save_encoder(encoder, out/'start.safetensors', **_to_record(s))
 
 def normalise_as(
     s, # Settings of the run; `views` gets `stats` if it has none
@@ -405,10 +405,11 @@ def _begin(s, dls, out, resume):
     s.workers = dls.train.fake_l.num_workers
     write_settings(out, s)
 
-def _recorded_reading(s):
-    "Return the reading options to record in the encoder's file, those that are not defaults"
-    record = to_record(s)
-    return dict(reading=record) if record else {}
+def _to_record(s):
+    "Return what the encoder's file records of a run, of the reading options those that are not defaults"
+    reading = to_record(s)
+    facts = dict(stats=s.views['stats'], size=s.size, flip_p=s.views.get('flip_p', .5))
+    return facts | (dict(reading=reading) if reading else {})
 
 @checked
 def pretrain(
@@ -480,13 +481,13 @@ def _run(s, items, bs, out, resume, progress, begun):
     if not first: return learn,{},out
     print(f'Trained in {duration(seconds)}', flush=True)
     # Before it is measured, which takes memory and all pictures once more
-    how = dict(stats=s.views['stats'], size=s.size, **_recorded_reading(s))
-    save_encoder(encoder, out/'encoder.safetensors', **how)
+    record = _to_record(s)
+    save_encoder(encoder, out/'encoder.safetensors', **record)
     start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
     nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}
     feats = _measure(dls, nets, s.views['stats'])
     facts = run_facts(learn, s, started, time.perf_counter()-begun)
-    write_run(out, learn, feats, [*early,*warned], facts, **how)
+    write_run(out, learn, feats, [*early,*warned], facts, **record)
     return learn,feats,out
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c017

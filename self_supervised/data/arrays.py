@@ -165,7 +165,11 @@ def positions(
         fix = f'Pass whole numbers from 0 to {n-1}, or a mask'
         raise invalid(f'{name}={brief_repr(idxs)}', 'is no list of positions', fix)
     if not hasattr(idxs, '__array__'): idxs = list(idxs)
-    if not isinstance(idxs, Tensor): idxs = torch.as_tensor(np.array(idxs))
+    if not isinstance(idxs, Tensor):
+        try: idxs = torch.as_tensor(np.array(idxs))
+        except (ValueError, TypeError, RuntimeError) as e:   # e.g. both parts that a splitter of fastai returns
+            fix = 'Pass the positions of one part, e.g. splits[1]'
+            raise invalid(f'{name}={brief_repr(idxs)}', 'is no list of positions', fix) from e
     if idxs.numel()==0: return torch.zeros(0, dtype=torch.long)
     given = f'{name}, {len(idxs)} entries of type {idxs.dtype},'
     if idxs.dtype==torch.bool:

@@ -65,6 +65,15 @@ def _held_by_name(items, source, valid, labelled=False):
     raise invalid(f'{valid=}', 'is no folder of the source with pictures in it, and no column of a table',
                   'Name a folder in the source or a column, or pass the part to hold out, in [0,1)')
 
+def _with_all_classes(items, labels, splits):
+    "Move one picture of each class that chance has held out as a whole to those to train on, in all its rows"
+    train,held = splits
+    known = {str(labels[i]) for i in train}
+    first = {str(labels[i]): i for i in reversed(held)}   # of each class
+    back = {os.fspath(items[i]) for label,i in first.items() if label not in known}
+    moved = {i for i in held if os.fspath(items[i]) in back}
+    return [sorted([*train, *moved]), [i for i in held if i not in moved]]
+
 def _with_copies(items, held):
     "Move all rows of one picture into the part of the first: it would be trained on and tested on"
     first = dict[str,bool]()
@@ -104,7 +113,9 @@ def parts_by_column(
     meaning = _meaning(words, name)
     parts = [[i for i,o in enumerate(words) if meaning.get(o)==part] for part in ('train','valid')]
     others = sorted({o for o in words if o not in _words})
-    if not all(parts):
+    # Of the numbers of folds, 0 and 1 are no more than the others
+    are_folds = any(re.fullmatch(r'-?\d+(\.0)?', o) for o in others) and not _flags.isdisjoint(words)
+    if are_folds or not all(parts):
         raise invalid(f'valid={name!r}', f"is a column with {', '.join(map(repr, sorted(set(words))[:10]))}",
                       "Write 'train' and 'valid', or False and True, into it, at least once each")
     n_others = len(words)-sum(map(len, parts))
@@ -158,7 +169,7 @@ def _check_classes(labels, splits):
     if not lost: return
     names = ', '.join(map(repr, lost[:5])) + (', …' if len(lost)>5 else '')
     raise invalid('valid', f'holds out a class as a whole: no picture of {names} is left to train on',
-                  'Add pictures of it, hold out others (valid, seed), or remove it')
+                  'Add pictures of it, hold out others, or remove it')
 
 # %% ../../nbs/15_data.images.ipynb #40c025
 @checked
@@ -216,6 +227,7 @@ def image_dls(
     if check: good = _readable(items, good, skipped, read, workers)
     items,splits = _parts(items, good, source, valid, seed, labels is not None)
     if labels: labels = [labels[i] for i in good]
+    if labels and isinstance(valid, Real): splits = _with_all_classes(items, labels, splits)
     check_batch_fits(bs, len(splits[0]))
     if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
     data = picture_data(items, splits, read, _label_tfms(labels, splits, label_func), skipped, remarks)

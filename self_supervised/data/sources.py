@@ -62,6 +62,7 @@ def _count(names, is_wanted, is_hidden):
 
 def _kind(name, is_wanted, is_hidden):
     "Return the suffix of a file, '.nii.gz' as one; empty for hidden files that are no pictures"
+    if _is_figure(name): return f'{_suffix(name)} of a run'
     if is_hidden: return f'hidden {_suffix(name)}' if is_wanted(name) else ''
     return _suffix(name) or 'without suffix'
 
@@ -74,6 +75,14 @@ def _is_hidden_file(name): return _is_hidden(os.path.basename(name))
 def _is_hidden_below(path):
     "Return a function that tells whether a file is hidden, or in a hidden folder below `path`"
     return lambda file: _is_hidden(os.fspath(file)[len(os.fspath(path)):])
+
+# Drawn by `byol_pretrain` in the folder of a run, which may be below that of the pictures
+_figures = 'views.png','embedding.png','neighbors.png'
+
+def _is_figure(file):
+    "Is a picture one that a run has drawn of itself?"
+    folder,name = os.path.split(file)
+    return name in _figures and os.path.isfile(os.path.join(folder, 'settings.json'))
 
 def _suffix(name):
     stem,suffix = os.path.splitext(os.path.basename(name).lower())
@@ -104,7 +113,7 @@ def picture_files(
     files = {}  # real path → first path by name that leads to it
     others = {}
     for file,real in sorted(_walk(path)):
-        found = files if is_wanted(file) and not is_hidden(file) else others
+        found = files if is_wanted(file) and not is_hidden(file) and not _is_figure(file) else others
         found.setdefault(real, file)
     left_out = _count([file for real,file in others.items() if real not in files], is_wanted, is_hidden)
     if files: return _listed(map(Path, sorted(files.values())), left_out)
@@ -365,8 +374,9 @@ def _in_pattern(path, column, label, is_wanted):
     found = [f for f in fitting if os.path.isfile(f)]
     if found and all(map(_is_tar, found)): return _in_tars(found, column, label, is_wanted)
     _refuse_parts(column, label)
-    files = [Path(f) for f in found if is_wanted(f)]
-    left_out = Counter(_count([f for f in found if not is_wanted(f)], is_wanted, _is_hidden_file))
+    files = [Path(f) for f in found if is_wanted(f) and not _is_figure(f)]
+    others = [f for f in found if not is_wanted(f) or _is_figure(f)]
+    left_out = Counter(_count(others, is_wanted, _is_hidden_file))
     # A pattern with ** fits folders whose pictures it lists
     entered = {str(o) for f in files for o in f.parents}
     left_out += Counter(folders=sum(os.path.isdir(f) and os.path.normpath(f) not in entered for f in fitting))
