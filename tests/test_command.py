@@ -137,7 +137,7 @@ def test_one_line_and_an_exit_code_for_what_is_wrong(tmp_path):
     assert not list(tmp_path.iterdir())     # said before a folder is made
 
 @pytest.mark.parametrize('kwargs,words', [
-    (dict(path='empty'), ['empty', '.png']),
+    (dict(path='empty'), ['empty', '.png']), (dict(path='pics/train/3/103.png'), ['103.png', '1 picture', 'Pass 4 or more']),
     (dict(path='pics', arch='resnet81'), ['resnet81', 'resnet18']),
     (dict(path='pics', bs=5000), ['5000', 'to train on']),
     (dict(path='pics', n_in=2), ['2', 'grey']),
@@ -148,7 +148,7 @@ def test_one_line_and_an_exit_code_for_what_is_wrong(tmp_path):
 def test_one_line_for_what_is_wrong(tmp_path, monkeypatch, kwargs, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'empty').mkdir()
-    for path in {'pics','broken'} & set(kwargs.values()): write_mnist_tiny(path)
+    for path in {'pics','broken'} & {str(o).split('/')[0] for o in kwargs.values()}: write_mnist_tiny(path)
     if kwargs.get('path')=='broken':
         for i in range(50): Path(f'broken/train/3/broken{i}.png').write_bytes(b'no picture')
     with pytest.raises(CliError) as e: byol_pretrain(**kwargs, workers=0)
@@ -164,6 +164,16 @@ def test_a_second_run_says_where_it_goes_and_resume_does_not_take_the_wrong_one(
     assert capsys.readouterr().out==f"{tmp_path/'byol'} holds a run already: this one goes to {tmp_path/'byol-3'}\n"
     with pytest.raises(ValueError, match='is finished, and .*byol-2 is not. Pass --out .*byol-2'): run_folder.recorded_settings(tmp_path/'byol', {})
     assert run_folder.recorded_settings(tmp_path/'byol-2', {})=={'views': {}}
+
+def test_a_resume_of_another_path_names_the_run_of_that_path(tmp_path):
+    "`byol_pretrain photos` went to the next free folder; `byol_pretrain photos --resume` looks into the first"
+    always = dict.fromkeys(('seed','workers','pretrained','unlabelled','bf16'))
+    for name,path in (('byol', None), ('byol-2', 'photos'), ('byol-3', 'stamps')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'settings.json').write_text(json.dumps(dict(settings=dict(always, views={}, path=path))))
+        (tmp_path/name/'results.json').touch()
+    for path,fix in (('photos', f"Pass --out {tmp_path/'byol-2'}, a run of that path"), ('fonts', 'Leave path out')):
+        with pytest.raises(ValueError, match=f'path={path!r} differs .*{fix}'): run_folder.recorded_settings(tmp_path/'byol', {}, **always|dict(path=path))
 
 # K5: contradictions, empty texts, and the advice of an interrupt
 

@@ -364,7 +364,7 @@ def test_an_encoder_of_another_precision_is_fed_its_own(dtype):
 @pytest.mark.parametrize('x,words', [
     (X[0], 'is one picture'), (X[0].numpy(), 'is one picture'), (torch.rand(3,8,8), 'is one picture'),
     (torch.rand(4,3,8,8), 'takes 1 channels'), (torch.rand(4,8,8,1), 'movedim'), ((X[:4]*255).int(), 'must be uint8'),
-    ('folder', 'is no batch of pictures'), (['a.jpg'], 'is no batch of pictures'), (dict(x=X), 'is no batch of pictures')])
+    ('cat.jpg', 'is a path'), (Path('cat.jpg'), 'is a path'), (['a.jpg'], 'is a path'), (dict(x=X), 'is no batch of pictures')])
 def test_what_is_no_batch_for_this_encoder_is_named(x, words):
     for e in (tiny(), tiny(False), tiny(None)):
         with pytest.raises((ValueError,TypeError)) as err: embed(e, x)

@@ -408,6 +408,7 @@ def test_the_held_out_labels_choose_between_the_encoder_as_it_is_and_tuned(prefe
     monkeypatch.setattr(room, 'train_classifier', lambda *args, **kw: trained.append(own(*args, **kw)) or trained[-1])
     res,_ = finetune('encoder.safetensors', 'pics', out=tmp_path/'out', labels_per_class=6, epochs=1, workers=0, progress=False)
     assert len(nets)==2 and res['epochs']==(0 if prefers=='as it is' else 1)
+    assert res['verdict'][0].startswith('The classifier is linear')==(prefers=='as it is')
     was,now = load_encoder('encoder.safetensors'),trained[-1].model.encoder
     assert all(torch.equal(a, b) for a,b in zip(was.parameters(), now.parameters()))==(prefers=='as it is')
 

@@ -33,7 +33,7 @@ from self_supervised.evaluate.features import compare_features, embed
 from self_supervised.fit import *
 from self_supervised.layers import create_encoder
 from self_supervised.recipes import warmup_cosine
-from self_supervised.transfer.encoder_file import load_encoder, save_encoder
+from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 
 SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, workers=0, hidden_size=32, projection_size=16)
@@ -492,6 +492,19 @@ def test_pages_read_pictures_as_the_encoder_does(tmp_path, monkeypatch):
     monkeypatch.setattr('self_supervised.cli.neighbors.thumbnail', lambda item, **how: seen.append(how) or '')
     byol_embed(str(encoder), [str(path/'valid')], out=str(tmp_path/'f.npz'), workers=0, neighbors=True)
     assert seen and all(o==dict(ground='black') for o in seen)
+
+def test_features_that_were_there_are_named_and_a_run_s_folder_is_an_encoder(tmp_path, capsys):
+    "For `load_encoder` as for the commands; and the labels of a run are printed, since folders may be named after something else"
+    path = write_mnist_tiny(tmp_path/'pics')
+    pretrain(path, tmp_path/'run', progress=False, epochs=1, **SMALL)
+    assert 'To measure with, 2 labels: 3, 7' in capsys.readouterr().out
+    assert encoder_info(tmp_path/'run')==encoder_info(tmp_path/'run/encoder.safetensors')
+    a,b = (load_encoder(tmp_path/o).state_dict() for o in ('run','run/encoder.safetensors'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(FileNotFoundError, match='or the folder of a finished run'): load_encoder(tmp_path)
+    for again in (False, True):
+        byol_embed(str(tmp_path/'run'), [str(path/'valid/3')], out=str(tmp_path/'f.npz'), workers=0)
+        assert ('f.npz was there already, and is replaced' in capsys.readouterr().out)==again
 
 def test_an_encoder_that_is_not_there_is_named_as_it_is_called(tmp_path):
     for name,problem in (('no.safetensors','is not a file'), ('.','is a folder without encoder.safetensors')):

@@ -230,6 +230,7 @@ def byol_embed(
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     reading = reading_options(**kwargs)
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
+    if Path(out).is_file(): print(f'{out} was there already, and is replaced')
     run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
     print(f"{out}: {len(names)} {plural(len(names), 'picture')}, {feats.shape[1]} features each")

@@ -306,10 +306,10 @@ def compared(
     "Write whether fine-tuning is better than another classifier by more than chance"
     diff = (outputs.argmax(1)==y).double()-(other.argmax(1)==y).double()
     points = 100*diff.mean().item()
-    error = 100*diff.std().item()/len(diff)**.5 if len(diff)>1 else inf
-    if abs(points)<=2*error: word = 'about as good as'
+    chance = 200*diff.std().item()/len(diff)**.5 if len(diff)>1 else inf   # two standard errors
+    if abs(points)<=chance: word = 'about as good as'
     else: word = 'better than' if points>0 else 'worse than'
-    return f'Fine-tuned, it is {word} {name} ({points:+.1f} ± {error:.1f} points)'
+    return f'Fine-tuned, it is {word} {name} ({points:+.1f} ± {chance:.1f} points)'
 
 # %% ../../nbs/96_cli.finetune.ipynb #report
 _page = page_template('''
@@ -352,7 +352,9 @@ Wrong labels are often among them.</p>
 </div>
 {% if curves %}
 <h2>Training</h2>
-<p>The weights are those after {{ epochs }} epochs, where the loss of the held-out labels was lowest.</p>
+<p>{% if epochs %}The weights are those after {{ epochs }} epochs, where the loss of the held-out labels was lowest.
+{% else %}No epoch was better on the held-out labels than a linear classifier on the encoder as it is.
+{% endif %}</p>
 <img alt="A curve for each column of the training table" src="{{ curves }}">
 {% endif %}
 {% if said %}
@@ -458,12 +460,14 @@ def _results(rows, y, parts, tuned, said):
     n,best = n_pictures(parts.train)+n_pictures(parts.stop),rows['fine-tuned']
     names = {'linear on frozen features': 'a linear classifier on the frozen features',
              'from scratch': 'the same network from scratch'}
+    verdict = [compared(best, rows[name], y, words) for name,words in names.items() if name in rows]
+    as_it_is = 'The classifier is linear, on the encoder as it is: fine-tuning named no more of the held-out labels'
+    if not tuned.epochs: verdict.insert(0, as_it_is)
     return dict(
         title=f"On {len(y)} test {plural(len(y), 'picture')}, from {n} labels of {len(parts.vocab)} classes",
         rows={name: measured(o, y) for name,o in rows.items()},
-        verdict=[compared(best, rows[name], y, words) for name,words in names.items() if name in rows],
-        epochs=tuned.epochs, labels=n, vocab=[str(o) for o in parts.vocab], confusion=confusion(best, y).tolist(),
-        top_losses=top_losses(best, y, parts.vocab, parts.items), said=said)
+        verdict=verdict, epochs=tuned.epochs, labels=n, vocab=[str(o) for o in parts.vocab],
+        confusion=confusion(best, y).tolist(), top_losses=top_losses(best, y, parts.vocab, parts.items), said=said)
 
 # %% ../../nbs/96_cli.finetune.ipynb #finetune
 @checked

@@ -70,8 +70,9 @@ _page = page_template('''
 <h1>{{ name }}</h1>
 <p>{{ n }} pictures, compared by the features of <code>{{ encoder }}</code>.</p>
 <h2>Near duplicates: {{ n_groups }} group{{ 's' if n_groups!=1 }}</h2>
-<p>Pictures much nearer to each other than pictures of this set usually are; the closest first. Keep one of each, or
-keep them on one side of a split.</p>
+<p>Pictures much nearer to each other than pictures of this set usually are; the closest first. Look at them
+before you delete any: an encoder that has learned little takes pictures of like colours for the same. Keep one of each
+that is a copy, or keep them on one side of a split.</p>
 {% if n_groups>groups|length %}
 <p>The first {{ groups|length }} are shown.</p>
 {% endif %}

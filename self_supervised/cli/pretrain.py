@@ -350,7 +350,7 @@ def _time_left(s, learn, begun):
     print(f'{counted(s.steps, "step")} of {pace.step:.2g} s, about {s.steps/len(learn.dls.train):.1f} epochs; '
           f'then {duration(after)} to measure and draw', flush=True)
     if s.steps<TOO_FEW_STEPS:
-        print(f'That is too short to learn from. Pass more minutes, e.g. --minutes {FAIR_MINUTES}', flush=True)
+        print(f'That is too short to learn much. Pass more minutes, e.g. --minutes {FAIR_MINUTES}', flush=True)
 
 def plan(
     s, # Settings of the run, completed in place
@@ -454,6 +454,7 @@ def pretrain(
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
+    if items is not None: _check_enough(s.path, items)
     if views in _unnamed and items is not None and not resume: choose_views(s, items)
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
@@ -461,6 +462,19 @@ def pretrain(
     with run_folder(out, resume) as folder, steady_output():
         try: return _run(s, items, bs, folder, resume, progress, begun)
         except KeyboardInterrupt: raise KeyboardInterrupt(folder) from None   # may be another one than `out`
+
+def _check_enough(path, items, least=4):
+    "Raise for a picture or two"
+    if len(items)>=least: return
+    problem = f"holds {counted(len(items), 'picture')}, and BYOL tells many from each other"
+    raise invalid(f'path={printable(path)!r}', problem, f'Pass {least} or more, better hundreds')
+
+def _tell_labels(dls, most=8):
+    "Print the labels that measure the result, since folders may be named after something else"
+    names = [str(o) for o in getattr(judged_dls(dls), 'vocab', None) or ()]
+    if not names: return
+    more = ', …' if len(names)>most else ''
+    print(f"To measure with, {counted(len(names), 'label')}: {printable(', '.join(names[:most]))}{more}", flush=True)
 
 def _run(s, items, bs, out, resume, progress, begun):
     "Train, measure, and write the results to the folder of the run"
@@ -472,6 +486,7 @@ def _run(s, items, bs, out, resume, progress, begun):
     as_started = deepcopy(encoder)
     first = not rank_distrib()
     if first and (s.pretrained or s.init): save_start(out, as_started, s)
+    if first and s.path is not None: _tell_labels(dls)
     learn = run_learner(s, dls, encoder, out, progress and not s.minutes)
     with noted_warnings() as early:
         if not resume: plan(s, learn, items, begun)

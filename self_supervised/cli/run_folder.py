@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -131,8 +131,17 @@ def recorded_settings(
     for name,value in (asked | views).items():
         if _agrees(name, value, known.get(name)): continue
         problem = f'differs from the run in {str(out)!r}, which has {name}={known.get(name)!r}'
-        raise invalid(f'{name}={value!r}', problem, f'Leave {name} out, or pass another folder')
+        other = _run_of(value, beside=file.parent) if name=='path' else None
+        fix = f'Pass --out {other}, a run of that path' if other else f'Leave {name} out, or pass another folder'
+        raise invalid(f'{name}={value!r}', problem, fix)
     return settings
+
+def _run_of(path, beside):
+    "The newest run of a path in the folders that a run goes to if `beside` is taken; None if there is none"
+    files = beside.parent.glob(f'{glob.escape(beside.name)}-*/settings.json')
+    for f in sorted(files, key=os.path.getmtime, reverse=True):
+        with suppress(ValueError):
+            if _agrees('path', path, read_settings(f).get('path')): return f.parent
 
 # Every run records these
 _always = 'path','seed','workers','pretrained','unlabelled','bf16'

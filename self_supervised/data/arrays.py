@@ -16,7 +16,7 @@ from fastai.torch_core import default_device, show_images
 from fastcore.all import chunked
 from torch import Tensor
 
-from ..core import brief_repr, checked, invalid, seed_loaders, sent
+from ..core import brief_repr, checked, counted, invalid, seed_loaders, sent
 from ..image_ops import to_picture
 
 # %% ../../nbs/10_data.arrays.ipynb #no_labels
@@ -120,8 +120,8 @@ def check_batch_fits(
 )->None:
     "Raise unless there is at least one complete batch"
     if 1<=bs<=n: return
-    raise invalid(f'{bs=}', f'does not fit the {n} items to train on, since training drops an incomplete batch',
-                  f'Pass 1 to {n}')
+    problem = f"does not fit the {counted(n, 'item')} to train on, since training drops an incomplete batch"
+    raise invalid(f'{bs=}', problem, f'Pass 1 to {n}' if n>1 else 'Pass more of them')
 
 # %% ../../nbs/10_data.arrays.ipynb #dls_code
 @checked

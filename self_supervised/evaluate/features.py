@@ -9,6 +9,7 @@ __all__ = ['Compared', 'clean_batches', 'warn_of_stats', 'warn_of_reading', 'emb
 
 # %% ../../nbs/30_evaluate.features.ipynb #imports
 import math
+import os
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 
@@ -73,6 +74,9 @@ def _unit(x, device):
 def _as_tensor(x):
     "Return a tensor, also of an array"
     if isinstance(x, (Tensor,np.ndarray,np.generic)): return torch.as_tensor(x)
+    if isinstance(x, (str,os.PathLike)):
+        raise invalid(f'{os.fspath(x)!r}', 'is a path, and the encoder takes tensors (n,c,h,w)',
+                      'Pass the path to cli.embed.embed_pictures, with the file of the encoder', TypeError)
     raise invalid(f'{type(x).__name__}', 'is no batch of pictures, which are tensors or arrays (n,c,h,w)',
                   'Pass such a batch, or a loader of them, e.g. image_dls(folder).train', TypeError)
 
@@ -203,7 +207,7 @@ def _batches_of(dl, bs):
     "Make batches of a tensor or array, or of a pair (x,y); return a loader as it is"
     if hasattr(dl, 'loaders'):
         raise invalid(f'dl={type(dl).__name__}', 'holds several loaders', 'Pass dls.train or dls.valid')
-    if isinstance(dl, (str,bytes,dict,np.generic)): _as_tensor(dl)  # raises
+    if isinstance(dl, (str,os.PathLike,bytes,dict,np.generic)): _as_tensor(dl)  # raises
     if isinstance(dl, (Tensor,np.ndarray)): dl = (dl,)
     if not hasattr(dl, '__iter__'):
         problem = 'is neither a loader nor pictures'

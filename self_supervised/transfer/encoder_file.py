@@ -225,8 +225,9 @@ def encoder_info(
 
 def _read(path):
     "Read weights and metadata of an encoder file"
+    given,fix = f'path={str(path)!r}','Give one that `save_encoder` wrote, or the folder of a finished run'
     path = Path(path)
-    given,fix = f'path={str(path)!r}','Give one that `save_encoder` wrote'
+    if path.is_dir(): path = path/'encoder.safetensors'
     if not path.is_file(): raise invalid(given, 'is not a file', fix, FileNotFoundError)
     try:
         with safe_open(path, 'pt') as f:
@@ -281,7 +282,8 @@ def fill_weights(
 # %% ../../nbs/70_transfer.encoder_file.ipynb #load
 @checked
 def load_encoder(
-    path:str|Path, # File written by `save_encoder`, or any safetensors file of weights when `encoder` is given
+    # File written by `save_encoder`, or the folder of its run; or any safetensors file of weights with `encoder`
+    path:str|Path,
     encoder:nn.Module|None=None, # Network to fill, needed if the file does not describe one
     device:str|torch.device|None=None, # Device; None leaves a new network on the CPU and `encoder` where it is
 )->nn.Module: # Network in eval mode; its `meta` holds the recorded facts
