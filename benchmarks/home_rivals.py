@@ -4,9 +4,10 @@
     python -m benchmarks.home_rivals folders --minutes 20 --seeds 0 --systems lightly lightly-train --python rivals/bin/python
     python -m benchmarks.home_rivals --table
 
-`folders` holds those of `benchmarks.home_folders`; benchmarks/home.json holds our runs. Each rival trains in a process of its own, for which
-the minutes count from its start to its saved weights, on the pictures that `byol_pretrain` would train on (without their labels; those that
-it holds out are not there), from the same starting weights of the network and at the size of picture that it chose on that folder.
+`folders` holds those of `benchmarks.home_folders`; benchmarks/home.json holds our runs. Each rival
+trains in a process of its own, on the pictures that `byol_pretrain` would train on (without their labels; those that it holds out are not
+there), from the same starting weights of the network and at the size of picture that it chose on that folder. The minutes count from the
+start of the process to its saved weights. They are the processor's, of one thread, so that nothing that runs beside takes any of them.
 
 * lightly: the BYOL example for plain torch of its documentation, with its batch of 256, heads, SGD at .06, and momentum .996 to 1. The number
   of epochs, which the momentum follows, is the one that fits into the minutes. Up to 32 px without blur, as the example; above with its default
@@ -56,7 +57,7 @@ def lightly(net, job, left):
     deactivate_requires_grad(slow_net), deactivate_requires_grad(slow_projector)
     criterion = NegativeCosineSimilarity()
     opt = torch.optim.SGD(nn.ModuleList([net, projector, predictor]).parameters(), lr=.06)
-    losses,steps,epochs,begun = [],0,1000,time.time()
+    losses,steps,epochs,begun = [],0,1000,time.process_time()
     while len(losses)<epochs and left()>0:
         m,sum_ = cosine_schedule(len(losses), epochs, .996, 1),[]
         for (x0,x1),_,_ in dl:
@@ -70,7 +71,7 @@ def lightly(net, job, left):
             steps += 1
             if left()<=0: break
         losses.append(sum(sum_)/len(sum_))
-        epochs = len(losses)+int(left()/(time.time()-begun)*len(losses))
+        epochs = len(losses)+int(left()/(time.process_time()-begun)*len(losses))
     return dict(method='byol', epochs=len(losses), steps=steps, bs=bs, loss=[losses[0],losses[-1]],
                 call=f'examples/pytorch/byol.py: batch_size={bs}, SGD(lr=.06), epochs={epochs}, both views {views}')
 
@@ -90,7 +91,7 @@ def lightly_train(net, job, left):
     def run(net, out, seconds, epochs):
         "When its steps ended, and the losses"
         ends = []
-        next(net.parameters()).register_post_accumulate_grad_hook(lambda _: ends.append(time.time()))
+        next(net.parameters()).register_post_accumulate_grad_hook(lambda _: ends.append(time.process_time()))
         args = dict(method='simclr', epochs=epochs, batch_size=bs, num_workers=0, seed=job['seed'],
                     transform_args=dict(image_size=(job['size'],job['size'])), trainer_args=dict(max_time=dict(seconds=round(seconds, 1))))
         lightly_train.pretrain(out=out, data=job['pictures'], model=Wrapped(net, nf), **args)
@@ -101,7 +102,7 @@ def lightly_train(net, job, left):
     epoch = (ends[-1]-ends[0])/(len(ends)-1)*(n//bs)
     starting = 2   # seconds, now that all is imported
     epochs = max(1, int((left()-starting)/epoch))
-    ends,losses,args = run(net, f"{job['out']}-run", left(), epochs)
+    ends,losses,args = run(net, f"{job['out']}-run", 4*left(), epochs)
     return dict(method='simclr', epochs=round(len(ends)/(n//bs), 2), steps=len(ends), bs=bs, loss=[losses[0],losses[-1]],
                 call=f'lightly_train.pretrain(out, data, model={job["arch"]}, {", ".join(f"{k}={v}" for k,v in args.items())})')
 
@@ -116,7 +117,7 @@ def train(file):
     from lightly.transforms.utils import IMAGENET_NORMALIZE as stats   # of both
     job = torch.load(file, weights_only=False)
     torch.manual_seed(job['seed'])
-    def left(): return job['until']-SAVING-time.time()
+    def left(): return 60*job['minutes']-SAVING-time.process_time()
     net = job['net'].train()
     done = SYSTEMS[job['system']](net, job, left)
     versions = {k: metadata.version(k) for k in ('lightly','lightly-train','torch','torchvision')}
@@ -165,7 +166,7 @@ def run(system, folder, minutes, seed, size, python):
                machine=machine(), command=shlex.join(['python','-m','benchmarks.home_rivals',*sys.argv[1:]]))
     with tempfile.TemporaryDirectory() as tmp:
         job = dict(net=net, system=system, size=size, seed=seed, arch=s.arch, out=f'{tmp}/out',
-                   pictures=link(dls.train_ds.items, folder, Path(tmp)/'pictures'), until=time.time()+60*minutes)
+                   pictures=link(dls.train_ds.items, folder, Path(tmp)/'pictures'), minutes=minutes)
         torch.save(job, f'{tmp}/job')
         row |= timed([python, '-W', 'ignore', here, '--job', f'{tmp}/job'], tmp)
         done = torch.load(f'{tmp}/out', weights_only=True)
@@ -193,11 +194,11 @@ def table(rows):
     wanted = {(r['folder'],r['minutes'],r['seed']) for r in rows}
     ours = [r | dict(system='byol_pretrain') for r in json.loads(here.with_name('home.json').read_text())
             if not r['extra'] and (r['folder'],r['minutes'],r['seed']) in wanted]
-    print('| folder | seed | minutes (taken) | system | network, size | steps | linear above pixels, start | kNN above pixels, start |')
+    print('| folder | seed | minutes (taken, of rivals by the processor) | system | network, size | steps | linear above pixels, start | kNN above pixels, start |')
     print('|---|---|---|---|---|---|---|---|')
     for r in sorted(ours+rows, key=lambda r: (r['folder'],r['minutes'],r['seed'],r['system'],r['size'])):
         system = ' '.join([r['system'], r.get('method', '')]).strip()
-        print(f"| {r['folder']} | {r['seed']} | {r['minutes']:g} ({r['seconds']/60:.1f}) | {system} | {r['arch']}, {r['size']} px | "
+        print(f"| {r['folder']} | {r['seed']} | {r['minutes']:g} ({r.get('cpu', r['seconds'])/60:.1f}) | {system} | {r['arch']}, {r['size']} px | "
               f"{r['steps']} of {r['bs']} | {' | '.join(above(r))} |")
 
 if __name__=='__main__':
