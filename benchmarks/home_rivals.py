@@ -4,10 +4,10 @@
     python -m benchmarks.home_rivals folders --minutes 20 --seeds 0 --systems lightly lightly-train --python rivals/bin/python
     python -m benchmarks.home_rivals --table
 
-`folders` holds those of `benchmarks.home_folders`; benchmarks/home.json holds our runs. Each rival
-trains in a process of its own, on the pictures that `byol_pretrain` would train on (without their labels; those that it holds out are not
-there), from the same starting weights of the network and at the size of picture that it chose on that folder. The minutes count from the
-start of the process to its saved weights. They are the processor's, of one thread, so that nothing that runs beside takes any of them.
+`folders` holds those of `benchmarks.home_folders`; benchmarks/home.json holds our runs. Each rival trains in a process of its own, on
+the pictures that `byol_pretrain` would train on (without their labels; those that it holds out are not there), from the same starting weights
+of the network and at the size of picture that it chose on that folder. The minutes count from the start of the process to its saved weights.
+They are the processor's, of one thread, so that nothing that runs beside takes any of them.
 
 * lightly: the BYOL example for plain torch of its documentation, with its batch of 256, heads, SGD at .06, and momentum .996 to 1. The number
   of epochs, which the momentum follows, is the one that fits into the minutes. Up to 32 px without blur, as the example; above with its default

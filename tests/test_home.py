@@ -137,7 +137,7 @@ def test_the_length_of_a_run_is_printed_before_it_begins(tmp_path, capsys):
     learn,_,_ = shortest(tmp_path, epochs=2)
     said = capsys.readouterr().out
     n = len(learn.dls.train_ds)
-    assert re.match(rf'{n} pictures to train on, 2 epochs: {2*(n//32)} steps of 32 pictures at 16 px, about [\d.]+ (s|min|h) and [\d.]+ GB on this machine. --minutes 20 would', said)
+    assert re.match(rf'To measure with, 2 labels: 3, 7\n{n} pictures to train on, 2 epochs: {2*(n//32)} steps of 32 pictures at 16 px, about [\d.]+ (s|min|h) and [\d.]+ GB on this machine. --minutes 20 would', said)
     assert said.index('--minutes 20')<said.index('train_loss')
 
 def test_the_command_ends_with_the_verdict(tmp_path, monkeypatch, capsys):
@@ -379,9 +379,7 @@ def test_published_weights_are_trained_gently(slower, kept, weights, tmp_path):
     file,pics = weights
     rates = []
     class Rates(Callback):
-        order = 100
-        def after_batch(self):
-            if self.training: rates.append([h['lr'] for h in self.opt.hypers])
+        def before_step(self): rates.append([h['lr'] for h in self.opt.hypers])
     with pytest.MonkeyPatch.context() as m, redirect_stdout(io.StringIO()):
         own = cli.run_learner
         m.setattr(cli, 'run_learner', lambda *args: own(*args).add_cb(Rates()))
