@@ -1645,6 +1645,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'self_supervised/cli/run_folder.py'),
                                                 'self_supervised.cli.run_folder._no_record': ( 'cli.run_folder.html#_no_record',
                                                                                                'self_supervised/cli/run_folder.py'),
+                                                'self_supervised.cli.run_folder._records_beside': ( 'cli.run_folder.html#_records_beside',
+                                                                                                    'self_supervised/cli/run_folder.py'),
                                                 'self_supervised.cli.run_folder._remove_empty': ( 'cli.run_folder.html#_remove_empty',
                                                                                                   'self_supervised/cli/run_folder.py'),
                                                 'self_supervised.cli.run_folder._run_of': ( 'cli.run_folder.html#_run_of',

@@ -136,10 +136,13 @@ def recorded_settings(
         raise invalid(f'{name}={value!r}', problem, fix)
     return settings
 
+def _records_beside(folder):
+    "The settings.json of the runs in the folders that a run goes to if `folder` is taken"
+    return folder.parent.glob(f'{glob.escape(folder.name)}-*/settings.json')
+
 def _run_of(path, beside):
-    "The newest run of a path in the folders that a run goes to if `beside` is taken; None if there is none"
-    files = beside.parent.glob(f'{glob.escape(beside.name)}-*/settings.json')
-    for f in sorted(files, key=os.path.getmtime, reverse=True):
+    "The newest run of a path beside a folder; None if there is none"
+    for f in sorted(_records_beside(beside), key=os.path.getmtime, reverse=True):
         with suppress(ValueError):
             if _agrees('path', path, read_settings(f).get('path')): return f.parent
 
@@ -189,8 +192,7 @@ def _no_record(file, how):
 
 def _check_unfinished(folder):
     "Raise for a finished run if the run in the next free folder is unfinished: that is the one to resume"
-    others = sorted(folder.parent.glob(f'{glob.escape(folder.name)}-*/settings.json'))
-    cut = [str(f.parent) for f in others if not (f.parent/'results.json').exists()]
+    cut = [str(f.parent) for f in sorted(_records_beside(folder)) if not (f.parent/'results.json').exists()]
     if not cut: return
     problem = f'is finished, and {cut[-1]} is not'
     raise invalid(f'out={str(folder)!r}', problem, f'Pass --out {cut[-1]} to resume that one')

@@ -164,10 +164,10 @@ class BYOLModel(nn.Module):
         self.online = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
         self.predictor = predictor
         self.target = None   # a network like `online`, or None for SimSiam
-        # Numbers of the target, or of SimSiam's online network, as it was made; None once it has moved
-        self.began = _numbers_of(self.online)
         self.passed = ()     # of SimSiam: the views that passed last, their projections, and the weights' state
+        # Numbers of the target, or of SimSiam's online network, as it was made; None once it has moved
         if use_momentum: self.reset_target()
+        else: self.began = _numbers_of(self.online)
 
     @property
     def encoder(self): return self.online.encoder
