@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest, torch
 
 import ranks
+from self_supervised.callback import ranks as of_ranks
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.callback.distributed import RankDL, Stream, check_batches, join_ranks, rank_part
 from self_supervised.evaluate.features import embed
@@ -109,6 +110,16 @@ def test_a_run_that_dies_goes_on_to_the_same_end(two):
     for r in two('resumed'):
         assert all(torch.equal(v, r['whole'][k]) for k,v in r['resumed'].items())
         assert r['log'][0]==r['log'][1] and len(r['log'][0])==4
+
+def test_an_old_python_waits_for_gloo_before_it_forks(monkeypatch):
+    "Before 3.11.10 a loader's worker could hang at its start: once in about 100 runs of `tars` on a busy machine"
+    waits = []
+    monkeypatch.setattr(of_ranks, 'several', lambda: True)
+    monkeypatch.setattr(of_ranks.time, 'sleep', waits.append)
+    pid = os.fork()
+    if not pid: os._exit(0)
+    os.waitpid(pid, 0)
+    assert len(waits)==(sys.version_info<(3,11,10))
 
 def test_shards_are_shared_out(two):
     a,b = two('tars')

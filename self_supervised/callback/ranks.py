@@ -6,6 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/41_callback.ranks.ipynb #imports
+import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 
@@ -17,6 +20,13 @@ from torch import Tensor
 def several()->bool: # False in a script that was started once, and before the processes have joined
     "Are there other processes to agree with?"
     return dist.is_available() and dist.is_initialized() and dist.get_world_size()>1
+
+def _let_gloo_finish():
+    "Give gloo's threads time to let go of the tensors of the last message, for which they use Python"
+    if several(): time.sleep(.02)
+
+# Before 3.11.10 Python can hang in a process that is forked while a thread begins to use Python (cpython #112275)
+if sys.version_info<(3,11,10) and hasattr(os, 'register_at_fork'): os.register_at_fork(before=_let_gloo_finish)
 
 GPU = 'cuda'   # where nccl reduces
 _host_groups:dict = {}   # all processes → the same as a group that meets on the hosts, or None
