@@ -1,9 +1,10 @@
 "Pictures that are kept in memory are those that would be read, and each file is decoded once"
-import json, pickle
+import json, os, pickle, subprocess, sys
 from weakref import WeakSet
 
 import numpy as np, pytest, torch
 from fastai.data.transforms import parent_label
+from fasttransform import Transform
 from PIL import Image
 
 from benchmarks.bad_files import write_bad
@@ -13,6 +14,7 @@ from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.kept import Kept, kept_bytes
 from self_supervised.data.reading import BadPicture, PictureReader
+from self_supervised.data.skipped import PictureData
 
 def write(folder, n=40, wide=False):
     x,y,_ = digits()
@@ -119,6 +121,77 @@ def test_a_bad_picture_raises_each_time(tmp_path):
     for _ in range(2):
         kept.follow([tmp_path/'a.png'])
         with pytest.raises(BadPicture, match='a.png'): kept(tmp_path/'a.png')
+
+def one_at_a_time(dls, monkeypatch):
+    "The loaders with a batch made of single items"
+    monkeypatch.setattr(PictureData, 'batch', lambda *args: None)
+    return dls
+
+@pytest.mark.parametrize('label', [None, parent_label])
+@pytest.mark.parametrize('wide,size,n_in', [(False,24,1), (True,28,3), (True,(20,30),1), (False,None,3)])
+def test_a_batch_made_as_a_whole_is_the_one_of_single_items(tmp_path, monkeypatch, wide, size, n_in, label):
+    "Values, types, order, places and labels, of training and validation, also of the incomplete last batch"
+    write(tmp_path, wide=wide)
+    def loaders(): return image_dls(tmp_path, size, n_in=n_in, label_func=label, valid=.3, bs=8, device='cpu', keep=True, seed=3)
+    def run(dls): return [[list(dls.train), list(dls.valid)] for _ in range(4)]
+    calls = []
+    was = Kept.batch
+    monkeypatch.setattr(Kept, 'batch', lambda *args: calls.append(was(*args) is not None) or was(*args))
+    whole = run(loaders())
+    assert not any(calls[:5]) and sum(calls)>=10   # the first epoch reads, and some pictures come later: training drops the rest of an epoch
+    single = run(one_at_a_time(loaders(), monkeypatch))
+    for a,b in zip(whole, single):
+        for p,q in zip(a, b):
+            assert [len(o[0]) for o in p]==[len(o[0]) for o in q]
+            assert same(p, q) and all(list(map(type, x))==list(map(type, y)) and type(x) is type(y) for x,y in zip(p, q))
+
+def test_a_transform_of_single_items_sees_them(tmp_path):
+    for name in ('after_item','before_batch'):
+        dls = image_dls(write(tmp_path), 24, bs=8, valid=0., device='cpu', keep=True)
+        seen = []
+        getattr(dls.train, name).add(Transform(lambda o: seen.append(1) or o))
+        for _ in range(2): epoch(dls)
+        assert len(seen)==2*(40 if name=='after_item' else 5), name
+
+def test_pictures_that_are_not_alike_or_not_all_kept_make_batches_as_before(tmp_path, monkeypatch):
+    "8 and 16 bits together; room for some only"
+    write(tmp_path, 16)
+    Image.fromarray(np.linspace(0, 65535, 28*28).reshape(28,28).astype(np.uint16)).save(tmp_path/'deep.png')
+    def run(dls): return [epoch(dls) for _ in range(3)]
+    for most in (2**20, 5*24*24):
+        loaders = [image_dls(tmp_path, 24, n_in=1, bs=4, valid=0., device='cpu', keep=True, seed=1) for _ in range(2)]
+        for dls in loaders: dls.train_ds.opener.read.most = most
+        a = run(loaders[0])
+        with monkeypatch.context() as m: b = run(one_at_a_time(loaders[1], m))
+        assert all(map(same, a, b))
+
+def test_pictures_of_several_sizes_are_refused_in_words_also_from_memory(tmp_path):
+    for i,n in enumerate((20,20,24,20)): Image.new('RGB', (n,n)).save(tmp_path/f'{i}.png')
+    dls = image_dls(tmp_path, bs=4, valid=0., device='cpu', keep=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='needs pictures of one size'): epoch(dls)
+
+def test_no_thread_of_ours_imports_what_reads_pictures(tmp_path):
+    """A process that is forked while another thread imports a module waits for it for ever.
+
+    Pillow imports its formats when they are first asked for. In a process of its own, since here they are imported"""
+    files = [os.fspath(f) for f in write(tmp_path, 8).rglob('*.*')]
+    script = f"""
+import threading
+from fasttransform import Transform
+from PIL import Image
+was,late = Image.init,[]
+def init():
+    if Image._initialized<2 and threading.current_thread() is not threading.main_thread(): late.append(1)
+    return was()
+Image.init = init
+from self_supervised.data.kept import Kept
+from self_supervised.data.reading import PictureReader
+kept = Kept(PictureReader(1, 24))
+kept.follow({files!r})
+for f in {files!r}: kept(f)
+print(Image._initialized, len(late))"""
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True, check=True).stdout.split()==['2','0']
 
 def test_two_ways_to_read_ahead_are_refused(tmp_path):
     with pytest.raises(ValueError, match='two ways'): image_dls(write(tmp_path), 24, bs=8, keep=True, workers=2)

@@ -232,8 +232,7 @@ def image_dls(
     if keep: read,workers = Kept(read, MOST//(num_distrib() or 1)),0
     data = picture_data(items, splits, read, _label_tfms(labels, splits, label_func), skipped, remarks)
     report = partial(_report, skipped, remarks)
-    dls = data.dataloaders(bs=bs, num_workers=workers, before_batch=_one_size, after_iter=report, device=device,
-                           dl_type=PictureDL)
+    dls = data.dataloaders(bs=bs, num_workers=workers, after_iter=report, device=device, dl_type=PictureDL)
     dls.train.square = square
     if label_func is None: dls.train_ds.loss_func = no_labels
     seed_loaders(seed, dls)
@@ -268,11 +267,3 @@ def _parts(items, good, source, valid, seed, labelled):
     place = {i:k for k,i in enumerate(good)}  # positions and rows are those of the source, with those left out
     parts = _split(items, source, valid, seed, labelled)
     return items[good],[[place[i] for i in part if i in place] for part in parts]
-
-def _one_size(items):
-    "Raise for a batch of mixed sizes before `collate` fails over it"
-    sizes = sorted({tuple(o[0].shape[1:]) for o in items})
-    if len(sizes)<=1: return items
-    first,last = (f'{h}x{w}' for h,w in (sizes[0], sizes[-1]))
-    raise invalid('size=None', f'needs pictures of one size, and these differ, e.g. {first} and {last} (h x w)',
-                  f'Pass the size to cut all to, e.g. size={min(map(min, sizes))}')

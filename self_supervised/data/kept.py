@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakSet
 
+import torch
 from fastai.torch_core import defaults
 from fastcore.basics import GetAttr
 
 from .reading import LONGEST, PictureReader, picture_shape
-from .sources import Picture
+from .sources import Picture, picture_formats
 
 # %% ../../nbs/13_data.kept.ipynb #kept
 MOST = 2**30   # bytes that are kept by default, by all loaders together
@@ -63,6 +64,7 @@ class Kept(GetAttr):
         for future in self.coming.values(): future.cancel()   # of an epoch that was cut
         self.coming = {}
         self.since,self.used = self.used or math.inf,time.monotonic()
+        picture_formats()   # imported before threads read: a process forked during an import waits for it for ever
         if self.pid!=os.getpid():
             self.pool = ThreadPoolExecutor(min(16, defaults.cpus))
             self.pid = os.getpid()
@@ -95,6 +97,22 @@ class Kept(GetAttr):
         else: x = self._take(name, f, note)
         self._read_ahead()
         return self.read.cut(x, at)
+
+    def batch(self,
+        items:list, # Items, as many as are in a batch
+        place:Callable, # Item → place of the cut along its long side, in [0,1]
+    ): # (bs,n_in,h,w), floats in [0,1], the same as of one at a time; None unless all are in memory, and alike
+        "Take a whole batch from memory"
+        xs = [self.pictures.get(os.fspath(f)) if is_named(f) else None for f in items]
+        if any(x is None for x in xs): return None
+        xs = [self._part(x, f, place) for x,f in zip(xs, items)]
+        if len({(x.dtype, x.shape) for x in xs})!=1: return None
+        if self.pid==os.getpid(): self._read_ahead()
+        return self.read.typed(torch.stack(xs))
+
+    def _part(self, x, f, place):
+        "Return the part of a kept picture that is shown; its place is asked for only if there is a choice"
+        return x if x.shape[-2:]==self.read.hw else self.read.window(x, place(f))
 
     def _take(self, name, f, note):
         "Wait for a picture that is being read, or read it, and keep it if there is room"

@@ -463,11 +463,15 @@ class PictureReader:
         at:float, # Place along the long side, in [0,1]
     )->torch.Tensor: # The same as reading at this place, but for rounding the long side to whole pixels
         "Cut a picture of `size` out of a whole one"
-        if self.hw:
-            (h,w),(full_h,full_w) = self.hw,x.shape[-2:]
-            top,left = round(at*(full_h-h)),round(at*(full_w-w))
-            x = x[:, top:top+h, left:left+w]
+        x = self.window(x, at)
         return self.typed(x if x.dtype==torch.uint8 else x.clone())   # a transform may write into it
+
+    def window(self, x, at):
+        "Return a view of the part of a whole picture that `cut` takes"
+        if not self.hw: return x
+        (h,w),(full_h,full_w) = self.hw,x.shape[-2:]
+        top,left = round(at*(full_h-h)),round(at*(full_w-w))
+        return x[:, top:top+h, left:left+w]
 
     def typed(self, x):
         "Return a tensor as fastai's picture, floats in [0,1]"

@@ -14,14 +14,16 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import copy
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
+from fastai.data.load import fa_collate
 from fastai.imports import noop
 from fastai.torch_core import defaults, rank_distrib
-from fastcore.all import L, is_indexer
+from fastcore.all import L, chunked, is_indexer
 from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
 from torch import Generator
@@ -214,10 +216,20 @@ class PictureData(Datasets):
                       'List those that cannot with `byol_check`', TooManyBad)
 
     def _item(self, i, draw):
-        if draw is None: return super().__getitem__(i)
-        self.opener.at = Random(f'{draw} '.encode()+os.fsencode(self.items[i])).random()
+        self.opener.at = _place(draw, self.items[i])
         try: return super().__getitem__(i)
         finally: self.opener.at = .5
+
+    def batch(self,
+        idxs:list, # Indices
+        draw:int|None=None, # As for `item`
+    )->tuple|None: # (x,) or (x,y) of a batch, the same as of `item` one at a time; None if it has to be made so
+        "Take a whole batch from the memory of a `Kept`"
+        take = getattr(self.opener.read, 'batch', None)
+        if take is None or len(self.tls[0].tfms.fs)>1: return None
+        x = take([self.items[i] for i in idxs], partial(_place, draw))
+        if x is None: return None
+        return x,*(fa_collate([tl[i] for i in idxs]) for tl in self.tls[1:])
 
     @property
     def opener(self)->OpenPicture: # Shared with the other part
@@ -237,6 +249,10 @@ class PictureData(Datasets):
         part = super().subset(i)
         part.skipped = self.skipped
         return part
+
+def _place(draw, f):
+    "Return the place of the cut along the long side of an item"
+    return .5 if draw is None else Random(f'{draw} '.encode()+os.fsencode(f)).random()
 
 def reading_of(
     dl, # Any loader
@@ -278,6 +294,21 @@ class PictureDL(TfmdDL):
         if not isinstance(self.dataset, PictureData): return super().create_item(i)
         return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
 
+    def create_batches(self, samps):
+        "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
+        data = self.dataset
+        is_plain = isinstance(data, PictureData) and not (self.prebatched or self.after_item.fs or self.before_batch.fs)
+        if not is_plain:
+            yield from super().create_batches(samps)
+            return
+        for idxs in chunked(samps, self.bs, self.drop_last):
+            b = data.batch(idxs, self.draw)
+            yield self.do_batch([self.do_item(i) for i in idxs]) if b is None else b
+
+    def create_batch(self, items):
+        "Make a batch of items"
+        return super().create_batch(_one_size(items))
+
     def wif(self):
         "Show PIL's warnings in one worker of the first epoch only, since they are the same in all"
         quiet_worker(get_worker_info().id + (self.epochs>1))
@@ -287,6 +318,14 @@ class PictureDL(TfmdDL):
         dl = super().new(dataset, cls, **kwargs)
         dl.square = self.square
         return dl
+
+def _one_size(items):
+    "Raise for a batch of mixed sizes before `collate` fails over it"
+    sizes = sorted({tuple(o[0].shape[1:]) for o in items})
+    if len(sizes)<=1: return items
+    first,last = (f'{h}x{w}' for h,w in (sizes[0], sizes[-1]))
+    raise invalid('size=None', f'needs pictures of one size, and these differ, e.g. {first} and {last} (h x w)',
+                  f'Pass the size to cut all to, e.g. size={min(map(min, sizes))}')
 
 def quiet_worker(
     worker:int, # Number of the worker; the first, 0, shows warnings
