@@ -2145,6 +2145,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'self_supervised/data/skipped.py'),
                                               'self_supervised.data.skipped.PictureData._item': ( 'data.skipped.html#picturedata._item',
                                                                                                   'self_supervised/data/skipped.py'),
+                                              'self_supervised.data.skipped.PictureData._labels': ( 'data.skipped.html#picturedata._labels',
+                                                                                                    'self_supervised/data/skipped.py'),
                                               'self_supervised.data.skipped.PictureData.batch': ( 'data.skipped.html#picturedata.batch',
                                                                                                   'self_supervised/data/skipped.py'),
                                               'self_supervised.data.skipped.PictureData.item': ( 'data.skipped.html#picturedata.item',

@@ -3,7 +3,7 @@ import json, os, pickle, subprocess, sys
 from weakref import WeakSet
 
 import numpy as np, pytest, torch
-from fastai.data.transforms import parent_label
+from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode, parent_label
 from fasttransform import Transform
 from PIL import Image
 
@@ -14,7 +14,7 @@ from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.kept import Kept, kept_bytes
 from self_supervised.data.reading import BadPicture, PictureReader
-from self_supervised.data.skipped import PictureData
+from self_supervised.data.skipped import PictureData, PictureDL, picture_data
 
 def write(folder, n=40, wide=False):
     x,y,_ = digits()
@@ -152,6 +152,28 @@ def test_a_transform_of_single_items_sees_them(tmp_path):
         getattr(dls.train, name).add(Transform(lambda o: seen.append(1) or o))
         for _ in range(2): epoch(dls)
         assert len(seen)==2*(40 if name=='after_item' else 5), name
+
+@pytest.mark.parametrize('y_tfms', [[parent_label], [parent_label, Categorize()], [lambda f: [f.stem[:1]], MultiCategorize(), OneHotEncode()]])
+def test_labels_of_all_kinds_come_with_a_batch_made_as_a_whole(tmp_path, monkeypatch, y_tfms):
+    "Words, classes, several classes; and those of a function that was added later"
+    files = sorted(write(tmp_path).rglob('*.*'))
+    def run(data):
+        dls = data.dataloaders(bs=8, num_workers=0, dl_type=PictureDL, shuffle=False, device='cpu')
+        first = [list(dls.train) for _ in range(2)]
+        data.tls[1].tfms.add(Transform(lambda y: y))
+        return [*first, list(dls.train)]
+    def data(): return picture_data(files, [list(range(40)), []], Kept(PictureReader(1, 24)), [*y_tfms])
+    whole = run(data())
+    monkeypatch.setattr(PictureData, 'batch', lambda *args: None)
+    for a,b in zip(whole, run(data())):
+        for (x,y),(p,q) in zip(a, b):
+            assert torch.equal(x, p) and type(y) is type(q) and (torch.equal(y, q) if isinstance(y, torch.Tensor) else list(y)==list(q))
+
+def test_labels_follow_a_transform_that_was_added(tmp_path):
+    dls = image_dls(write(tmp_path), 24, label_func=parent_label, bs=8, valid=0., device='cpu', keep=True)
+    for _ in range(2): epoch(dls)
+    dls.train_ds.tls[1].tfms.add(Transform(lambda y: y*0+5, order=99))
+    assert all((y==5).all() for _,y in epoch(dls))
 
 def test_pictures_that_are_not_alike_or_not_all_kept_make_batches_as_before(tmp_path, monkeypatch):
     "8 and 16 bits together; room for some only"

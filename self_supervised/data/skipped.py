@@ -26,7 +26,7 @@ from fastai.torch_core import defaults, rank_distrib
 from fastcore.all import L, chunked, is_indexer
 from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..core import (
@@ -229,7 +229,15 @@ class PictureData(Datasets):
         if take is None or len(self.tls[0].tfms.fs)>1: return None
         x = take([self.items[i] for i in idxs], partial(_place, draw))
         if x is None: return None
-        return x,*(fa_collate([tl[i] for i in idxs]) for tl in self.tls[1:])
+        return x,*(self._labels(k, idxs) for k in range(1, len(self.tls)))
+
+    def _labels(self, k, idxs):
+        "Return a batch of labels; those of all items are made once, since they are the same in each epoch"
+        tl,made = self.tls[k],self.__dict__.setdefault('made', {})
+        fs = [*tl.tfms.fs]
+        if k not in made or made[k][0]!=fs: made[k] = fs,fa_collate(tuple(tl[i] for i in range(len(self))))
+        y = made[k][1]
+        return y[idxs] if isinstance(y, Tensor) else fa_collate(tuple(tl[i] for i in idxs))
 
     @property
     def opener(self)->OpenPicture: # Shared with the other part
