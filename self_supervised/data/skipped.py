@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
-from fastai.data.load import fa_collate
+from fastai.data.load import SkipItemException, fa_collate
 from fastai.imports import noop
 from fastai.torch_core import defaults, rank_distrib
 from fastcore.all import L, chunked, is_indexer
@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from ..core import (
     check_workers, checked, from_csv_cell, how_to_write, invalid, plural, printable, to_csv_cell)
+from .arrays import wants_items
 from .reading import BadPicture, OpenPicture, PictureReader, check_channels, is_array, tensor_type
 from .sources import picture_items
 
@@ -226,10 +227,13 @@ class PictureData(Datasets):
     )->tuple|None: # (x,) or (x,y) of a batch, the same as of `item` one at a time; None if it has to be made so
         "Take a whole batch from the memory of a `Kept`"
         take = getattr(self.opener.read, 'batch', None)
-        if take is None or len(self.tls[0].tfms.fs)>1: return None
+        is_plain = type(self.opener) is OpenPicture and len(self.tls[0].tfms.fs)==1
+        own = any(getattr(type(self), o) is not getattr(PictureData, o) for o in ('item','_item'))   # of a subclass
+        if take is None or own or not is_plain: return None
         x = take([self.items[i] for i in idxs], partial(_place, draw))
         if x is None: return None
-        return x,*(fa_collate([tl[i] for i in idxs]) for tl in self.tls[1:])
+        try: return x,*(fa_collate([tl[i] for i in idxs]) for tl in self.tls[1:])
+        except SkipItemException: return None
 
     @property
     def opener(self)->OpenPicture: # Shared with the other part
@@ -291,23 +295,26 @@ class PictureDL(TfmdDL):
         i:int|None, # Place
     )->tuple: # (x,) or (x,y)
         "Read an item"
-        if not isinstance(self.dataset, PictureData): return super().create_item(i)
+        # Not for other data, and not for a subclass with items of its own
+        is_ours = getattr(type(self.dataset), '__getitem__', None) is PictureData.__getitem__
+        if not is_ours: return super().create_item(i)
         return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
 
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
         data = self.dataset
-        is_plain = isinstance(data, PictureData) and not (self.prebatched or self.after_item.fs or self.before_batch.fs)
-        if not is_plain:
+        is_ours = getattr(type(data), '__getitem__', None) is PictureData.__getitem__
+        if not is_ours or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
         for idxs in chunked(samps, self.bs, self.drop_last):
             b = data.batch(idxs, self.draw)
-            yield self.do_batch([self.do_item(i) for i in idxs]) if b is None else b
+            if b is not None: yield b
+            elif items := [o for i in idxs if (o := self.do_item(i)) is not None]: yield self.do_batch(items)
 
     def create_batch(self, items):
         "Make a batch of items"
-        return super().create_batch(_one_size(items))
+        return super().create_batch(items if self.prebatched else _one_size(items))
 
     def wif(self):
         "Show PIL's warnings in one worker of the first epoch only, since they are the same in all"
