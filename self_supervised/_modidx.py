@@ -3278,6 +3278,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'self_supervised/transfer/finetune.py'),
                                                    'self_supervised.transfer.finetune._record_pictures': ( 'transfer.finetune.html#_record_pictures',
                                                                                                            'self_supervised/transfer/finetune.py'),
+                                                   'self_supervised.transfer.finetune._record_stats': ( 'transfer.finetune.html#_record_stats',
+                                                                                                        'self_supervised/transfer/finetune.py'),
                                                    'self_supervised.transfer.finetune._width': ( 'transfer.finetune.html#_width',
                                                                                                  'self_supervised/transfer/finetune.py'),
                                                    'self_supervised.transfer.finetune.check_loaders': ( 'transfer.finetune.html#check_loaders',
