@@ -27,7 +27,7 @@ from fastcore.all import L, chunked, is_indexer
 from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
 from torch import Generator
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Subset, get_worker_info
 
 from ..core import (
     check_workers, checked, from_csv_cell, how_to_write, invalid, plural, printable, to_csv_cell)
@@ -263,7 +263,10 @@ def reading_of(
 )->dict|None: # `recorded` of its `PictureReader`; None for a loader of other data
     "Return how a loader reads pictures, for the record of an encoder"
     data = getattr(dl, 'dataset', None)
-    return data.opener.read.recorded if isinstance(data, PictureData) else None
+    while isinstance(data, Subset): data = data.dataset
+    # Not only of `PictureData`: `dls.test_dl` makes plain `Datasets`
+    steps = [o for tl in getattr(data, 'tls', ()) for o in tl.tfms.fs]
+    return next((o.read.recorded for o in steps if isinstance(o, OpenPicture)), None)
 
 class PictureDL(TfmdDL):
     "Loader of `PictureData`; while it shuffles, each epoch cuts pictures at another place along their long side"
