@@ -4,9 +4,10 @@ import pytest
 import torch
 from fastai.callback.progress import no_bar   # noqa: F401, gives `Learner` its `no_bar`
 from fastai.learner import Learner, load_learner
+from fasttransform import Transform
 from torch import nn
 
-from self_supervised.data.arrays import tensor_dls
+from self_supervised.data.arrays import TensorDL, tensor_dls
 from self_supervised.data.demo import digits
 
 @pytest.fixture(scope='module')
@@ -80,3 +81,13 @@ def test_as_fastai_makes_new_loaders_of_it(data):
     x,y,splits = data
     new = tensor_dls(x, y, splits, bs=64).train.new(shuffle=False, drop_last=False)
     assert torch.equal(torch.cat([b[1] for b in new]), y[splits[0]])
+
+class _OneByOne(TensorDL):
+    def create_item(self, i): return tuple(2+o for o in super().create_item(i))
+
+@pytest.mark.parametrize('change', [
+    lambda dl: dl.new(after_item=Transform(lambda o: 2+o)), lambda dl: dl.new(before_batch=lambda b: [tuple(2+o for o in i) for i in b]),
+    lambda dl: dl.new(cls=_OneByOne), lambda dl: dl.new(create_batch=lambda b: (2+torch.stack([o[0] for o in b]),))], ids=range(4))
+def test_a_transform_of_single_items_and_a_method_of_yours_are_not_passed_over(change):
+    dl = change(tensor_dls(torch.rand(16,1,4,4), torch.arange(16), bs=4).train)
+    assert all(b[0].shape==(4,1,4,4) and b[0].min()>=2 for b in dl)

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader as TorchLoader, Subset
 
 from self_supervised import layers
 from self_supervised.augmentations import NormalizeViews, get_batch_augs
@@ -29,6 +30,7 @@ from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
+from self_supervised.data.skipped import reading_of
 from self_supervised.evaluate.features import embed, knn_accuracy, untrained
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
@@ -1133,6 +1135,41 @@ def test_how_pictures_were_read_is_recorded_by_training(clear, keep):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         embed(net, image_dls('clear', **how, ground=(0,0,0)).train)
+
+def _loaders(dls):
+    "Other loaders of the same pictures"
+    yield dls.test_dl(sorted(Path('clear').rglob('*.png')))
+    yield TorchLoader(Subset(dls.train_ds, [0,1,2,3]), batch_size=2, collate_fn=lambda b: (torch.stack([o[0] for o in b]),))
+    yield TorchLoader(Subset(Subset(dls.train_ds, [0,1,2,3]), [0,1]), batch_size=2, collate_fn=lambda b: (torch.stack([o[0] for o in b]),))
+
+@pytest.mark.parametrize('i', range(3))
+def test_a_loader_made_of_another_tells_how_it_reads_pictures(clear, i):
+    "`dls.test_dl`, and torch's `Subset`: pictures trained on black were embedded on white, in silence"
+    how = dict(size=8, n_in=1, bs=2, workers=0, label_func=parent_label)
+    net = tiny()
+    remember(net, reading=dict(ground='#000000'))
+    white,black = ([*_loaders(image_dls('clear', **how, ground=o))][i] for o in ('white','black'))
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="read with ground='white'"): embed(net, white)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        embed(net, black)
+    assert reading_of(black)==dict(ground='#000000')
+
+def test_a_reader_that_training_had_is_missed(clear):
+    "Only the command refused to read without it; a reader has its name in another module as well"
+    how = dict(size=8, n_in=1, bs=2, workers=0)
+    net = tiny()
+    remember(net, reading=dict(reader='elsewhere:my_reader'))
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="reader='elsewhere:my_reader', and these are read with reader=None. Pass that function"):
+        embed(net, image_dls('clear', **how).train)
+    with pytest.warns(UserWarning, match='reader='): embed(net, image_dls('clear', **how, reader=Image.open).train)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        embed(net, image_dls('clear', **how, reader=my_reader).train)
+        remember(net, reading={})
+        embed(net, image_dls('clear', **how, reader=my_reader).train)   # of files of another kind
     # trained on, it is an encoder of other pictures
     for other,want in ((image_dls('clear', **how, reader=my_reader), dict(reader=f'{__name__}:my_reader')), (image_dls('clear', **how), {}), (tensor_dls(X[:64], bs=8), None)):
         learn = byol_learner(other, create_byol_model(net, hidden_size=16, projection_size=8), get_byol_aug_pipelines(8, stats=STATS, **GREY))

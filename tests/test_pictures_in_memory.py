@@ -1,8 +1,10 @@
 "Pictures that are kept in memory are those that would be read, and each file is decoded once"
 import json, os, pickle, subprocess, sys
+from itertools import count
 from weakref import WeakSet
 
 import numpy as np, pytest, torch
+from fastai.data.load import SkipItemException
 from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode, parent_label
 from fasttransform import Transform
 from PIL import Image
@@ -13,7 +15,7 @@ from self_supervised.data import reading
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.kept import Kept, kept_bytes
-from self_supervised.data.reading import BadPicture, PictureReader
+from self_supervised.data.reading import BadPicture, OpenPicture, PictureReader
 from self_supervised.data.skipped import PictureData, PictureDL, picture_data
 
 def write(folder, n=40, wide=False):
@@ -172,8 +174,59 @@ def test_labels_of_all_kinds_come_with_a_batch_made_as_a_whole(tmp_path, monkeyp
 def test_labels_follow_a_transform_that_was_added(tmp_path):
     dls = image_dls(write(tmp_path), 24, label_func=parent_label, bs=8, valid=0., device='cpu', keep=True)
     for _ in range(2): epoch(dls)
-    dls.train_ds.tls[1].tfms.add(Transform(lambda y: y*0+5, order=99))
-    assert all((y==5).all() for _,y in epoch(dls))
+    n = count()
+    dls.train_ds.tls[1].tfms.add(Transform(lambda y: y*0+next(n), order=99))   # another answer each time
+    assert torch.cat([y for _ in range(2) for _,y in epoch(dls)]).tolist()==list(range(80))
+class _Doubled(PictureDL):
+    def do_item(self, i): return tuple(2+o for o in super().do_item(i))
+
+class _OwnItem(PictureData):
+    def item(self, i, draw=None): return tuple(2+o for o in super().item(i, draw))
+
+class _OwnIndex(PictureData):
+    def __getitem__(self, i): return tuple(2+o for o in super().__getitem__(i))
+
+class _OwnOpener(OpenPicture):
+    def encodes(self, f): return 2+self.read(f, self.at)
+
+def _plus(items): return [tuple(2+o for o in item) for item in items]
+
+def _own_data(cls):
+    def change(dl):
+        dl.dataset.__class__ = cls
+        return dl
+    return change
+
+def _set(**methods):
+    def change(dl):
+        for name,f in methods.items(): setattr(dl, name, f)
+        return dl
+    return change
+
+def _own_opener(dl):
+    dl.dataset.tls[0].tfms.fs[0] = _OwnOpener(dl.dataset.opener.read)
+    return dl
+
+@pytest.mark.parametrize('change', [
+    lambda dl: dl.new(cls=_Doubled), lambda dl: dl.new(create_item=lambda i: tuple(2+o for o in dl.dataset[i or 0])),
+    _set(after_item=lambda o: (2+o[0],)), _set(before_batch=_plus), _set(create_batch=lambda b: (2+torch.stack([o[0] for o in b]),)),
+    _own_data(_OwnItem), _own_data(_OwnIndex), _own_opener], ids=range(8))
+def test_what_you_replace_of_a_loader_or_its_data_is_asked_for_each_batch(tmp_path, change):
+    "Also when all pictures are in memory"
+    dl = change(image_dls(write(tmp_path), 24, bs=8, valid=0., device='cpu', keep=True).train)
+    for _ in range(3): assert min(b[0].min() for b in dl)>=2
+
+def test_an_item_that_is_skipped_in_fastais_way_is_left_out(tmp_path):
+    dl = image_dls(write(tmp_path), 24, bs=8, valid=0., label_func=lambda o: o.stem, device='cpu', keep=True).train
+    def odd(y):
+        if int(y)%2: return y
+        raise SkipItemException
+    dl.dataset.tls[1].tfms.add(Transform(odd))
+    for _ in range(3): assert sorted(o.item() for _,y in dl for o in y)==[*range(1, 40, 2)]
+
+def test_a_batch_may_be_one_item(tmp_path):
+    dl = image_dls(write(tmp_path), 24, n_in=1, bs=8, valid=0., label_func=parent_label, device='cpu', keep=True).train
+    assert next(iter(dl.new(bs=None, drop_last=False)))[0].shape==(1,24,24)
 
 def test_pictures_that_are_not_alike_or_not_all_kept_make_batches_as_before(tmp_path, monkeypatch):
     "8 and 16 bits together; room for some only"

@@ -10,6 +10,7 @@ from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.images import image_dls
 from self_supervised.evaluate.features import embed
 from self_supervised.layers import FlatEncoder, create_encoder
+from self_supervised.record import record_of, remember
 from self_supervised.surgery import bake_weights
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.transfer.finetune import class_learner, classifier, split_layers
@@ -125,6 +126,32 @@ def test_pictures_are_normalised_once(dls, x):
     dls.add_tfms([Normalize.from_stats(*STATS, cuda=False)], 'after_batch')
     with pytest.raises(ValueError, match='dls=.* normalises its batches'): class_learner(dls, encoder, n_out=10, stats=STATS)
     class_learner(dls, encoder, n_out=10, stats=None)
+
+@pytest.mark.parametrize('former', [STATS, None])
+def test_a_classifier_on_pictures_that_the_loader_normalises_records_how(tmp_path, x, former):
+    "The error above advises stats=None: the encoder was then recorded as one for pictures in [0,1]"
+    write_mnist_tiny(tmp_path/'p')
+    data = image_dls(tmp_path/'p', 12, n_in=1, label_func=parent_label, bs=8, device='cpu', workers=0)
+    data.add_tfms([Normalize.from_stats([.4],[.2], cuda=False)], 'after_batch')
+    encoder = tiny()
+    remember(encoder, stats=former)
+    net = quiet(class_learner(data, encoder, stats=None)).model.encoder.eval()
+    assert record_of(net)['stats']==[[.4],[.2]] and record_of(encoder)['stats']==former
+    save_encoder(net, tmp_path/'e')
+    want = net((x-.4)/.2)
+    for o in (net, load_encoder(tmp_path/'e')): assert torch.allclose(embed(o, x)[0], want, atol=1e-4)
+
+def test_a_classifier_on_pictures_that_someone_normalised_records_nothing(x):
+    "With the advice to pass stats; pictures in [0,1], or of any range in training, are as the record tells"
+    y = torch.arange(8)%2
+    encoder = tiny()
+    remember(encoder, stats=STATS)
+    with pytest.warns(UserWarning, match='do not tell how they were normalised.* Pass stats='):
+        net = class_learner(tensor_dls((x-.3)/.35, y, bs=4), encoder, n_out=2, stats=None).model.encoder
+    assert 'stats' not in record_of(net)
+    assert record_of(class_learner(tensor_dls(x, y, bs=4), encoder, n_out=2, stats=None).model.encoder)['stats'] is None
+    remember(encoder, any_range=True)
+    assert record_of(class_learner(tensor_dls(9*x, y, bs=4), encoder, n_out=2, stats=None).model.encoder)['stats'] is None
 
 def test_the_encoder_passed_in_stays(dls):
     encoder = tiny(); was = state(encoder)

@@ -63,9 +63,20 @@ class TensorData:
         "Make the same without items, for `Learner.export`"
         return TensorData(self.x[:0], None if self.y is None else self.y[:0])
 
+# %% ../../nbs/10_data.arrays.ipynb #wants_items
+def wants_items(
+    dl, # Loader of fastai
+    cls, # Its class, which makes whole batches
+)->bool: # Then its batches are made of single items
+    "Has a loader a transform of single items, or a method of yours that makes items or batches?"
+    tfms = dl.after_item,dl.before_batch   # pipelines, or functions in place of them
+    if dl.prebatched or any(getattr(o, 'fs', True) for o in tfms): return True
+    makers = 'create_item','do_item','chunkify','create_batch','do_batch','retain'
+    return any(getattr(getattr(dl, o), '__func__', None) is not getattr(cls, o) for o in makers)
+
 # %% ../../nbs/10_data.arrays.ipynb #dl_code
 class TensorDL(TfmdDL):
-    "A `TfmdDL` that indexes its `TensorData` once per batch"
+    "A `TfmdDL` that indexes its `TensorData` once per batch, unless a transform wants single items"
     @checked
     def __init__(self,
         dataset, # `TensorData`, which gives a batch for several indices; or a list of items
@@ -93,6 +104,7 @@ class TensorDL(TfmdDL):
         samps, # Indices
     ): # Batches
         "Index the data once per batch"
+        if wants_items(self, TensorDL): return super().create_batches(samps)
         # A data set of your own need not know devices
         own = type(self.dataset).__getitem__ is not TensorData.__getitem__
         take = self.dataset.__getitem__ if own else partial(self.dataset.take, device=self.device)

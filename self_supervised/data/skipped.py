@@ -20,17 +20,18 @@ from pathlib import Path
 from random import Random
 
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
-from fastai.data.load import fa_collate
+from fastai.data.load import SkipItemException, fa_collate
 from fastai.imports import noop
 from fastai.torch_core import defaults, rank_distrib
 from fastcore.all import L, chunked, is_indexer
 from fastprogress.fastprogress import progress_bar
 from fasttransform import Pipeline
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Subset, get_worker_info
 
 from ..core import (
     check_workers, checked, from_csv_cell, how_to_write, invalid, plural, printable, to_csv_cell)
+from .arrays import wants_items
 from .reading import BadPicture, OpenPicture, PictureReader, check_channels, is_array, tensor_type
 from .sources import picture_items
 
@@ -198,6 +199,7 @@ class Remarks(Skipped):
 class PictureData(Datasets):
     "fastai's `Datasets` of pictures and labels, with another item in place of one that cannot be read"
     skipped = None
+    label_steps = None   # of `picture_data`, from an item to its label
     def __getitem__(self, i): return self.item(int(i)) if is_indexer(i) else super().__getitem__(i)
 
     def item(self,
@@ -226,18 +228,25 @@ class PictureData(Datasets):
     )->tuple|None: # (x,) or (x,y) of a batch, the same as of `item` one at a time; None if it has to be made so
         "Take a whole batch from the memory of a `Kept`"
         take = getattr(self.opener.read, 'batch', None)
-        if take is None or len(self.tls[0].tfms.fs)>1: return None
+        is_plain = type(self.opener) is OpenPicture and len(self.tls[0].tfms.fs)==1
+        own = any(getattr(type(self), o) is not getattr(PictureData, o) for o in ('item','_item'))   # of a subclass
+        if take is None or own or not is_plain: return None
         x = take([self.items[i] for i in idxs], partial(_place, draw))
         if x is None: return None
-        return x,*(self._labels(k, idxs) for k in range(1, len(self.tls)))
+        try: return x,*(self._labels(k, idxs) for k in range(1, len(self.tls)))
+        except SkipItemException: return None
 
     def _labels(self, k, idxs):
-        "Return a batch of labels; those of all items are made once, since they are the same in each epoch"
+        "Return a batch of labels; those of `picture_data` are made once, since they are the same in each epoch"
         tl,made = self.tls[k],self.__dict__.setdefault('made', {})
-        fs = [*tl.tfms.fs]
-        if k not in made or made[k][0]!=fs: made[k] = fs,fa_collate(tuple(tl[i] for i in range(len(self))))
+        if [*tl.tfms.fs]!=self.label_steps: return self._each_label(tl, idxs)
+        if k not in made or made[k][0] is not tl.items:
+            made[k] = tl.items,None   # they stay so where one of them asks to skip its item
+            made[k] = tl.items,self._each_label(tl, range(len(self)))
         y = made[k][1]
-        return y[idxs] if isinstance(y, Tensor) else fa_collate(tuple(tl[i] for i in idxs))
+        return y[idxs] if isinstance(y, Tensor) else self._each_label(tl, idxs)
+
+    def _each_label(self, tl, idxs): return fa_collate(tuple(tl[i] for i in idxs))
 
     @property
     def opener(self)->OpenPicture: # Shared with the other part
@@ -255,7 +264,7 @@ class PictureData(Datasets):
     ):
         "Return one of the parts; its skipped pictures go into the same list"
         part = super().subset(i)
-        part.skipped = self.skipped
+        part.skipped,part.label_steps = self.skipped,self.label_steps
         return part
 
 def _place(draw, f):
@@ -267,7 +276,10 @@ def reading_of(
 )->dict|None: # `recorded` of its `PictureReader`; None for a loader of other data
     "Return how a loader reads pictures, for the record of an encoder"
     data = getattr(dl, 'dataset', None)
-    return data.opener.read.recorded if isinstance(data, PictureData) else None
+    while isinstance(data, Subset): data = data.dataset
+    # Not only of `PictureData`: `dls.test_dl` makes plain `Datasets`
+    steps = [o for tl in getattr(data, 'tls', ()) for o in tl.tfms.fs]
+    return next((o.read.recorded for o in steps if isinstance(o, OpenPicture)), None)
 
 class PictureDL(TfmdDL):
     "Loader of `PictureData`; while it shuffles, each epoch cuts pictures at another place along their long side"
@@ -299,23 +311,26 @@ class PictureDL(TfmdDL):
         i:int|None, # Place
     )->tuple: # (x,) or (x,y)
         "Read an item"
-        if not isinstance(self.dataset, PictureData): return super().create_item(i)
+        # Not for other data, and not for a subclass with items of its own
+        is_ours = getattr(type(self.dataset), '__getitem__', None) is PictureData.__getitem__
+        if not is_ours: return super().create_item(i)
         return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
 
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
         data = self.dataset
-        is_plain = isinstance(data, PictureData) and not (self.prebatched or self.after_item.fs or self.before_batch.fs)
-        if not is_plain:
+        is_ours = getattr(type(data), '__getitem__', None) is PictureData.__getitem__
+        if not is_ours or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
         for idxs in chunked(samps, self.bs, self.drop_last):
             b = data.batch(idxs, self.draw)
-            yield self.do_batch([self.do_item(i) for i in idxs]) if b is None else b
+            if b is not None: yield b
+            elif items := [o for i in idxs if (o := self.do_item(i)) is not None]: yield self.do_batch(items)
 
     def create_batch(self, items):
         "Make a batch of items"
-        return super().create_batch(_one_size(items))
+        return super().create_batch(items if self.prebatched else _one_size(items))
 
     def wif(self):
         "Show PIL's warnings in one worker of the first epoch only, since they are the same in all"
@@ -357,6 +372,7 @@ def picture_data(
     if y_tfms: lists.append(TfmdLists(items, y_tfms, splits=splits))
     data = PictureData(tls=lists, n_inp=1)
     data.skipped = skipped
+    data.label_steps = [*lists[-1].tfms.fs]
     return data
 
 # %% ../../nbs/14_data.skipped.ipynb #looked

@@ -195,13 +195,18 @@ def warn_of_reading(
     "Warn if a loader reads pictures otherwise than the training did"
     was,now = record_of(encoder).get('reading'),reading_of(dl)
     if not isinstance(was, dict) or now is None: return
+    readers = was.get('reader'),now.get('reader')
     was = PictureReader(**{k: was[k] for k in ('ground','full_scale') if k in was}).recorded
     defaults = dict(ground='white', full_scale=None)
-    for name,usual in defaults.items():
-        a,b = (o.get(name, usual) for o in (was,now))
+    pairs = [(name,was.get(name, usual),now.get(name, usual)) for name,usual in defaults.items()]
+    # A function keeps its name in another module. Without one in training, one of now is for other files
+    names = [str(o).rpartition(':')[2] for o in readers]
+    if readers[0] is not None and names[0]!=names[1]: pairs.append(('reader', *readers))
+    for name,a,b in pairs:
         if a==b: continue
+        fix = 'Pass that function as reader' if name=='reader' else f'Pass {name}={a!r}'
         warn_once(f'The encoder was trained on pictures read with {name}={a!r}, and these are read with {name}={b!r}. '
-                  f'Pass {name}={a!r} to image_dls.')
+                  f'{fix} to image_dls.')
 
 def _batches_of(dl, bs):
     "Make batches of a tensor or array, or of a pair (x,y); return a loader as it is"

@@ -14,6 +14,7 @@ import torch
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
 from fastai.metrics import accuracy, accuracy_multi, mse
+from fastai.torch_core import TensorImage
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ from ..evaluate.features import check_classes, check_features, embed, warn_of_re
 from ..data.skipped import reading_of
 from ..data.batches import batch_parts, outside_unit, peek
 from ..vision.checks import channels_last, prepare
-from ..record import record_of, recorded_stats, remember, stats_lists, unwrapped
+from ..record import (
+    forget, loader_stats, record_of, recorded_stats, remember, stats_lists, unwrapped)
 from .encoder_file import check_encoder
 
 # %% ../../nbs/71_transfer.finetune.ipynb #31c022
@@ -109,7 +111,7 @@ def check_loaders(
     dls, # Loaders of pictures
     model:nn.Module, # Model of `classifier` or `segmenter`
     normalizes:bool, # Does the model normalise its pictures?
-)->tuple: # Pictures of a batch, prepared, and a tuple of the rest
+)->tuple: # Pictures of a batch, prepared; a tuple of the rest; (mean,std) of the loader's `Normalize`, or None
     "Raise unless the pictures of `dls` are like those of the training; warn for pictures outside [0,1]"
     given = f'dls={type(dls).__name__}'
     transforms = getattr(getattr(dls.train, 'after_batch', None), 'fs', ())
@@ -118,7 +120,10 @@ def check_loaders(
                       'Leave Normalize out of the data, or pass stats=None for a model that does not')
     b = peek(dls.train)
     _check_pairs(given, dls, b)
-    x = prepare(batch_parts(b)[0][0])
+    x = batch_parts(b)[0][0]
+    # fastai's `Normalize` does nothing to a plain tensor
+    done = loader_stats(dls.train) if isinstance(x, TensorImage) else None
+    x = prepare(x)
     n_in = input_channels(model)
     if x.shape[1]!=n_in:
         problem = f'holds pictures of {x.shape[1]} channels, shape {tuple(x.shape)}, and the encoder takes {n_in}'
@@ -129,7 +134,7 @@ def check_loaders(
              f"expects [0, 1]. {found.fix or 'Scale them to [0, 1]'}, or pass stats=None.")
     for m in model.modules():
         if isinstance(m, NormalizeInput): warn_of_stats(x, stats_lists((m.mean,m.std)))
-    return x,tuple(b[1:])
+    return x,tuple(b[1:]),done
 
 def _check_pairs(given, dls, b):
     "Raise for a batch that fastai does not split into pictures and labels"
@@ -179,6 +184,15 @@ def class_count(
     raise invalid(f'{n_out=}', 'needs labels, and the loaders have none that tell the number of classes',
                   'Give them some (label_func=), or pass n_out, e.g. n_out=10')
 
+def _record_stats(encoder, x, done):
+    "Record how the pictures `x` are normalised before the model: by the loader, with the statistics `done`"
+    if done is not None: remember(encoder, stats=done)
+    found = outside_unit(x)
+    if done is not None or not found or record_of(encoder).get('any_range'): return
+    forget(encoder, 'stats')
+    warn(f'The pictures of dls span {found.span}, and its transforms do not tell how they were normalised, so the '
+         'encoder cannot record it. Pass stats=(mean,std) wherever pictures are read for it, e.g. to `embed`.')
+
 def _record_pictures(encoder, x, dl):
     "Write into the record of an encoder the size of the pictures `x` it is to be trained on, and how they are read"
     warn_of_reading(encoder, dl)
@@ -196,8 +210,9 @@ def frozen_learner(
     **kwargs, # Arguments of `Learner`
 )->Learner: # Learner with all but the last group of parameters frozen
     "Check pictures and labels, and make the learner"
-    x,labels = check_loaders(dls, model, normalizes)
+    x,labels,done = check_loaders(dls, model, normalizes)
     if hasattr(model, 'encoder'): _record_pictures(model.encoder, x, dls.train)
+    if hasattr(model, 'encoder') and not normalizes: _record_stats(model.encoder, x, done)
     learn = Learner(dls, model, **kwargs)
     check_targets(labels, n_out, learn.loss_func)
     learn.freeze()
