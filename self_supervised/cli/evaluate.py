@@ -30,7 +30,7 @@ from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
-from ..transfer.encoder_file import encoder_info, load_encoder
+from ..transfer.encoder_file import encoder_file, encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .lists import real_place
@@ -40,7 +40,7 @@ from .pictures import (
     run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings
-from .embed import encoder_file, encoder_settings, reading_options_of
+from .embed import encoder_settings, reading_options_of
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
 def of_split(
