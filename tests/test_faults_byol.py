@@ -20,7 +20,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, Sa
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastLoader
-from fastai.learner import Learner
+from fastai.learner import Learner, ValueMetric
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam
 from fastcore.foundation import L
@@ -1233,6 +1233,24 @@ def test_what_watches_a_validation_is_refused_before_the_first_batch_where_there
     held = learner(dls(n_valid=8), path=tmp_path)
     quiet(held.fit, 1, cbs=[SaveModelCallback(), Checkpoint(tmp_path/'ck', monitor='valid_loss')])
     assert (tmp_path/'ck'/'best.pt').exists()
+
+@pytest.mark.parametrize('monitor', ['accuraccy', 'time', 'epoch'])
+@pytest.mark.parametrize('kind', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau, partial(Checkpoint, 'ck')])
+def test_an_unknown_monitor_is_an_error_that_lists_the_known(kind, monitor, tmp_path, monkeypatch):
+    "It was fastai's 'tuple index out of range'; and 'time', a column without a value, failed after the first epoch"
+    monkeypatch.chdir(tmp_path)
+    learn = learner(dls(n_valid=8), path=tmp_path, cbs=Probe(*[(X[:16],Y[:16])]*2))
+    with pytest.raises(ValueError, match=f"monitor='{monitor}'.* must be one of train_loss, valid_loss, .*spread.*knn_accuracy") as e: quiet(learn.fit, 2, 1e-3, cbs=kind(monitor=monitor))
+    assert "'time'" not in str(e.value).partition('must be')[2] and ' time' not in str(e.value).partition('must be')[2] and learn.train_iter==0
+    quiet(learn.fit, 1, 1e-3, cbs=kind(monitor='knn_accuracy'))
+
+def test_a_column_that_a_callback_of_yours_adds_can_be_watched(tmp_path):
+    class Mine(Callback):
+        def before_fit(self): self.learn.metrics = [*self.learn.metrics, ValueMetric(lambda: 1., 'mine')]
+    quiet(learner(path=tmp_path).fit, 1, 1e-3, cbs=[Mine(), EarlyStoppingCallback('mine')])
+    own = learner(path=tmp_path); own.recorder.train_metrics = True
+    with pytest.raises(ValueError, match="must be one of train_loss, train_spread, .*valid_loss, valid_spread"): quiet(own.fit, 1, 1e-3, cbs=EarlyStoppingCallback('spread'))
+    quiet(own.fit, 1, 1e-3, cbs=EarlyStoppingCallback('train_loss'))
 
 # What the optimizer holds
 

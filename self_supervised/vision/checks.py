@@ -17,7 +17,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
-from fastai.learner import AvgMetric, Learner
+from fastai.learner import AvgMetric, Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from ..layers import ClipEncoder, input_channels, input_dims
 from ..augmentations import Views, warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe, not_in_optimizer
-from ..callback.core import is_never_computed, no_validation
+from ..callback.core import MetricCallback, is_never_computed, no_column, no_validation
 from ..callback.checkpoint import Checkpoint
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
@@ -246,7 +246,32 @@ def check_before_fit(
     check_loader(learn.dls)
     check_last_batch(learn)
     check_frozen(model.encoder, learn.opt)
+    check_monitors(learn)
     check_recipe(learn)
+
+def check_monitors(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Raise for a callback of fastai's that watches a column which the training table will not have"
+    names = _columns_to_come(learn)
+    for cb in learn.cbs:
+        if names is None or not isinstance(cb, TrackerCallback) or not cb.run or cb.monitor in names: continue
+        raise no_column(f'{type(cb).__name__}(monitor={cb.monitor!r})', names)
+
+def _columns_to_come(learn):
+    "List the columns that the recorder will have; None if a callback of yours may add some"
+    if not hasattr(learn, 'recorder') or any(map(_may_add_columns, learn.cbs)): return None
+    added = [o for cb in learn.cbs if isinstance(cb, MetricCallback) for o in cb.columns]
+    names = list(dict.fromkeys([*(o.name for o in learn.metrics), *added]))   # some stay of a fit that was interrupted
+    r = learn.recorder
+    losses = ['train_loss', *(['valid_loss'] if r.valid_metrics else [])]
+    if not (r.train_metrics and r.valid_metrics): return [*losses, *names]
+    return [f'{part}_{o}' for part in ('train','valid') for o in ('loss',*names)]
+
+def _may_add_columns(cb):
+    "Is it a callback of yours that acts before the recorder reads the metrics?"
+    known = isinstance(cb, MetricCallback) or type(cb).__module__.partition('.')[0] in ('fastai','self_supervised')
+    return not known and cb.order<Recorder.order and hasattr(type(cb), 'before_fit')
 
 def check_watches(
     learn:Learner, # Learner in training
