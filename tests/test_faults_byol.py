@@ -1252,6 +1252,20 @@ def test_a_column_that_a_callback_of_yours_adds_can_be_watched(tmp_path):
     with pytest.raises(ValueError, match="must be one of train_loss, train_spread, .*valid_loss, valid_spread"): quiet(own.fit, 1, 1e-3, cbs=EarlyStoppingCallback('spread'))
     quiet(own.fit, 1, 1e-3, cbs=EarlyStoppingCallback('train_loss'))
 
+@pytest.mark.parametrize('data', ['tensors', 'web'])
+def test_gradients_that_never_make_a_step_are_refused(data):
+    "`GradientAccumulation` beyond the pictures of a fit moved nothing, without a word; beyond an epoch it is named"
+    def fit(n_acc, epochs, call=None):
+        learn = learner(DataLoaders(LOADERS['web'](), device='cpu') if data=='web' else dls(), cbs=GradientAccumulation(n_acc))
+        told = quiet_of('pictures of an epoch', call or learn.fit, *([learn] if call else []), epochs, 1e-3)
+        return learn,told
+    n = len(fit(1, 1)[0].dls.train)*BS
+    assert fit(n, 1)[1]==[] and len(fit(n, 2)[0].byol.momenta)==2
+    learn,told = fit(2*n, 4)
+    assert len(learn.byol.momenta)==2 and len(told)==1 and f'GradientAccumulation(n_acc={2*n}) ' in told[0]
+    for call in (None, lambda learn, epochs, lr: learn.fit_byol(epochs, 'adamw', lr=lr), lambda learn, *_: learn.lr_find(num_it=4, show_plot=False, suggest_funcs=())):
+        with pytest.raises(ValueError, match=rf'GradientAccumulation\(n_acc={9*n}\) is more than the [0-9]+ pictures of this fit'): fit(9*n, 3, call)
+
 # What the optimizer holds
 
 def test_weights_that_the_optimizer_does_not_hold_are_named():

@@ -17,17 +17,19 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
+from fastai.callback.training import GradientAccumulation
 from fastai.learner import AvgMetric, Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
 from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
+from ..budget import StepTimer
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
 from ..augmentations import Views, warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
-from ..fit import check_recipe, not_in_optimizer
+from ..fit import check_recipe, is_in_fit, loader_bs, not_in_optimizer
 from ..callback.core import MetricCallback, is_never_computed, no_column, no_validation
 from ..callback.checkpoint import Checkpoint
 
@@ -247,6 +249,7 @@ def check_before_fit(
     check_last_batch(learn)
     check_frozen(model.encoder, learn.opt)
     check_monitors(learn)
+    check_accumulation(learn)
     check_recipe(learn)
 
 def check_monitors(
@@ -272,6 +275,29 @@ def _may_add_columns(cb):
     "Is it a callback of yours that acts before the recorder reads the metrics?"
     known = isinstance(cb, MetricCallback) or type(cb).__module__.partition('.')[0] in ('fastai','self_supervised')
     return not known and cb.order<Recorder.order and hasattr(type(cb), 'before_fit')
+
+def check_accumulation(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Raise or warn if gradients are added up over more pictures than a fit, or an epoch, has"
+    for cb in learn.cbs:
+        if not isinstance(cb, GradientAccumulation): continue
+        n = _pictures_per_epoch(learn.dls.train)
+        if n is None or cb.n_acc<=n: continue
+        given,fix = f'GradientAccumulation(n_acc={cb.n_acc})',f'Pass n_acc={n} or less'
+        in_fit = n*learn.n_epoch
+        # Steps are timed in a fit of their own, which is short
+        if cb.n_acc>in_fit and not any(isinstance(o, StepTimer) for o in learn.cbs):
+            raise invalid(given, f'is more than the {in_fit} pictures of this fit, which would take no step', fix)
+        if not is_in_fit(learn): continue
+        warn(f'{given} is more than the {n} pictures of an epoch, so not every epoch takes a step. {fix}.')
+
+def _pictures_per_epoch(dl):
+    "Return how many pictures this process trains on in an epoch; None for a stream of unknown length"
+    try: n = len(dl)
+    except TypeError: return None
+    last,bs = _last_size(dl),loader_bs(dl)
+    return (n*bs-(bs-last if last else 0))//(num_distrib() or 1)   # a loader that they share is not yet split
 
 def check_watches(
     learn:Learner, # Learner in training
