@@ -1266,6 +1266,22 @@ def test_gradients_that_never_make_a_step_are_refused(data):
     for call in (None, lambda learn, epochs, lr: learn.fit_byol(epochs, 'adamw', lr=lr), lambda learn, *_: learn.lr_find(num_it=4, show_plot=False, suggest_funcs=())):
         with pytest.raises(ValueError, match=rf'GradientAccumulation\(n_acc={9*n}\) is more than the [0-9]+ pictures of this fit'): fit(9*n, 3, call)
 
+@pytest.mark.parametrize('cbs', [list, lambda: [ShortEpochCallback()], lambda: [GradientAccumulation(3*BS)]])
+@pytest.mark.parametrize('how', ['fit', 'fit_byol', 'lr_find'])
+def test_a_learner_can_be_copied_after_a_fit(how, cbs, tmp_path):
+    "The last loss kept its graph, which torch does not copy; the copy trains as the original does, and by itself"
+    learn = learner(path=tmp_path, cbs=cbs())
+    quiet(*dict(fit=(learn.fit, 1, 1e-3), fit_byol=(learn.fit_byol, 1, 'adamw'), lr_find=(partial(learn.lr_find, num_it=4, show_plot=False, suggest_funcs=()),))[how])
+    again,was = deepcopy(learn),weights(learn)
+    assert again.byol.learn is again and torch.equal(weights(again), was)
+    ends = []
+    for o in (again,learn):
+        seed_everything(3, o.dls)
+        assert torch.equal(weights(learn), was)
+        quiet(o.fit, 1, 1e-2)
+        ends.append(weights(o))
+    assert torch.equal(*ends) and not torch.equal(ends[0], was)
+
 # What the optimizer holds
 
 def test_weights_that_the_optimizer_does_not_hold_are_named():
