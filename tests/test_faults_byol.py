@@ -1282,6 +1282,28 @@ def test_a_learner_can_be_copied_after_a_fit(how, cbs, tmp_path):
         ends.append(weights(o))
     assert torch.equal(*ends) and not torch.equal(ends[0], was)
 
+SET = TensorDataset(X)
+ROWS = [(x,) for x in X]
+UNSHUFFLED = {'torch': lambda: DataLoader(SET, BS), 'fastai': lambda: FastLoader(ROWS, bs=BS), 'new': lambda: dls().train.new(shuffle=False),
+              'sampler': lambda: DataLoader(SET, BS, sampler=torch.utils.data.SequentialSampler(SET)),
+              'batches': lambda: DataLoader(SET, batch_sampler=torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(SET), BS, False)),
+              'items': lambda: DataLoaders.from_dsets(ROWS, bs=BS, shuffle=False, device='cpu').train}
+OTHERS = LOADERS | {'torch': lambda: DataLoader(SET, BS, shuffle=True), 'fastai': lambda: FastLoader(ROWS, bs=BS, shuffle=True),
+                    'sampler': lambda: DataLoader(SET, BS, sampler=torch.utils.data.SubsetRandomSampler(range(N))),
+                    'own order': lambda: FastLoader(ROWS, bs=BS, get_idxs=lambda: torch.randperm(N).tolist()), 'one batch': lambda: DataLoader(SET, N)}
+
+@pytest.mark.parametrize('kind', UNSHUFFLED)
+def test_a_training_loader_that_does_not_shuffle_is_named(kind):
+    "Each epoch had the same batches, of one class each in sorted folders, without a word"
+    learn = learner(DataLoaders(UNSHUFFLED[kind](), device='cpu'))
+    found = quiet_of('does not shuffle', learn.fit, 2, 1e-3)
+    assert len(found)==1 and 'Pass shuffle=True' in found[0]
+    assert not quiet_of('does not shuffle', learn.lr_find, num_it=3, show_plot=False, suggest_funcs=()) and not quiet_of('does not shuffle', learn.validate, dl=learn.dls.train)
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_streams_and_loaders_with_an_order_of_their_own_are_left_in_peace(kind):
+    assert not quiet_of('does not shuffle', learner(DataLoaders(OTHERS[kind](), device='cpu')).fit_byol, 1, 'adamw')
+
 # What the optimizer holds
 
 def test_weights_that_the_optimizer_does_not_hold_are_named():

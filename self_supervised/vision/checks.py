@@ -18,10 +18,13 @@ from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
+from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric, Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import DataLoader as TorchLoader
 
 from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..budget import StepTimer
@@ -190,6 +193,23 @@ def check_last_batch(
     raise invalid(f'bs={batch_size_of(learn.dls.train)}', 'leaves one picture for the last batch of an epoch, '
                   'and batchnorm compares at least two', 'Pass drop_last=True to the training loader')
 
+def warn_of_order(
+    dl, # Training loader
+)->None:
+    "Warn of a loader that takes the pictures of a data set in the same order in each epoch"
+    if not _keeps_order(dl) or len(dl)<2: return
+    warn(f'the training loader ({type(dl).__name__}) does not shuffle: each epoch has the same batches, and where '
+         'pictures are sorted by class, a batch holds one class. Pass shuffle=True to it.')
+
+def _keeps_order(dl):
+    "Is it a loader of fastai or torch without a random order, or a sampler of your own?"
+    if isinstance(dl, TorchLoader):
+        batches = dl.batch_sampler   # None for a stream of batches; torch's own, also where it was passed
+        return type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler
+    if not isinstance(dl, DataLoader) or dl.shuffle or not dl.indexed or 'get_idxs' in vars(dl): return False
+    owner = next(o for o in type(dl).__mro__ if 'get_idxs' in vars(o))
+    return owner is DataLoader or owner.__module__.startswith('self_supervised.')
+
 def check_frozen(
     encoder:nn.Module, # Encoder to train
     opt=None, # Optimizer; None if there is none yet
@@ -247,6 +267,7 @@ def check_before_fit(
     check_companions(learn)
     check_loader(learn.dls)
     check_last_batch(learn)
+    if is_in_fit(learn): warn_of_order(learn.dls.train)
     check_frozen(model.encoder, learn.opt)
     check_monitors(learn)
     check_accumulation(learn)
