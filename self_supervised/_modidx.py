@@ -1200,6 +1200,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate._features_of_rows': ( 'cli.evaluate.html#_features_of_rows',
                                                                                                   'self_supervised/cli/evaluate.py'),
+                                              'self_supervised.cli.evaluate._keep': ( 'cli.evaluate.html#_keep',
+                                                                                      'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate._labels_of_run': ( 'cli.evaluate.html#_labels_of_run',
                                                                                                'self_supervised/cli/evaluate.py'),
                                               'self_supervised.cli.evaluate._large_enough': ( 'cli.evaluate.html#_large_enough',
