@@ -124,16 +124,18 @@ def batch_size(
     cbs=None, # Callbacks to come, besides the learner's
 )->int: # Number of pictures
     "Return the number of pictures per step of the optimizer, over all processes and accumulated gradients"
-    bs = _loader_bs(learn.dls.train)
+    bs = loader_bs(learn.dls.train)
     return _batches_per_step(learn, cbs)*bs*(num_distrib() or 1)
 
 def _batches_per_step(learn, cbs):
     "Return the number of batches that a process accumulates per step"
-    bs = _loader_bs(learn.dls.train)
+    bs = loader_bs(learn.dls.train)
     n_acc = max([cb.n_acc for cb in L(learn.cbs)+L(cbs) if isinstance(cb, GradientAccumulation)], default=bs)
     return math.ceil(n_acc/bs)
 
-def _loader_bs(dl):
+def loader_bs(
+    dl, # Loader of fastai or torch
+)->int: # Number of pictures
     "Return the batch size of a loader; if it states none, that of its first batch"
     bs = batch_size_of(dl) or getattr(getattr(dl, 'batch_sampler', None), 'batch_size', None)
     if bs: return bs
@@ -156,7 +158,7 @@ def _recipe(learn, epochs, recipe, bs, n_steps):
         return replace(recipe, epochs=epochs, bs=bs, warmup=warmup)
     if recipe is None: recipe = 'lars' if _has_target(learn) else 'simsiam'
     # `distrib_ctx` splits the loader when the fit begins: here it still holds all
-    try: n_items = len(learn.dls.train)*_loader_bs(learn.dls.train)
+    try: n_items = len(learn.dls.train)*loader_bs(learn.dls.train)
     except TypeError: n_items = None   # a stream does not know its length
     return byol_recipe(epochs, bs, recipe, n_items or None, n_steps)
 

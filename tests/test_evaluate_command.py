@@ -9,6 +9,7 @@ from self_supervised.cli.embed import _finite, embed_pictures, write_features
 from self_supervised.cli.evaluate import byol_evaluate, evaluate_pictures, labelled_pictures
 from self_supervised.core import check_place
 from self_supervised.data.demo import write_mnist_tiny
+from self_supervised.evaluate import protocols
 from self_supervised.evaluate.features import embed
 from self_supervised.evaluate.labelled import in_memory
 from self_supervised.layers import create_encoder
@@ -164,6 +165,22 @@ def test_full_adds_columns_and_changes_none(room, tmp_path, capsys):
     short = evaluate_pictures(file, pics, **how)
     assert 'chosen' not in short
     for k,v in short['rows'].items(): assert {c: res['rows'][k][c] for c in v}==v
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('e', [RuntimeError('no memory'), KeyboardInterrupt()])
+def test_full_keeps_what_was_measured_before_an_error(room, tmp_path, capsys, monkeypatch, e):
+    "An error in the last protocol, or Ctrl-C, lost the table and all protocols before it"
+    was,calls = protocols.finetune_eval,[]
+    def second_fails(*args, **kwargs):
+        calls.append(1)
+        if len(calls)==2: raise e
+        return was(*args, **kwargs)
+    monkeypatch.setattr(protocols, 'finetune_eval', second_fails)
+    out = tmp_path/'res.json'
+    with pytest.raises(CliError, match='no memory|stopped'): byol_evaluate(str(room/'encoder.safetensors'), str(room/'pics'), **SMALL, valid='valid', full=True, seeds=1, epochs=1, out=str(out))
+    rows,text = json.loads(out.read_text())['rows'],capsys.readouterr().out
+    assert list(rows['encoder'])==['linear','kNN','all: kNN 20','all: kNN 200','all: probe','all: linear'] and '10%' in rows['untrained encoder']
+    assert text.count('all: linear')==1 and f"{rows['encoder']['all: linear']:.3f}" in text.splitlines()[-1]
 
 def test_pictures_are_the_same_in_memory_and_from_files_in_any_batches(room):
     train,test,vocab = labelled_pictures(room/'pics', 8, 1, 'valid', workers=0)

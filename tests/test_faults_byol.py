@@ -20,7 +20,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, Sa
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastLoader
-from fastai.learner import Learner
+from fastai.learner import Learner, ValueMetric
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam
 from fastcore.foundation import L
@@ -1233,6 +1233,76 @@ def test_what_watches_a_validation_is_refused_before_the_first_batch_where_there
     held = learner(dls(n_valid=8), path=tmp_path)
     quiet(held.fit, 1, cbs=[SaveModelCallback(), Checkpoint(tmp_path/'ck', monitor='valid_loss')])
     assert (tmp_path/'ck'/'best.pt').exists()
+
+@pytest.mark.parametrize('monitor', ['accuraccy', 'time', 'epoch'])
+@pytest.mark.parametrize('kind', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau, partial(Checkpoint, 'ck')])
+def test_an_unknown_monitor_is_an_error_that_lists_the_known(kind, monitor, tmp_path, monkeypatch):
+    "It was fastai's 'tuple index out of range'; and 'time', a column without a value, failed after the first epoch"
+    monkeypatch.chdir(tmp_path)
+    learn = learner(dls(n_valid=8), path=tmp_path, cbs=Probe(*[(X[:16],Y[:16])]*2))
+    with pytest.raises(ValueError, match=f"monitor='{monitor}'.* must be one of train_loss, valid_loss, .*spread.*knn_accuracy") as e: quiet(learn.fit, 2, 1e-3, cbs=kind(monitor=monitor))
+    assert "'time'" not in str(e.value).partition('must be')[2] and ' time' not in str(e.value).partition('must be')[2] and learn.train_iter==0
+    quiet(learn.fit, 1, 1e-3, cbs=kind(monitor='knn_accuracy'))
+
+def test_a_column_that_a_callback_of_yours_adds_can_be_watched(tmp_path):
+    class Mine(Callback):
+        def before_fit(self): self.learn.metrics = [*self.learn.metrics, ValueMetric(lambda: 1., 'mine')]
+    quiet(learner(path=tmp_path).fit, 1, 1e-3, cbs=[Mine(), EarlyStoppingCallback('mine')])
+    own = learner(path=tmp_path); own.recorder.train_metrics = True
+    with pytest.raises(ValueError, match="must be one of train_loss, train_spread, .*valid_loss, valid_spread"): quiet(own.fit, 1, 1e-3, cbs=EarlyStoppingCallback('spread'))
+    quiet(own.fit, 1, 1e-3, cbs=EarlyStoppingCallback('train_loss'))
+
+@pytest.mark.parametrize('data', ['tensors', 'web'])
+def test_gradients_that_never_make_a_step_are_refused(data):
+    "`GradientAccumulation` beyond the pictures of a fit moved nothing, without a word; beyond an epoch it is named"
+    def fit(n_acc, epochs, call=None):
+        learn = learner(DataLoaders(LOADERS['web'](), device='cpu') if data=='web' else dls(), cbs=GradientAccumulation(n_acc))
+        told = quiet_of('pictures of an epoch', call or learn.fit, *([learn] if call else []), epochs, 1e-3)
+        return learn,told
+    n = len(fit(1, 1)[0].dls.train)*BS
+    assert fit(n, 1)[1]==[] and len(fit(n, 2)[0].byol.momenta)==2
+    learn,told = fit(2*n, 4)
+    assert len(learn.byol.momenta)==2 and len(told)==1 and f'GradientAccumulation(n_acc={2*n}) ' in told[0]
+    for call in (None, lambda learn, epochs, lr: learn.fit_byol(epochs, 'adamw', lr=lr), lambda learn, *_: learn.lr_find(num_it=4, show_plot=False, suggest_funcs=())):
+        with pytest.raises(ValueError, match=rf'GradientAccumulation\(n_acc={9*n}\) is more than the [0-9]+ pictures of this fit'): fit(9*n, 3, call)
+
+@pytest.mark.parametrize('cbs', [list, lambda: [ShortEpochCallback()], lambda: [GradientAccumulation(3*BS)]])
+@pytest.mark.parametrize('how', ['fit', 'fit_byol', 'lr_find'])
+def test_a_learner_can_be_copied_after_a_fit(how, cbs, tmp_path):
+    "The last loss kept its graph, which torch does not copy; the copy trains as the original does, and by itself"
+    learn = learner(path=tmp_path, cbs=cbs())
+    quiet(*dict(fit=(learn.fit, 1, 1e-3), fit_byol=(learn.fit_byol, 1, 'adamw'), lr_find=(partial(learn.lr_find, num_it=4, show_plot=False, suggest_funcs=()),))[how])
+    again,was = deepcopy(learn),weights(learn)
+    assert again.byol.learn is again and torch.equal(weights(again), was)
+    ends = []
+    for o in (again,learn):
+        seed_everything(3, o.dls)
+        assert torch.equal(weights(learn), was)
+        quiet(o.fit, 1, 1e-2)
+        ends.append(weights(o))
+    assert torch.equal(*ends) and not torch.equal(ends[0], was)
+
+SET = TensorDataset(X)
+ROWS = [(x,) for x in X]
+UNSHUFFLED = {'torch': lambda: DataLoader(SET, BS), 'fastai': lambda: FastLoader(ROWS, bs=BS), 'new': lambda: dls().train.new(shuffle=False),
+              'sampler': lambda: DataLoader(SET, BS, sampler=torch.utils.data.SequentialSampler(SET)),
+              'batches': lambda: DataLoader(SET, batch_sampler=torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(SET), BS, False)),
+              'items': lambda: DataLoaders.from_dsets(ROWS, bs=BS, shuffle=False, device='cpu').train}
+OTHERS = LOADERS | {'torch': lambda: DataLoader(SET, BS, shuffle=True), 'fastai': lambda: FastLoader(ROWS, bs=BS, shuffle=True),
+                    'sampler': lambda: DataLoader(SET, BS, sampler=torch.utils.data.SubsetRandomSampler(range(N))),
+                    'own order': lambda: FastLoader(ROWS, bs=BS, get_idxs=lambda: torch.randperm(N).tolist()), 'one batch': lambda: DataLoader(SET, N)}
+
+@pytest.mark.parametrize('kind', UNSHUFFLED)
+def test_a_training_loader_that_does_not_shuffle_is_named(kind):
+    "Each epoch had the same batches, of one class each in sorted folders, without a word"
+    learn = learner(DataLoaders(UNSHUFFLED[kind](), device='cpu'))
+    found = quiet_of('does not shuffle', learn.fit, 2, 1e-3)
+    assert len(found)==1 and 'Pass shuffle=True' in found[0]
+    assert not quiet_of('does not shuffle', learn.lr_find, num_it=3, show_plot=False, suggest_funcs=()) and not quiet_of('does not shuffle', learn.validate, dl=learn.dls.train)
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_streams_and_loaders_with_an_order_of_their_own_are_left_in_peace(kind):
+    assert not quiet_of('does not shuffle', learner(DataLoaders(OTHERS[kind](), device='cpu')).fit_byol, 1, 'adamw')
 
 # What the optimizer holds
 

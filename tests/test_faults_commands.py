@@ -669,6 +669,22 @@ def test_an_empty_option_of_a_shell_variable_that_is_not_set(here, option):
     with pytest.raises(CliError, match="=''") as e: pretrain.byol_pretrain(**dict(path=['pics'], arch='tiny_resnet', size='16', n_in=1, epochs=1, workers=0) | option)
     assert '\n' not in str(e.value)
 
+def test_a_run_starts_from_the_folder_of_another(here):
+    "The other commands took it; here, and in `load_weights`, it was 'not a file'"
+    Path('run').mkdir()
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1, norm='group')
+    save_encoder(net, 'run/encoder.safetensors', size=8, stats=None)
+    s = pretrain.complete_settings('pics', None, 0, False, False, None, None, init='run', size=16)
+    assert (s.init,s.norm,s.n_in)==('run','group',1)
+    for again in (pretrain.starting_encoder(s), load_weights('run', create_encoder('tiny_resnet', pretrained=False, n_in=1, norm='group'))):
+        assert all(torch.equal(v, net.state_dict()[k]) for k,v in again.state_dict().items())
+    args = dict(out='new', init='pics', **SMALL)
+    with pytest.raises(FileNotFoundError, match="^init='pics' is a folder without encoder.safetensors. Pass a checkpoint, or the folder"): pretrain.pretrain('pics', **args)
+    with pytest.raises(FileNotFoundError, match="^path='pics' is a folder without encoder.safetensors. Pass a checkpoint"): load_weights('pics', net)
+    with pytest.raises(FileNotFoundError, match="^path='pics' is a folder without encoder.safetensors. Give one that"): encoder_info('pics')
+    os.chdir('run')   # to a path, '' is the working directory
+    with pytest.raises(FileNotFoundError, match="^encoder='' is not a file"): embed.embed_pictures('', '../pics')
+
 def test_odd_findings_are_told_of_each_time(here, encoder):
     "In the second folder of a session they were not"
     for name in ('a','b'):

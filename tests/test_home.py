@@ -19,7 +19,7 @@ from self_supervised.cli import pretrain as cli
 from self_supervised.cli.budget import Cost, choose, native_side, picture_cost
 from self_supervised.cli.comparison import compare_parts
 from self_supervised.cli.mend import Mend
-from self_supervised.cli.embed import byol_embed, encoder_file
+from self_supervised.cli.embed import byol_embed
 from self_supervised.cli.evaluate import part_to_test
 from self_supervised.cli.pictures import labels_of, run_pictures, split_pictures
 from self_supervised.cli.pretrain import (
@@ -33,7 +33,7 @@ from self_supervised.evaluate.features import compare_features, embed
 from self_supervised.fit import *
 from self_supervised.layers import create_encoder
 from self_supervised.recipes import warmup_cosine
-from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
+from self_supervised.transfer.encoder_file import encoder_file, encoder_info, load_encoder, save_encoder
 from self_supervised.vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 
 SMALL = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, workers=0, hidden_size=32, projection_size=16)
@@ -354,7 +354,7 @@ def test_views_normalise_as_the_starting_weights_expect(tmp_path):
         normalise_as(s, starting_encoder(s))
         return s.views['stats']
     assert views()==stats and views(views=dict(stats=None)) is None
-    with pytest.raises(ValueError, match=r"init='no.pth' is not a file"): pretrain(tmp_path, tmp_path/'out', init='no.pth')
+    with pytest.raises(FileNotFoundError, match=r"init='no.pth' is not a file. Pass a checkpoint"): pretrain(tmp_path, tmp_path/'out', init='no.pth')
 
 def test_weights_of_a_known_network_are_normalised_as_timm_states(tmp_path):
     "For a file that does not tell it"

@@ -21,7 +21,7 @@ from ..core import check_at_least, check_whole, checked, device_of, invalid, plu
 from ..facts import Texts
 from ..fit import is_in_fit
 from ..owner import release
-from .core import AttachedCallback, is_never_computed, no_validation
+from .core import AttachedCallback, is_never_computed, no_column, no_validation, watchable
 from .ranks import any_rank, most
 from .guard import Guard, finite
 from .state import learner_state, set_learner_state, unpack
@@ -101,14 +101,14 @@ class BestValue:
     def _latest(self, recorder):
         "Value in the last row; None without a whole one, as where `start_epoch` skips or `ShortEpochCallback` cuts"
         row = recorder.values[-1] if len(recorder.values) else []
-        is_whole = len(row)==len(recorder.metric_names[1:])-recorder.add_time
+        is_whole = len(row)==len(watchable(recorder))
         return row[self._column(recorder)] if is_whole else None
 
     def _column(self, recorder):
         "Place of the metric in a row of the recorder"
-        names = list(recorder.metric_names[1:])
+        names = watchable(recorder)
         if self.monitor in names: return names.index(self.monitor)
-        raise invalid(f'monitor={self.monitor!r}', f"must be one of {', '.join(names)}", 'Pass a metric of the learner')
+        raise no_column(f'monitor={self.monitor!r}', names)
 
 # %% ../../nbs/50_callback.checkpoint.ipynb #30c017
 class Checkpoint(AttachedCallback):

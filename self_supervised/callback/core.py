@@ -62,6 +62,20 @@ def is_never_computed(
     except TypeError: n = 1   # a stream
     return not n and metric in ['valid_loss', *(m.name for m in learn.metrics if isinstance(m, AvgMetric))]
 
+def watchable(
+    recorder, # fastai's `Recorder`, in a fit
+)->list: # Names, in the order of its rows
+    "List the columns of the training table that have a value to watch, which 'time' has not"
+    names = list(recorder.metric_names[1:])
+    return names[:-1] if recorder.add_time else names
+
+def no_column(
+    given:str, # Callback and argument, for the error
+    names:list, # Result of `watchable`
+)->ValueError:
+    "Make the error for a callback that watches a column which the training table does not have"
+    return invalid(given, f"must be one of {', '.join(names)}", 'Pass a metric of the learner')
+
 def no_validation(
     given:str, # Callback and argument, for the error
 )->ValueError:

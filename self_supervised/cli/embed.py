@@ -34,22 +34,11 @@ from ..data.reading import BadPicture, PictureReader, check_channels, is_array, 
 from ..data.skipped import quiet_worker, remarks_text
 from ..record import warn_of_origin
 from ..evaluate.features import check_features, embed, finite_rows
-from ..transfer.encoder_file import encoder_info, load_encoder
+from ..transfer.encoder_file import encoder_file, encoder_info, load_encoder
 from .neighbors import write_neighbors
 from .options import as_in_training, command, how_to_read, listed_pictures, reading_options
 
 # %% ../../nbs/93_cli.embed.ipynb #settings
-def encoder_file(
-    path, # File that `save_encoder` wrote, or the folder of a run
-)->Path: # The file
-    "Return the file of an encoder, also if you name the folder of its run"
-    inside = Path(path)/'encoder.safetensors'
-    if inside.is_file(): return inside
-    if Path(path).is_file(): return Path(path)
-    problem = 'is a folder without encoder.safetensors' if Path(path).is_dir() else 'is not a file'
-    fix = 'Give one that `save_encoder` wrote, or the folder of a finished run'
-    raise invalid(f'encoder={str(path)!r}', problem, fix, FileNotFoundError)
-
 def encoder_settings(
     encoder, # File that `save_encoder` wrote
     size=None, # Side in pixels, or (h,w); None for the size in the file

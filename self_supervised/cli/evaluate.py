@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from math import prod
@@ -19,6 +20,7 @@ from pathlib import Path
 from .terminal import one_line_errors
 
 from fastai.data.transforms import parent_label
+from fastai.imports import noop
 from fastai.torch_core import default_device
 from fastcore.basics import AttrDict
 from fastcore.meta import delegates
@@ -30,7 +32,7 @@ from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
-from ..transfer.encoder_file import encoder_info, load_encoder
+from ..transfer.encoder_file import encoder_file, encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .lists import real_place
@@ -40,7 +42,7 @@ from .pictures import (
     run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings
-from .embed import encoder_file, encoder_settings, reading_options_of
+from .embed import encoder_settings, reading_options_of
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
 def of_split(
@@ -250,6 +252,7 @@ def published_protocols(
     epochs:int|None=None, # Epochs of the linear classifier and of fine-tuning; None for the published 80 and 30
     flip_p:float=.5, # Probability that a picture is mirrored
     progress:bool=False, # Show a bar?
+    on_result:Callable=noop, # Function to call with the table so far, after each protocol
 )->dict: # Result of `evaluate_encoder`
     "Run every published protocol that the data is large enough for; print those left out, and an estimate of the time"
     check_at_least(1, seeds=seeds, epochs=epochs)
@@ -263,7 +266,8 @@ def published_protocols(
     linear = {} if epochs is None else dict(epochs=epochs)
     finetune = linear | dict(fractions=fractions) if fractions else False
     views = crop_and_flip(size, flip_p=flip_p)
-    return evaluate_encoder(net, train, test, stats, views, tuple(range(seeds)), linear, finetune, progress=progress)
+    how = dict(progress=progress, on_result=on_result)
+    return evaluate_encoder(net, train, test, stats, views, tuple(range(seeds)), linear, finetune, **how)
 
 # %% ../../nbs/94_cli.evaluate.ipynb #evaluate
 def _networks(net, spec, stats, seed):
@@ -310,6 +314,7 @@ def evaluate_pictures(
     device=None, # Device to compute on; None for fastai's default
     progress:bool=False, # Show bars?
     labels:str|Path|None=None, # csv file with names and labels, or another value of `--labels`; None for folder names
+    on_result:Callable=noop, # Function to call with the result so far: at the end, and after each protocol of `full`
     **kwargs # With `full`: epochs, flip_p; options of `reading_options`, e.g. ground, column
 )->dict: # `title` and `rows`: row → measure → mean, std and all values; with `full` also `chosen`
     "Compare the encoder's features with raw pixels and the same network untrained, by few-label accuracy"
@@ -325,11 +330,13 @@ def evaluate_pictures(
     train,test,vocab = labelled_pictures(path, size, spec['n_in'], part, **how, **options)
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)
     res = compare_parts(feats, n, draws)
+    on_result(res)
     if not full: return res
     kwargs['flip_p'] = flip_of_run(encoder, kwargs.get('flip_p'))
-    both = published_protocols(net, train, test, vocab, size, stats, seeds, progress=progress, **kwargs)
     _,train_y = feats['encoder'][0]
-    return _beside(res, both, len(train_y), seeds)
+    def beside(both): return _beside(res, both, len(train_y), seeds)
+    kwargs |= dict(progress=progress, on_result=lambda both: on_result(beside(both)))
+    return beside(published_protocols(net, train, test, vocab, size, stats, seeds, **kwargs))
 
 # %% ../../nbs/94_cli.evaluate.ipynb #52c011
 @command('encoder', 'path')
@@ -366,6 +373,13 @@ def byol_evaluate(
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)
-    res = run(evaluate_pictures, encoder, path, n, draws, part, size, **how)
-    if out: run(write_atomic, out, json.dumps(res, indent=1).encode())
-    run(print, as_text(res))
+    found = {}
+    # An error in a later protocol leaves the table of those before it
+    try: run(evaluate_pictures, encoder, path, n, draws, part, size, on_result=partial(_keep, found, out), **how)
+    finally:
+        if found: run(print, as_text(found))
+
+def _keep(found, out, res):
+    "Put results into `found`, and write them to the file `out` if there is one"
+    found.update(res)
+    if out: write_atomic(out, json.dumps(res, indent=1).encode())

@@ -43,7 +43,7 @@ from ..data.reading import parse_size
 from ..evaluate.features import embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
 from ..evaluate.protocols import crop_and_flip, draw_part
-from ..transfer.encoder_file import load_encoder
+from ..transfer.encoder_file import encoder_file, load_encoder
 from ..transfer.finetune import class_learner, linear_on, split_layers, start_head
 from ..transfer.onnx import export_onnx
 from .options import as_text_path, command, how_to_read, reading_options
@@ -52,7 +52,7 @@ from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
-from .embed import encoder_file, encoder_settings, reading_options_of
+from .embed import encoder_settings, reading_options_of
 from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_split, part_to_test
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults

@@ -118,7 +118,7 @@ def complete_settings(
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     minutes:float|None=None, # Length of the run in minutes, instead of epochs
     norm:str|None=None, # 'group' for small batches; None for batchnorm
-    init:str|None=None, # File of weights to start from
+    init:str|None=None, # Weights to start from: a file, or the folder of a run
     **settings # Settings of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete settings by the defaults for this kind of data"
@@ -182,8 +182,6 @@ def check_settings(
     if s.norm is not None: check_one_of(['group'], norm=s.norm)
     if s.m is not None and not callable(s.m) and not 0<=s.m<=1:
         raise invalid(f'm={s.m}', 'is not a momentum', 'Pass a number in [0,1]')
-    if s.init is not None and not Path(s.init).is_file():
-        raise invalid(f'init={s.init!r}', 'is not a file', 'Pass a checkpoint')
     if s.init and s.pretrained:
         raise invalid(f'init={s.init!r}', 'and pretrained are two places to start from', 'Leave one of them out')
     if s.wd<0: raise invalid(f'wd={s.wd}', 'must be 0 or more', 'Pass e.g. wd=1e-2')
@@ -419,7 +417,7 @@ def pretrain(
     # Processes that read pictures; None for none where the pictures fit into memory, else one per core, at most 16
     workers:int|None=None,
     pretrained:bool=False, # Start from published weights?
-    init=None, # File of weights to start from, in any format of `load_weights`
+    init=None, # Weights to start from: a file in any format of `load_weights`, or the folder of a run
     unlabelled:bool=False, # Ignore folder names?
     # Train in bfloat16? Weights, target and optimizer stay in float32. None does with `minutes`, if the device computes
     # in it
@@ -535,7 +533,8 @@ def byol_pretrain(
     no_flip:store_true=False, # Never mirror pictures: for text, digits, and other pictures with a left and a right
     no_colour:store_true=False, # Never change brightness, contrast or colours: where they are what a picture shows
     pretrained:store_true=False, # Start from published weights
-    init:str=None, # Start from the weights in a file: of this library, lightly, solo-learn, Lightning, timm
+    # Start from weights: a file of this library, lightly, solo-learn, Lightning or timm; or the folder of a run
+    init:str=None,
     # From such weights: the heads train alone for 40 % of the run, then the encoder at the rate lr/N; its batchnorm
     # keeps its statistics (10; 1 trains it like a new network)
     slower:float=None,

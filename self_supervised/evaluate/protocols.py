@@ -8,6 +8,7 @@ __all__ = ['Evaluated', 'KNN', 'CS', 'crop_and_flip', 'LINEAR_LRS', 'FINETUNE_LR
 
 # %% ../../nbs/80_evaluate.protocols.ipynb #imports
 from collections import namedtuple
+from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -15,6 +16,7 @@ from warnings import catch_warnings, simplefilter, warn
 
 import torch
 import torch.nn.functional as F
+from fastai.imports import noop
 from fastai.torch_core import no_random
 from fastcore.basics import listify
 from fastprogress.fastprogress import progress_bar
@@ -417,6 +419,7 @@ def evaluate_encoder(
     linear:dict|bool|None=None, # Arguments of `linear_eval`; None or True for its defaults, False leaves it out
     finetune:dict|bool|None=None, # Arguments of `finetune_eval`; None or True for its defaults, False leaves it out
     progress:bool=False, # Show a bar?
+    on_result:Callable=noop, # Function to call with the table so far, after each protocol
 )->dict: # `title`, `rows` (row → protocol → accuracy) and `chosen`, plain values; `as_text` prints them in columns
     "Compare an encoder with raw pixels and, if `create_encoder` made it, with itself untrained, by every protocol"
     nets = [encoder] if isinstance(encoder, nn.Module) else list(encoder)
@@ -431,10 +434,13 @@ def evaluate_encoder(
         # The seeds are dealt out among the networks of a row
         for i,net in enumerate(its):
             jobs += [(row,job) for job in _jobs(net, train, test, seeds[i::len(its)], its_stats, **how)]
+    title = (f'Accuracy on {n_pictures(test)} test pictures, from {n_pictures(train)} with labels '
+             f'(in the last columns a part of them), mean ± std over {len(seeds)} seeds')
     found,warned = {},set()
     for row,job in progress_bar(jobs, leave=False) if progress else jobs:
         with _warned_of(row, warned): res = job()
         for protocol,e in res.items(): found.setdefault(row, {}).setdefault(protocol, []).append(e)
-    title = (f'Accuracy on {n_pictures(test)} test pictures, from {n_pictures(train)} with labels '
-             f'(in the last columns a part of them), mean ± std over {len(seeds)} seeds')
-    return as_results(title, {row: {protocol: _pooled(es) for protocol,es in its.items()} for row,its in found.items()})
+        rows = {name: {protocol: _pooled(es) for protocol,es in its.items()} for name,its in found.items()}
+        table = as_results(title, rows)
+        on_result(table)
+    return table

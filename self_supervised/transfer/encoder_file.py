@@ -7,6 +7,7 @@ __all__ = ['save_encoder', 'encoder_info', 'load_encoder']
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #imports
 import json
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +80,18 @@ def check_encoder(
     "Raise for a whole `BYOLModel`"
     if isinstance(getattr(net, 'online', None), nn.Module):
         raise invalid(f'encoder={type(net).__name__}', 'is more than an encoder', 'Pass its .encoder', TypeError)
+
+def encoder_file(
+    path, # File that `save_encoder` wrote, or the folder of a run
+    name:str='encoder', # Name of the argument, for the error
+    fix:str='Give one that `save_encoder` wrote, or the folder of a finished run', # Advice if there is none
+)->Path: # The file
+    "Return the file of an encoder, also if you name the folder of its run"
+    is_folder = os.path.isdir(path)   # to `Path`, '' is the working directory
+    file = Path(path)/'encoder.safetensors' if is_folder else Path(path)
+    if file.is_file(): return file
+    problem = 'is a folder without encoder.safetensors' if is_folder else 'is not a file'
+    raise invalid(f'{name}={str(path)!r}', problem, fix, FileNotFoundError)
 
 def height_width(
     size:int|tuple, # Side in pixels, or (h,w)
@@ -226,9 +239,7 @@ def encoder_info(
 def _read(path):
     "Read weights and metadata of an encoder file"
     given,fix = f'path={str(path)!r}','Give one that `save_encoder` wrote, or the folder of a finished run'
-    path = Path(path)
-    if path.is_dir(): path = path/'encoder.safetensors'
-    if not path.is_file(): raise invalid(given, 'is not a file', fix, FileNotFoundError)
+    path = encoder_file(path, 'path')
     try:
         with safe_open(path, 'pt') as f:
             weights = {k: f.get_tensor(k) for k in f.keys()}

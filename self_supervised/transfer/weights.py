@@ -21,10 +21,17 @@ from ..core import check_stats, invalid
 from ..layers import FlatEncoder
 from ..record import forget, remember, stats_lists, unwrapped
 from ..surgery import for_channels, record_for_channels
-from .encoder_file import check_encoder, encoder_info, fill_weights, meta_text, network_name
+from .encoder_file import check_encoder, encoder_file, encoder_info, fill_weights, meta_text, network_name
 from .legacy import why_not_read
 
 # %% ../../nbs/77_transfer.weights.ipynb #read
+def weights_file(
+    path, # File of weights, or the folder of a run
+    name:str='path', # Name of the argument, for the error
+)->Path: # The file
+    "Return a file of weights; in the folder of a run that is the trained encoder"
+    return encoder_file(path, name, 'Pass a checkpoint, or the folder of a finished run')
+
 class Inert:
     "Stand in for an object of a class that is not imported"
     def __new__(cls, *args, **kwargs): return super().__new__(cls)
@@ -34,12 +41,10 @@ class Inert:
 _fix_file = "Use torch.save(model.state_dict(), path) where it was written"
 
 def read_tensors(
-    path, # File of `torch.save`, Lightning or safetensors
+    path:Path, # File of `torch.save`, Lightning or safetensors
 )->dict: # Dotted name → tensor, also from nested dictionaries
     "Read all tensors of a checkpoint without running code from it"
-    path = Path(path)
     given = f'path={str(path)!r}'
-    if not path.is_file(): raise invalid(given, 'is not a file', 'Pass a checkpoint', FileNotFoundError)
     if not _is_pickle(path):
         encoder_info(path)  # raises for what is damaged
         return load_file(path)
@@ -118,7 +123,7 @@ def _is_further(name, layers):
 # %% ../../nbs/77_transfer.weights.ipynb #load
 def load_weights(
     # File of `save_encoder`, lightly, solo-learn, Lightning, timm or the older fastai library,
-    # or any state dict of `torch.save`
+    # or any state dict of `torch.save`; or the folder of a run, for its encoder
     path,
     encoder:nn.Module, # Network to fill, of the same architecture; changed in place
     # (mean,std) that its pictures were normalised with, e.g. fastai's `imagenet_stats` for lightly and solo-learn.
@@ -130,6 +135,7 @@ def load_weights(
     net = unwrapped(encoder)
     check_encoder(net)
     inner = net.net if isinstance(net, FlatEncoder) else net
+    path = weights_file(path)
     tensors = read_tensors(path)
     weights = weights_for(tensors, inner) or weights_for(tensors, net)
     if not weights: raise _nothing_found(path, tensors, inner)
@@ -193,10 +199,12 @@ def _fitted(weights, net):
 
 # %% ../../nbs/77_transfer.weights.ipynb #made_like
 def made_like(
-    path, # File with weights, or None
+    path, # File with weights, or the folder of a run; or None
 )->dict: # arch, n_in, pool_type, norm; ground and full_scale of its pictures; those that are recorded
     "Read the settings of a run that starts from a file of `save_encoder`: of its network, and of reading pictures"
-    if path is None or not Path(path).is_file() or _is_pickle(path): return {}
+    if path is None: return {}
+    path = weights_file(path, 'init')
+    if _is_pickle(path): return {}
     info = encoder_info(path)
     found = {}
     for part,names in dict(spec=('arch','n_in','pool_type','norm'), reading=('ground','full_scale')).items():

@@ -606,6 +606,7 @@ class BYOL(BYOLSetup):
     def after_fit(self):
         super().after_fit()
         self._let_go()   # a fit may be cut in a batch
+        self.learn.loss_grad = None   # fastai keeps it, with its graph, which `deepcopy` refuses
 
     def before_batch(self):
         "Draw the views of every picture, or take those that the loader has made"

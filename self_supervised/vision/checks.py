@@ -17,18 +17,23 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
-from fastai.learner import AvgMetric, Learner
+from fastai.callback.training import GradientAccumulation
+from fastai.data.load import DataLoader
+from fastai.learner import AvgMetric, Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import DataLoader as TorchLoader
 
 from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
+from ..budget import StepTimer
 from ..surgery import batchnorms
 from ..layers import ClipEncoder, input_channels, input_dims
 from ..augmentations import Views, warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
-from ..fit import check_recipe, not_in_optimizer
-from ..callback.core import is_never_computed, no_validation
+from ..fit import check_recipe, is_in_fit, loader_bs, not_in_optimizer
+from ..callback.core import MetricCallback, is_never_computed, no_column, no_validation
 from ..callback.checkpoint import Checkpoint
 
 # %% ../../nbs/60_vision.checks.ipynb #preparecode
@@ -188,6 +193,23 @@ def check_last_batch(
     raise invalid(f'bs={batch_size_of(learn.dls.train)}', 'leaves one picture for the last batch of an epoch, '
                   'and batchnorm compares at least two', 'Pass drop_last=True to the training loader')
 
+def warn_of_order(
+    dl, # Training loader
+)->None:
+    "Warn of a loader that takes the pictures of a data set in the same order in each epoch"
+    if not _keeps_order(dl) or len(dl)<2: return
+    warn(f'the training loader ({type(dl).__name__}) does not shuffle: each epoch has the same batches, and where '
+         'pictures are sorted by class, a batch holds one class. Pass shuffle=True to it.')
+
+def _keeps_order(dl):
+    "Is it a loader of fastai or torch without a random order, or a sampler of your own?"
+    if isinstance(dl, TorchLoader):
+        batches = dl.batch_sampler   # None for a stream of batches; torch's own, also where it was passed
+        return type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler
+    if not isinstance(dl, DataLoader) or dl.shuffle or not dl.indexed or 'get_idxs' in vars(dl): return False
+    owner = next(o for o in type(dl).__mro__ if 'get_idxs' in vars(o))
+    return owner is DataLoader or owner.__module__.startswith('self_supervised.')
+
 def check_frozen(
     encoder:nn.Module, # Encoder to train
     opt=None, # Optimizer; None if there is none yet
@@ -245,8 +267,58 @@ def check_before_fit(
     check_companions(learn)
     check_loader(learn.dls)
     check_last_batch(learn)
+    if is_in_fit(learn): warn_of_order(learn.dls.train)
     check_frozen(model.encoder, learn.opt)
+    check_monitors(learn)
+    check_accumulation(learn)
     check_recipe(learn)
+
+def check_monitors(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Raise for a callback of fastai's that watches a column which the training table will not have"
+    names = _columns_to_come(learn)
+    for cb in learn.cbs:
+        if names is None or not isinstance(cb, TrackerCallback) or not cb.run or cb.monitor in names: continue
+        raise no_column(f'{type(cb).__name__}(monitor={cb.monitor!r})', names)
+
+def _columns_to_come(learn):
+    "List the columns that the recorder will have; None if a callback of yours may add some"
+    if not hasattr(learn, 'recorder') or any(map(_may_add_columns, learn.cbs)): return None
+    added = [o for cb in learn.cbs if isinstance(cb, MetricCallback) for o in cb.columns]
+    names = list(dict.fromkeys([*(o.name for o in learn.metrics), *added]))   # some stay of a fit that was interrupted
+    r = learn.recorder
+    losses = ['train_loss', *(['valid_loss'] if r.valid_metrics else [])]
+    if not (r.train_metrics and r.valid_metrics): return [*losses, *names]
+    return [f'{part}_{o}' for part in ('train','valid') for o in ('loss',*names)]
+
+def _may_add_columns(cb):
+    "Is it a callback of yours that acts before the recorder reads the metrics?"
+    known = isinstance(cb, MetricCallback) or type(cb).__module__.partition('.')[0] in ('fastai','self_supervised')
+    return not known and cb.order<Recorder.order and hasattr(type(cb), 'before_fit')
+
+def check_accumulation(
+    learn:Learner, # Learner before its fit
+)->None:
+    "Raise or warn if gradients are added up over more pictures than a fit, or an epoch, has"
+    for cb in learn.cbs:
+        if not isinstance(cb, GradientAccumulation): continue
+        n = _pictures_per_epoch(learn.dls.train)
+        if n is None or cb.n_acc<=n: continue
+        given,fix = f'GradientAccumulation(n_acc={cb.n_acc})',f'Pass n_acc={n} or less'
+        in_fit = n*learn.n_epoch
+        # Steps are timed in a fit of their own, which is short
+        if cb.n_acc>in_fit and not any(isinstance(o, StepTimer) for o in learn.cbs):
+            raise invalid(given, f'is more than the {in_fit} pictures of this fit, which would take no step', fix)
+        if not is_in_fit(learn): continue
+        warn(f'{given} is more than the {n} pictures of an epoch, so not every epoch takes a step. {fix}.')
+
+def _pictures_per_epoch(dl):
+    "Return how many pictures this process trains on in an epoch; None for a stream of unknown length"
+    try: n = len(dl)
+    except TypeError: return None
+    last,bs = _last_size(dl),loader_bs(dl)
+    return (n*bs-(bs-last if last else 0))//(num_distrib() or 1)   # a loader that they share is not yet split
 
 def check_watches(
     learn:Learner, # Learner in training
