@@ -25,7 +25,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, check_place, checked, invalid, printable, write_atomic
+from ..core import check_at_least, checked, invalid, printable, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -34,7 +34,7 @@ from ..transfer.encoder_file import encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .lists import real_place
-from .options import as_text_path, command, how_to_read, reading_options
+from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
     FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out,
     run_pictures, split_pictures, tell_left_out)
@@ -362,10 +362,11 @@ def byol_evaluate(
     except (TypeError, ValueError): part = valid
     if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
-    if out: run(check_place, out, 'out')
+    if out: run(check_out, out, path, encoder, labels)
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)
     res = run(evaluate_pictures, encoder, path, n, draws, part, size, **how)
-    if out: run(write_atomic, out, json.dumps(res, indent=1).encode())
     run(print, as_text(res))
+    # A full disk must not take the table, too
+    if out: run(write_atomic, out, json.dumps(res, indent=1).encode())
