@@ -590,7 +590,7 @@ def write_atomic(
         os.replace(tmp, path)
     except BaseException as e:
         os.unlink(tmp)
-        if isinstance(e, OSError): e.filename = str(path)   # for the message: a full disk names no file
+        if isinstance(e, OSError) and e.errno: e.filename = str(path)   # a full disk names no file
         raise
     return path
 
