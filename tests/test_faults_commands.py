@@ -1,9 +1,10 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
-import csv, json, os, subprocess, sys, tarfile, unicodedata, warnings
+import csv, json, os, signal, subprocess, sys, tarfile, unicodedata, warnings
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from fastai.data.transforms import parent_label
 from fastcore.script import CliError
 from PIL import Image
@@ -936,3 +937,45 @@ def test_a_file_that_is_read_is_not_replaced(here, encoder):
     Path('enc.npz').write_bytes(before[1])
     with pytest.raises(CliError, match='is read, and would be replaced'): embed.byol_embed('enc.npz', ['pics'], out='enc.npz')
     assert (Path('list.csv').read_bytes(),Path(encoder).read_bytes())==before
+
+# Pictures that have moved
+
+class CtrlC(Callback):
+    "Ctrl-C in the third step"
+    def after_batch(self):
+        if self.training and self.train_iter==3: signal.raise_signal(signal.SIGINT)
+
+def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
+    "Also from another working directory, where a relative path names nothing; other pictures are refused"
+    whole = pretrain.run_learner
+    def cut(*args):
+        learn = whole(*args)
+        learn.add_cb(CtrlC())
+        return learn
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(pretrain, 'run_learner', cut)
+        pretrain.pretrain('pics', 'run', **SMALL | dict(epochs=2))
+    assert list(Path('run/checkpoints').glob('*.pt'))
+    Path('elsewhere').mkdir()
+    Path('pics').rename('elsewhere/moved')
+    write_mnist_tiny('other')
+    next(Path('other').rglob('*.png')).unlink()
+    with pytest.raises(ValueError, match="^path='pics' is not an existing folder"): pretrain.pretrain(out='run', resume=True, progress=False)
+    with pytest.raises(ValueError, match='path=.nowhere. differs from the run'): pretrain.pretrain('nowhere', 'run', resume=True, progress=False)
+    with pytest.raises(ValueError, match='holds a fit'): pretrain.pretrain('other', 'run', resume=True, progress=False)
+    learn,_,_ = pretrain.pretrain('elsewhere/moved', 'run', resume=True, progress=False)
+    said = capsys.readouterr().out
+    assert "path: 'pics' is gone, and 'elsewhere/moved' takes its place" in said and 'going on with epoch' in said
+    assert run_folder.read_settings(Path('run/settings.json'))['path']=='elsewhere/moved'
+    assert learn.train_iter==2*len(learn.dls.train)
+    # What is there is not replaced
+    with pytest.raises(ValueError, match="path='other' differs from the run in 'run'"): pretrain.pretrain('other', 'run', resume=True, progress=False)
+
+@pytest.mark.parametrize('name,was,now,moved', [
+    ('path',['a','b'],['pics','other'],True), ('path',['pics','b'],['pics','other'],False), ('path','p*s','other',False), ('path','a','p*s',True),
+    ('init','a.pt','l.csv',True), ('init',None,'l.csv',False), ('labels','a.csv:kind','l.csv:kind',True), ('labels','a.csv:kind','l.csv:other',False),
+    ('labels','a.csv:kind','column',False), ('holdout','a','pics',False)])
+def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now, moved, here):
+    Path('other').mkdir()
+    Path('l.csv').write_text('name,kind\n')
+    assert run_folder._has_moved(name, now, was)==moved
