@@ -588,8 +588,9 @@ def write_atomic(
         with os.fdopen(fd, 'wb') as f: _write_through(f, data)
         os.chmod(tmp, 0o666 & ~_umask())  # a temporary file is private
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as e:
         os.unlink(tmp)
+        if isinstance(e, OSError) and e.errno: e.filename = str(path)   # a full disk names no file
         raise
     return path
 

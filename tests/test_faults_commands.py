@@ -1,9 +1,10 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
-import csv, json, os, subprocess, sys, tarfile, unicodedata, warnings
+import csv, json, os, signal, subprocess, sys, tarfile, unicodedata, warnings
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from fastai.data.transforms import parent_label
 from fastcore.script import CliError
 from PIL import Image
@@ -903,3 +904,94 @@ def test_a_part_is_named_by_its_path_as_well(tmp_path, monkeypatch):
     assert held('valid/', '../d')==want
     assert [*map(len, evaluate.labelled_items('.', None, 'valid/', {})[::2])]==[12,6]
     with pytest.raises(ValueError, match="holdout='nowhere/' is no part"): held('nowhere/', '.')
+
+# A disk that is full at the end
+
+def no_room(f, data): raise OSError(28, 'No space left on device')
+
+def test_a_full_disk_at_the_end_does_not_take_what_was_measured(here, encoder, monkeypatch, capsys):
+    "The table, the list and the accuracies are printed, the error names the file and what to do, and what was there before stays whole"
+    import self_supervised.core as core
+    for name in 'e.json','c.csv': Path(name).write_text('before')
+    monkeypatch.setattr(core, '_write_through', no_room)
+    full = r"^byol_{}: {} cannot be written \(No space left on device\)\. Free some space\.$"
+    with pytest.raises(CliError, match=full.format('evaluate', 'e.json')): evaluate.byol_evaluate(encoder, ['pics'], workers=0, out='e.json')
+    assert 'untrained encoder' in capsys.readouterr().out
+    Path('pics/broken.png').write_bytes(b'no picture')
+    with pytest.raises(CliError, match=full.format('check', 'c.csv')): check.byol_check(['pics'], n_in=1, workers=0, out='c.csv')
+    assert 'broken.png: ' in capsys.readouterr().out
+    with pytest.raises(CliError, match=full.format('embed', 'f.npz')): embed.byol_embed(encoder, ['pics'], workers=0, out='f.npz')
+    assert Path('e.json').read_text()==Path('c.csv').read_text()=='before'
+
+def test_a_classifier_that_was_not_written_is_not_offered(here, encoder, monkeypatch, capsys):
+    "Nothing fits on the disk after training: the accuracies are printed, and the command fails without telling how to load what is not there"
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('fastai.learner.Learner.export', full)
+    monkeypatch.setattr(finetune, 'export_onnx', full)
+    monkeypatch.setattr(finetune, 'write_atomic', full)
+    with pytest.raises(CliError, match='^byol_finetune: c lacks export.pkl, the classifier'):
+        finetune.byol_finetune(encoder, 'pics', out='c', epochs=1, labels_per_class=4, workers=0)
+    out = capsys.readouterr().out
+    assert 'balanced accuracy' in out and 'load_learner' not in out
+    for name in 'results.json','report.html','export.pkl','classifier.onnx': assert out.count(f'{name} is not written: ')==1
+
+def test_the_page_of_a_classifier_that_was_not_written_does_not_offer_it(here, encoder, monkeypatch):
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('fastai.learner.Learner.export', full)
+    _,out = finetune.finetune(encoder, 'pics', out='c', epochs=1, labels_per_class=4, workers=0, progress=False)
+    assert 'load_learner' not in (out/'report.html').read_text()
+
+def test_a_file_that_is_read_is_not_replaced(here, encoder):
+    "byol_check list.csv --out list.csv would have taken the table of the user's labels"
+    Path('list.csv').write_text('name,label\n'+''.join(f'{f},{Path(f).parent.name}\n' for f in files_of('pics')))
+    before = Path('list.csv').read_bytes(),Path(encoder).read_bytes()
+    for call in (partial(check.byol_check, ['list.csv'], n_in=1, column='name', workers=0, out='./list.csv'),
+                 partial(evaluate.byol_evaluate, encoder, ['list.csv'], column='name', labels='label', workers=0, out=here/'list.csv'),
+                 partial(evaluate.byol_evaluate, encoder, ['pics'], labels='list.csv:label', workers=0, out='list.csv'),
+                 partial(evaluate.byol_evaluate, encoder, ['pics'], workers=0, out=str(encoder))):
+        with pytest.raises(CliError, match='is read, and would be replaced'): call()
+    Path('enc.npz').write_bytes(before[1])
+    with pytest.raises(CliError, match='is read, and would be replaced'): embed.byol_embed('enc.npz', ['pics'], out='enc.npz')
+    assert (Path('list.csv').read_bytes(),Path(encoder).read_bytes())==before
+
+# Pictures that have moved
+
+class CtrlC(Callback):
+    "Ctrl-C in the third step"
+    def after_batch(self):
+        if self.training and self.train_iter==3: signal.raise_signal(signal.SIGINT)
+
+def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
+    "Also from another working directory, where a relative path names nothing; other pictures are refused"
+    whole = pretrain.run_learner
+    def cut(*args):
+        learn = whole(*args)
+        learn.add_cb(CtrlC())
+        return learn
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(pretrain, 'run_learner', cut)
+        pretrain.pretrain('pics', 'run', **SMALL | dict(epochs=2))
+    assert list(Path('run/checkpoints').glob('*.pt'))
+    Path('elsewhere').mkdir()
+    Path('pics').rename('elsewhere/moved')
+    write_mnist_tiny('other')
+    next(Path('other').rglob('*.png')).unlink()
+    with pytest.raises(ValueError, match="^path='pics' is not an existing folder"): pretrain.pretrain(out='run', resume=True, progress=False)
+    with pytest.raises(ValueError, match='path=.nowhere. differs from the run'): pretrain.pretrain('nowhere', 'run', resume=True, progress=False)
+    with pytest.raises(ValueError, match='holds a fit'): pretrain.pretrain('other', 'run', resume=True, progress=False)
+    learn,_,_ = pretrain.pretrain('elsewhere/moved', 'run', resume=True, progress=False)
+    said = capsys.readouterr().out
+    assert "path: 'pics' is gone, and 'elsewhere/moved' takes its place" in said and 'going on with epoch' in said
+    assert run_folder.read_settings(Path('run/settings.json'))['path']=='elsewhere/moved'
+    assert learn.train_iter==2*len(learn.dls.train)
+    # What is there is not replaced
+    with pytest.raises(ValueError, match="path='other' differs from the run in 'run'"): pretrain.pretrain('other', 'run', resume=True, progress=False)
+
+@pytest.mark.parametrize('name,was,now,moved', [
+    ('path',['a','b'],['pics','other'],True), ('path',['pics','b'],['pics','other'],False), ('path','p*s','other',False), ('path','a','p*s',True),
+    ('init','a.pt','l.csv',True), ('init',None,'l.csv',False), ('labels','a.csv:kind','l.csv:kind',True), ('labels','a.csv:kind','l.csv:other',False),
+    ('labels','a.csv:kind','column',False), ('holdout','a','pics',False)])
+def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now, moved, here):
+    Path('other').mkdir()
+    Path('l.csv').write_text('name,kind\n')
+    assert run_folder._has_moved(name, now, was)==moved

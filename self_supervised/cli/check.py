@@ -7,6 +7,7 @@ __all__ = ['byol_check']
 
 # %% ../../nbs/95_cli.check.ipynb #imports
 import csv
+import io
 import sys
 from functools import partial
 
@@ -16,11 +17,11 @@ from .terminal import one_line_errors
 from fastcore.meta import delegates
 from fastcore.script import CliError
 
-from ..core import check_place, plural, printable, to_csv_cell
+from ..core import plural, printable, to_csv_cell, write_atomic
 from ..data.reading import parse_size
 from ..data.skipped import check_pictures, remarks_text
 from ..data.sources import left_out_text
-from .options import command, how_to_read, listed_pictures, reading_options
+from .options import check_out, command, how_to_read, listed_pictures, reading_options
 
 # %% ../../nbs/95_cli.check.ipynb #39c009
 @command('path')
@@ -35,13 +36,14 @@ def byol_check(
 ):
     "List the pictures that training would skip, with the reasons, and the files left out; exit code 1 if any are bad"
     run = partial(one_line_errors, 'byol_check')
-    if out: run(check_place, out, 'out')
+    if out: run(check_out, out, path)
     options = reading_options(**kwargs)
     bad = run(_check, path, size, n_in, workers, options)
-    if out: run(_write_list, bad, out)
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
     if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')
     if bad.remarks: print(f'{remarks_text(bad.remarks, bad.n)}')
+    # A full disk must not take what is printed, too
+    if out: run(_write_list, bad, out)
     said = f"{len(bad)} of {bad.n} {plural(bad.n, 'picture')} cannot be read"
     if len(bad)>options.get('max_bad', 0)*bad.n: raise CliError(f'byol_check: {said}') from None
     print(said if bad else f"All {bad.n} {plural(bad.n, 'picture')} can be read")
@@ -54,5 +56,6 @@ def _check(path, size, n_in, workers, options):
 
 def _write_list(bad, file):
     "Write names and reasons as csv; a cell that a spreadsheet would run begins with a `'`"
-    with open(file, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
-        csv.writer(f).writerows(map(to_csv_cell, row) for row in bad.items())
+    text = io.StringIO(newline='')
+    csv.writer(text).writerows(map(to_csv_cell, row) for row in bad.items())
+    write_atomic(file, text.getvalue().encode(errors='surrogateescape'))

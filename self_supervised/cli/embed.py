@@ -36,7 +36,8 @@ from ..record import warn_of_origin
 from ..evaluate.features import check_features, embed, finite_rows
 from ..transfer.encoder_file import encoder_file, encoder_info, load_encoder
 from .neighbors import write_neighbors
-from .options import as_in_training, command, how_to_read, listed_pictures, reading_options
+from .options import (
+    as_in_training, check_out, command, how_to_read, listed_pictures, reading_options)
 
 # %% ../../nbs/93_cli.embed.ipynb #settings
 def encoder_settings(
@@ -216,6 +217,7 @@ def byol_embed(
     "Write the features of pictures, with their names, to a file"
     run = partial(one_line_errors, 'byol_embed')
     run(_check_out, out)
+    run(check_out, out, path, encoder)
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     reading = reading_options(**kwargs)
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)

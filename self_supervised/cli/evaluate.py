@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from inspect import signature
 from math import prod
@@ -27,7 +28,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, check_place, checked, invalid, printable, write_atomic
+from ..core import check_at_least, checked, invalid, printable, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -36,7 +37,7 @@ from ..transfer.encoder_file import encoder_file, encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
 from .lists import real_place
-from .options import as_text_path, command, how_to_read, reading_options
+from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
     FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out,
     run_pictures, split_pictures, tell_left_out)
@@ -369,7 +370,7 @@ def byol_evaluate(
     except (TypeError, ValueError): part = valid
     if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
-    if out: run(check_place, out, 'out')
+    if out: run(check_out, out, path, encoder, labels)
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)
@@ -378,8 +379,11 @@ def byol_evaluate(
     try: run(evaluate_pictures, encoder, path, n, draws, part, size, on_result=partial(_keep, found, out), **how)
     finally:
         if found: run(print, as_text(found))
+        # A full disk must not take the table, too
+        if found and out: run(write_atomic, out, json.dumps(found, indent=1).encode())
 
 def _keep(found, out, res):
-    "Put results into `found`, and write them to the file `out` if there is one"
+    "Put results into `found`, and write them to the file `out` if there is one and room for it"
     found.update(res)
-    if out: write_atomic(out, json.dumps(res, indent=1).encode())
+    with suppress(OSError):
+        if out: write_atomic(out, json.dumps(res, indent=1).encode())

@@ -30,7 +30,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device
 from fastcore.basics import AttrDict
 from fastcore.meta import delegates
-from fastcore.script import store_true
+from fastcore.script import CliError, store_true
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
@@ -361,10 +361,12 @@ Wrong labels are often among them.</p>
 <h2>Warnings</h2>
 <ul>{% for o in said %}<li>{{ o }}</li>{% endfor %}</ul>
 {% endif %}
+{% if usable %}
 <h2>Use it</h2>
 <pre>from fastai.learner import load_learner
 learn = load_learner({{ export }})
 learn.predict('picture.jpg')   # a path, or a PIL image</pre>
+{% endif %}
 <h2>Settings</h2>
 <table>
 {% for k, v in settings.items() %}
@@ -401,6 +403,7 @@ def write_finetune_report(
         hidden=len(matrix)-len(shown), shade=shade, matrix=results['confusion'], worst=worst,
         curves=data_url(curves) if curves else None,
         columns=['accuracy','balanced accuracy'], settings=settings, export=repr(str(out/'export.pkl')),
+        usable=(out/'export.pkl').is_file(),
         **{k: results[k] for k in ('title','rows','vocab','verdict','epochs','said')})
     return write_atomic(out/'report.html', page.encode(errors='backslashreplace'))
 
@@ -519,15 +522,23 @@ def finetune(
 
 def _write(folder, results, model, parts, s):
     "Write all files, the smallest first; add messages about files that could not be written to the results"
-    write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
+    _write_json(folder, results)
     results['said'] += export_classifier(folder, model, parts.dls, s.size, parts.vocab)
     _write_results(folder, results, parts, s)
 
 def _write_results(folder, results, parts, s):
     "Write the results, and the page of them"
-    write_atomic(folder/'results.json', json.dumps(results, indent=1).encode())
-    write_finetune_report(folder, results, dict(s), {os.fspath(o): o for o in parts.items},
-                          **how_to_read(s.reading))
+    _write_json(folder, results)
+    page = partial(write_finetune_report, folder, results, dict(s), {os.fspath(o): o for o in parts.items})
+    _note(results, _attempt('report.html', partial(page, **how_to_read(s.reading))))
+
+def _write_json(folder, results):
+    text = json.dumps(results, indent=1).encode()
+    _note(results, _attempt('results.json', write_atomic, folder/'results.json', text))
+
+def _note(results, messages):
+    "Add messages to the results, each once"
+    results['said'] += [o for o in messages if o not in results['said']]
 
 # %% ../../nbs/96_cli.finetune.ipynb #check
 def check_finetune(
@@ -591,6 +602,8 @@ def byol_finetune(
     print(f"\n{as_text(results | dict(rows=rows), 'classifier')}\n")
     for o in results['verdict']: print(f'{o}.')
     for o in results['said']: print(printable(o))
+    if not (folder/'export.pkl').is_file():
+        raise CliError(f'byol_finetune: {folder} lacks export.pkl, the classifier. Write to a place that has room')
     print(f'\n{folder}: report.html shows the mistakes, export.pkl predicts. To use it:\n')
     print('    from fastai.learner import load_learner')
     print(f"    load_learner('{folder/'export.pkl'}').predict('picture.jpg')")

@@ -25,7 +25,7 @@ from fastcore.foundation import L
 from fastcore.script import CliError, store_true
 
 from .. import __version__
-from ..core import checked_but, invalid
+from ..core import check_place, checked_but, invalid
 from ..data.reading import load_reader
 from ..data.sources import picture_items, picture_suffixes
 
@@ -144,6 +144,18 @@ def how_to_read(
     how = {name: options[name] for name in names if options.get(name) is not None}
     if isinstance(how.get('reader'), str): how['reader'] = load_reader(how['reader'])
     return how
+
+def check_out(
+    out:str|Path, # File to be written
+    *sources, # Files to be read: paths, lists of them, or None
+)->Path: # `out`
+    "Raise for a file that cannot be written, or that is read: it would be lost"
+    files = [o for source in sources for o in (source if isinstance(source, (list,tuple)) else [source])]
+    # A table may be followed by a column
+    names = [name for o in files if isinstance(o, (str,Path)) for name in (str(o),str(o).rpartition(':')[0])]
+    if os.path.exists(out) and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names):
+        raise invalid(f'out={str(out)!r}', 'is read, and would be replaced', 'Name another file')
+    return check_place(out, 'out')
 
 def where_to_look(
     options:dict, # Result of `reading_options`; other entries are ignored

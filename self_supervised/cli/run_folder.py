@@ -34,7 +34,7 @@ from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
 from .mend import FATAL
-from .pictures import judged_dls
+from .pictures import csv_and_column, judged_dls
 from .report import write_report
 from .verdict import verdict
 
@@ -130,6 +130,10 @@ def recorded_settings(
     known = settings | settings['views']
     for name,value in (asked | views).items():
         if _agrees(name, value, known.get(name)): continue
+        if _has_moved(name, value, known.get(name)):
+            if not rank_distrib(): print(f'{name}: {known[name]!r} is gone, and {value!r} takes its place')
+            settings[name] = value
+            continue
         problem = f'differs from the run in {str(out)!r}, which has {name}={known.get(name)!r}'
         other = _run_of(value, beside=file.parent) if name=='path' else None
         fix = f'Pass --out {other}, a run of that path' if other else f'Leave {name} out, or pass another folder'
@@ -139,6 +143,20 @@ def recorded_settings(
 def _records_beside(folder):
     "The settings.json of the runs in the folders that a run goes to if `folder` is taken"
     return folder.parent.glob(f'{glob.escape(folder.name)}-*/settings.json')
+
+def _has_moved(name, value, was):
+    "Is a file or folder of the run gone, while the one that was passed is there? A checkpoint knows other pictures"
+    if name not in ('path','init','labels','folder') or was is None: return False
+    here,there = value,was
+    if name=='labels':
+        tables = csv_and_column(value),csv_and_column(was)
+        if None in tables or tables[0][1]!=tables[1][1]: return False
+        here,there = tables[0][0],tables[1][0]
+    return all(map(_is_there, _listed(here))) and not any(map(_is_there, _listed(there)))
+
+def _listed(value): return value if isinstance(value, (list,tuple)) else [value]
+
+def _is_there(place): return os.path.exists(place) or bool(glob.glob(str(place), recursive=True))
 
 def _run_of(path, beside):
     "The newest run of a path beside a folder; None if there is none"

@@ -22,7 +22,7 @@ from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastcore.basics import noop
 from fastcore.script import CliError
 
-from ..core import how_to_write, printable
+from ..core import how_to_write, invalid, printable
 
 # %% ../../nbs/81_cli.terminal.ipynb #g90lastline
 def one_line(
@@ -71,6 +71,12 @@ def _shown_once(show):
 # Errors that you can fix yourself: a setting, a file, a package that is not installed, too little memory or disk
 _correctable = (ValueError, TypeError, AssertionError, RuntimeError, OSError, ImportError)
 
+def _reason(e):
+    "The last line of an error; for a disk that is full or read-only, what to do"
+    if getattr(e, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): return last_line(e)
+    file = printable(os.fspath(e.filename)) if e.filename else 'a file'
+    return last_line(invalid(file, f'cannot be written ({e.strerror})', how_to_write(e)))
+
 def one_line_errors(
     name:str, # Name of the command, printed before the error
     f:Callable, # Function that does the work of the command
@@ -82,7 +88,7 @@ def one_line_errors(
     try:
         with one_line_warnings(name): return f(*args, **kwargs)
     except KeyboardInterrupt as e: raise CliError(f'{name}: {stopped(e) if callable(stopped) else stopped}') from None
-    except _correctable as e: raise CliError(f'{name}: {last_line(e)}') from None
+    except _correctable as e: raise CliError(f'{name}: {_reason(e)}') from None
 
 # %% ../../nbs/81_cli.terminal.ipynb #g90output
 class _Steady(io.FileIO):
