@@ -979,3 +979,12 @@ def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now
     Path('other').mkdir()
     Path('l.csv').write_text('name,kind\n')
     assert run_folder._has_moved(name, now, was)==moved
+
+def test_a_name_that_begins_with_a_dash_can_be_passed(here, encoder):
+    "After --, as in other programs"
+    Path('pics').rename('-pics')
+    read = options.command_parser(embed.byol_embed).read
+    assert read(['--bs', '8', '--', str(encoder), '-pics', 'b'])['path']==['./-pics','b']
+    assert read([str(encoder), '--', '-pics'])['bs']==64
+    p = run('byol_embed', encoder, '--workers', 0, '--', '-pics', cwd=here)
+    assert p.returncode==0 and 'features each' in p.stdout, p.stderr
