@@ -1458,6 +1458,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures._contradiction': ( 'cli.pictures.html#_contradiction',
                                                                                                'self_supervised/cli/pictures.py'),
+                                              'self_supervised.cli.pictures._drawn': ( 'cli.pictures.html#_drawn',
+                                                                                       'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures._held': ( 'cli.pictures.html#_held',
                                                                                       'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures._held_by_column': ( 'cli.pictures.html#_held_by_column',

@@ -193,17 +193,20 @@ def _recorded_split(s, names, run, trained_on):
     held = is_held_out(s.path, items, names, trained_on)
     labels = labels_of(s, items)
     labelled = {out for out,label in zip(held, labels) if label is not None}
-    print(_which_part(sum(held), len(names), s.path, run, trained_on, labelled!={True}))
-    if not any(held) or labelled=={True}: return None
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)
     judged = (train & test)-{None}
+    useless = ''
+    if labelled=={True}: useless = 'have all the labels here, and others are needed to learn from'
+    elif len(judged)<2 and len((train | test)-{None})>1: useless = 'have fewer than two labels that others have, too'
+    print(_which_part(sum(held), len(names), s.path, run, trained_on, useless))
+    if not any(held) or useless: return None
     left_out = [o for o in labels if o not in judged]
     if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
     return Split(items, [o if o in judged else None for o in labels], *parts)
 
-def _which_part(n, of, path, run, trained_on, teach):
-    "Describe the pictures to test on; `teach`: are there labels of others to learn from?"
+def _which_part(n, of, path, run, trained_on, useless):
+    "Describe the pictures to test on; `useless`: why those that the run held out are none, or empty"
     same = as_place(path)==as_place(trained_on)
     elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
@@ -211,8 +214,7 @@ def _which_part(n, of, path, run, trained_on, teach):
     chance = f'a part drawn by chance is tested, of which {run} may have seen pictures'
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, so {chance}'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
-    alone = 'have all the labels here, and others are needed to learn from: a part is drawn by chance'
-    if not teach: return f'{found} {alone}'
+    if useless: return f'{found} {useless}: a part is drawn by chance'
     return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'
 
 # %% ../../nbs/94_cli.evaluate.ipynb #fractions

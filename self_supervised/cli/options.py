@@ -38,7 +38,10 @@ class _Parser(ArgumentParser):
         words:list, # Words of a command line
     )->dict: # Name of a parameter → value
         "Read a command line; options may be spelled with - or _, and anywhere between the pictures"
-        found,unknown = self.parse_known_intermixed_args(list(map(self._spelled, words)))
+        at = words.index('--') if '--' in words else len(words)
+        # argparse takes a word with - for an option behind -- as well, and all that are no options are paths
+        paths = [f'./{o}' if o.startswith('-') else o for o in words[at+1:]]
+        found,unknown = self.parse_known_intermixed_args([*map(self._spelled, words[:at]), *paths])
         if unknown: self.error(self._unknown(unknown[0]))
         return vars(found)
 

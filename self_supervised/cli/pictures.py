@@ -13,6 +13,7 @@ from collections import Counter, namedtuple
 from functools import partial
 from io import StringIO
 from numbers import Number
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from unicodedata import normalize
@@ -235,10 +236,19 @@ def _held(s, items, labels, judged):
     part = _as_part(holdout)
     if part is None: return _held_by_name(s, items, labels, holdout)
     if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
-    held = held_by_chance(len(items), part, s.seed).tolist()
-    held = [out and (not judged or o in judged) for out,o in zip(held, labels)]
+    held = _drawn(labels, judged, part, s.seed)
     first = dict[str,bool]()  # copies of a picture go with the first
     return items,labels,[first.setdefault(real_place(o), out) for o,out in zip(items, held)]
+
+def _drawn(labels, judged, part, seed, tries=100):
+    "Draw the pictures to hold out; again if several have one label, by which nothing can be judged"
+    def draw(seed):
+        held = held_by_chance(len(labels), part, seed).tolist()
+        return [out and (not judged or o in judged) for out,o in zip(held, labels)]
+    first = draw(seed)
+    if len(judged)<2 or sum(first)<2: return first
+    draws = chain([first], (draw(seed+i) for i in range(1, tries)))
+    return next((held for held in draws if len({o for o,out in zip(labels, held) if out})>1), first)
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
     "Hold out pictures named in a file, a folder or a column, and all their copies"
