@@ -41,7 +41,7 @@ from .pictures import (
     FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out,
     run_pictures, split_pictures, tell_left_out)
 from .report import as_text
-from .run_folder import as_place, read_settings
+from .run_folder import as_place, read_settings, settings_for
 from .embed import encoder_settings, reading_options_of
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
@@ -137,7 +137,7 @@ def part_to_test(
     fewest:int=FEWEST, # Smallest number of pictures of a label, for a part drawn by chance
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
-    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if has_record(run) else (None,{})
+    names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
     labels = labels or _labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
@@ -165,7 +165,7 @@ def as_in_run(
 )->dict: # The options, with `column`, `folder` and `suffixes` of the run
     "Complete options for the source that a run was trained on, so that the same pictures of it are found"
     if not has_record(run): return options
-    settings = read_settings(run/'settings.json')
+    settings = settings_for(run, path)
     if as_place(path)!=as_place(settings.get('path')): return options
     return {k: settings[k] for k in ('column','folder','suffixes') if settings.get(k) is not None} | options
 
