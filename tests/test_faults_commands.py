@@ -826,6 +826,33 @@ def test_the_source_of_a_run_is_recognised_from_another_working_directory(here, 
     monkeypatch.chdir('other')
     assert evaluate.as_in_run(Path('../table'), '../names.csv', {})==dict(column='file', folder=str(here/'pics'))
 
+def test_an_encoder_in_the_folder_of_another_run_is_not_tested_on_what_that_run_held_out(here, monkeypatch, capsys):
+    "It may have been trained on these pictures: a copy under another name, or in place of the run's own"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    for name,seed in (('a',1),('b',2),('same',1)): pretrain.pretrain('pics', name, seed=seed, **SMALL)
+    shutil.copytree('a', 'replaced')
+    shutil.copy('b/encoder.safetensors', 'a/other.safetensors')
+    shutil.copy('b/encoder.safetensors', 'replaced/encoder.safetensors')
+    save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), 'a/mine.safetensors', size=16, stats=None)
+    tune = partial(finetune.finetune, out='tuned', epochs=1, progress=False)
+    for file in ('a/other.safetensors','replaced/encoder.safetensors','a/mine.safetensors'):
+        for f in (partial(evaluate.evaluate_pictures, draws=1), tune):
+            capsys.readouterr()
+            with pytest.warns(UserWarning, match=f'{file} was not written by the run in its folder'): f(file, 'pics', workers=0)
+            assert 'that a held out' not in capsys.readouterr().out
+    # the run's own, also under another name; and one that was trained on the same pictures
+    shutil.copy('a/encoder.safetensors', 'a/best.safetensors')
+    shutil.copy('same/encoder.safetensors', 'a/same.safetensors')
+    shutil.move('a', 'moved')
+    pretrain.pretrain('pics', 'after', init='moved', seed=3, **{k: v for k,v in SMALL.items() if k!='arch'})
+    for file in ('moved/encoder.safetensors','moved/best.safetensors','moved/same.safetensors','after/start.safetensors','after/encoder.safetensors'):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert evaluate.run_of(Path(file))==Path(file).parent
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not written by the run')
+        evaluate.evaluate_pictures('replaced', 'pics', draws=1, workers=0, valid='valid')
+
 def test_minutes_of_grey_pictures_from_weights(here, encoder):
     "Views without statistics of their own had the three channels of ImageNet's, and the run did not start"
     s = pretrain.complete_settings('pics', None, 0, False, False, None, None, minutes=.1, init=str(encoder), size=16)

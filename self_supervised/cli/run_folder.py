@@ -279,7 +279,7 @@ def write_run(
     feats:dict, # name → features and labels of the two parts, including 'trained encoder'
     warned:list=(), # Messages of the warnings while training
     facts:dict|None=None, # Result of `run_facts`; None leaves the verdict out
-    **meta # Facts to record in the encoder's file: stats, size, flip_p
+    **meta # Facts to record in the encoder's file: stats, size, flip_p, held_out
 )->None:
     "Write the results of a run: encoder, table and verdict, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
