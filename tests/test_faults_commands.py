@@ -1,5 +1,5 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
-import csv, json, os, signal, subprocess, sys, tarfile, unicodedata, warnings
+import csv, json, os, shutil, signal, subprocess, sys, tarfile, unicodedata, warnings
 from functools import partial
 from pathlib import Path
 
@@ -793,6 +793,67 @@ def test_the_pictures_of_a_run_are_found_as_in_training(here, monkeypatch):
     finetune.finetune('out', 'pics', 'tuned', epochs=1, workers=0, progress=False)
     assert len(seen)>=2*362 and {Path(o).suffix for o in seen}=={'.png'}
     assert evaluate.as_in_run(Path('out'), 'elsewhere', {})=={} and evaluate.as_in_run(Path('out'), 'pics', dict(suffixes='*'))==dict(suffixes='*')
+
+def test_the_source_of_a_run_is_recognised_from_another_working_directory(here, monkeypatch, capsys):
+    "A relative path was looked for from where the command ran: suffixes, column, folder and labels of the run were lost"
+    for f in files_of('pics'): Image.new('L', (28,28)).save(Path(f).with_suffix('.bmp'))
+    rows = [(f, f'kind {Path(f).parent.name}') for f in files_of('pics')]
+    Path('l.csv').write_text('name,kind\n'+''.join(f'{a},{b}\n' for a,b in rows))
+    def seen(run, path, **options):
+        capsys.readouterr()
+        options |= evaluate.as_in_run(Path(run), path, options)
+        part = evaluate.part_to_test(Path(run), path, None, None, 42, options)
+        return options,sorted(map(os.path.realpath, part.items)),set(part.labels),len(part.held),capsys.readouterr().out
+    pretrain.pretrain('pics', 'out', suffixes='.png', labels='l.csv:kind', **SMALL)
+    *want,out = seen('out', 'pics')
+    assert want[0]==dict(suffixes='.png') and want[2]=={'kind 3','kind 7'} and 'trained on' not in out
+    Path('other/pics/train').mkdir(parents=True)   # of the same name from there
+    monkeypatch.chdir('other')
+    for path in ('../pics', str(here/'pics')):
+        *got,out = seen('../out', path)
+        assert got==want and 'trained on' not in out, out
+    assert evaluate.as_in_run(Path('../out'), 'pics', {}) in ({},dict(suffixes='.png'))
+    # the whole project was copied, or moved
+    shutil.copytree(here/'pics', here/'copy/pics')
+    for o in ('out','l.csv'): (shutil.copytree if o=='out' else shutil.copy)(here/o, here/'copy'/o)
+    monkeypatch.chdir(here/'copy')
+    *got,_ = seen('out', 'pics')
+    assert (got[0],got[2:])==(want[0],want[2:]) and all(str(here/'copy') in o for o in got[1])
+    # a list of files, and one in a csv file that names a folder
+    monkeypatch.chdir(here)
+    Path('names.csv').write_text('id,file\n'+''.join(f'{i},{Path(f).relative_to("pics")}\n' for i,f in enumerate(files_of('pics'))))
+    pretrain.pretrain('names.csv', 'table', column='file', folder='pics', **SMALL)
+    options = evaluate.as_in_run(Path('table'), 'names.csv', {})
+    assert options==dict(column='file', folder='pics')
+    monkeypatch.chdir('other')
+    assert evaluate.as_in_run(Path('../table'), '../names.csv', {})==dict(column='file', folder=str(here/'pics'))
+
+def test_an_encoder_in_the_folder_of_another_run_is_not_tested_on_what_that_run_held_out(here, monkeypatch, capsys):
+    "It may have been trained on these pictures: a copy under another name, or in place of the run's own"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    for name,seed in (('a',1),('b',2),('same',1)): pretrain.pretrain('pics', name, seed=seed, **SMALL)
+    shutil.copytree('a', 'replaced')
+    shutil.copy('b/encoder.safetensors', 'a/other.safetensors')
+    shutil.copy('b/encoder.safetensors', 'replaced/encoder.safetensors')
+    save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), 'a/mine.safetensors', size=16, stats=None)
+    tune = partial(finetune.finetune, out='tuned', epochs=1, progress=False)
+    for file in ('a/other.safetensors','replaced/encoder.safetensors','a/mine.safetensors'):
+        for f in (partial(evaluate.evaluate_pictures, draws=1), tune):
+            capsys.readouterr()
+            with pytest.warns(UserWarning, match=f'{file} was not written by the run in its folder'): f(file, 'pics', workers=0)
+            assert 'that a held out' not in capsys.readouterr().out
+    # the run's own, also under another name; and one that was trained on the same pictures
+    shutil.copy('a/encoder.safetensors', 'a/best.safetensors')
+    shutil.copy('same/encoder.safetensors', 'a/same.safetensors')
+    shutil.move('a', 'moved')
+    pretrain.pretrain('pics', 'after', init='moved', seed=3, **{k: v for k,v in SMALL.items() if k!='arch'})
+    for file in ('moved/encoder.safetensors','moved/best.safetensors','moved/same.safetensors','after/start.safetensors','after/encoder.safetensors'):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert evaluate.run_of(Path(file))==Path(file).parent
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not written by the run')
+        evaluate.evaluate_pictures('replaced', 'pics', draws=1, workers=0, valid='valid')
 
 def test_minutes_of_grey_pictures_from_weights(here, encoder):
     "Views without statistics of their own had the three channels of ImageNet's, and the run did not start"

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from filecmp import cmp
 from functools import partial
 from inspect import signature
 from math import prod
 from pathlib import Path
+from warnings import warn
 
 # Before fastai: it silences a warning of fastai's import
 from .terminal import one_line_errors
@@ -39,10 +41,10 @@ from .comparison import compare_parts
 from .lists import real_place
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, is_held_out, is_labelled, labelled_split, labels_of, looked_up, read_held_out,
-    run_pictures, split_pictures, tell_left_out)
+    FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_of, looked_up,
+    read_held_out, run_pictures, split_pictures, tell_left_out)
 from .report import as_text
-from .run_folder import as_place, read_settings
+from .run_folder import as_place, read_settings, settings_for
 from .embed import encoder_settings, reading_options_of
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
@@ -138,7 +140,7 @@ def part_to_test(
     fewest:int=FEWEST, # Smallest number of pictures of a label, for a part drawn by chance
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
-    names,settings = (read_held_out(run),read_settings(run/'settings.json')) if has_record(run) else (None,{})
+    names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
     labels = labels or _labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
@@ -166,12 +168,30 @@ def as_in_run(
 )->dict: # The options, with `column`, `folder` and `suffixes` of the run
     "Complete options for the source that a run was trained on, so that the same pictures of it are found"
     if not has_record(run): return options
-    settings = read_settings(run/'settings.json')
+    settings = settings_for(run, path)
     if as_place(path)!=as_place(settings.get('path')): return options
     return {k: settings[k] for k in ('column','folder','suffixes') if settings.get(k) is not None} | options
 
+def run_of(
+    encoder:Path, # Encoder's file
+)->Path: # Its folder; or the file itself, which has no record, if the run in that folder did not write it
+    "Find the record of the run that an encoder is of; warn of an encoder in the folder of another run"
+    run = encoder.parent
+    if not has_record(run) or _is_of_run(encoder, run): return run
+    warn(f'{printable(encoder)} was not written by the run in its folder, so the pictures which that run held out are '
+         'not used to test it. Move it to a folder of its own, or pass valid.')
+    return encoder
+
+def _is_of_run(encoder, run):
+    "Did a run write this file, or one with the same pictures held out?"
+    known = encoder_info(encoder).get('held_out')
+    if known is not None: return known==held_out_digest(run)
+    # Older files do not tell
+    own = run/'encoder.safetensors'
+    return encoder.name in (own.name,'start.safetensors') or own.is_file() and cmp(encoder, own, shallow=False)
+
 def has_record(
-    run:Path, # Folder of an encoder's file
+    run:Path, # Folder of an encoder's file, or another path
 )->bool: # Does it say which pictures were held out?
     "Is this the folder of a run that recorded how it split its pictures?"
     return (run/'held_out.csv').is_file() and (run/'settings.json').is_file()
@@ -327,8 +347,9 @@ def evaluate_pictures(
     net = load_encoder(encoder, device=default_device() if device is None else device)
     spec,size,stats = encoder_settings(encoder, parse_size(size))
     asked = {name: kwargs.pop(name) for name in signature(reading_options).parameters if name in kwargs}
-    options = as_in_run(encoder.parent, path, reading_options_of(encoder, asked))
-    part = part_to_test(encoder.parent, path, valid, labels, seed, options)
+    run = run_of(encoder) if valid is None else encoder.parent
+    options = as_in_run(run, path, reading_options_of(encoder, asked))
+    part = part_to_test(run, path, valid, labels, seed, options)
     how = dict(bs=bs, workers=workers, seed=seed, progress=progress)
     train,test,vocab = labelled_pictures(path, size, spec['n_in'], part, **how, **options)
     feats = _features_of_rows(_networks(net, spec, stats, seed), (train,test), path, progress)

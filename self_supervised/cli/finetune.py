@@ -53,7 +53,7 @@ from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_settings, reading_options_of
-from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_split, part_to_test
+from .evaluate import as_in_run, flip_of_run, has_record, labelled_items, of_split, part_to_test, run_of
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -496,18 +496,19 @@ def finetune(
     labels,valid = as_text_path(labels),as_text_path(valid)
     encoder = encoder_file(encoder)
     net = load_encoder(encoder)
+    run = run_of(encoder) if valid is None else encoder.parent
     spec,size,stats = encoder_settings(encoder, parse_size(size))
     reading = {name: settings.pop(name) for name in signature(reading_options).parameters if name in settings}
     s = AttrDict(FINETUNE | {k: v for k,v in settings.items() if v is not None})
     s.update(encoder=str(encoder), path=str(path), labels_per_class=labels_per_class, valid=valid, labels=labels,
              size=size, n_in=spec['n_in'], compare=compare, workers=workers, seed=seed,
              flip_p=flip_of_run(encoder, flip_p),
-             reading=as_in_run(encoder.parent, path, reading_options_of(encoder, reading)))
+             reading=as_in_run(run, path, reading_options_of(encoder, reading)))
     check_finetune(s)
     check_not_empty(out=out, path=path)
     seed_everything(seed)
     with run_folder(out, False) as folder:
-        part = _part_of_run(encoder.parent, path, s)
+        part = _part_of_run(run, path, s)
         with noted_warnings() as said: parts = read_labels(path, s, progress, part)
         write_settings(folder, dict(s))
         with noted_warnings() as more: rows,tuned,y = _rows_of(net, parts, stats, s, folder, progress)

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter, namedtuple
 from functools import partial
+from hashlib import sha256
 from io import StringIO
 from numbers import Number
 from itertools import chain
@@ -463,6 +464,13 @@ def write_held_out(
     text = StringIO(newline='')
     csv.writer(text).writerows([to_csv_cell(name)] for name in names_below(s.path, dls.valid_ds.items))
     write_atomic(out/'held_out.csv', text.getvalue().encode(errors='surrogateescape'))
+
+def held_out_digest(
+    folder, # Folder of a run
+)->str|None: # 16 hexadecimal digits; None if nothing is recorded
+    "Digest the list of held-out pictures, by which an encoder's file knows the run it is of"
+    file = Path(folder)/'held_out.csv'
+    return sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
 
 def read_held_out(
     folder, # Folder of a run

@@ -65,7 +65,7 @@ from .mend import Mend
 from .options import (
     as_in_training, as_text_path, command, how_to_read, reading_options, to_record)
 from .pictures import (
-    folder_dls, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
+    folder_dls, held_out_digest, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
 from .run_folder import read_settings, recorded_settings, run_facts, run_folder, write_run, write_settings
 from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
@@ -254,7 +254,8 @@ def save_start(
     s, # Settings of the run
 )->Path: # The file
     "Write the starting weights as an encoder's file: where training does not help, they are the better encoder"
-    return save_encoder(encoder, out/'start.safetensors', **_to_record(s))
+    # The file it is read from may have recorded what another run held out
+    return save_encoder(encoder, out/'start.safetensors', **_to_record(s), held_out=None)
 
 def normalise_as(
     s, # Settings of the run; `views` gets `stats` if it has none
@@ -500,7 +501,7 @@ def _run(s, items, bs, out, resume, progress, begun):
     print(f'Trained in {duration(seconds)}', flush=True)
     if resume: _record_moved(s, out)
     # Before it is measured, which takes memory and all pictures once more
-    record = _to_record(s)
+    record = _to_record(s) | ({} if s.path is None else dict(held_out=held_out_digest(out)))
     save_encoder(encoder, out/'encoder.safetensors', **record)
     start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
     nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}

@@ -102,6 +102,7 @@ def run_record(
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, fastai, timm, kornia)}
     return dict(
         command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        cwd=os.getcwd(),   # where relative paths in the settings begin
         settings=settings,
         versions=versions | dict(self_supervised=__version__, python=platform.python_version()),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
@@ -203,6 +204,27 @@ def read_settings(
     # A file has no tuples
     return settings | dict(views={name: tuple(v) if isinstance(v, list) else v for name,v in views.items()})
 
+def settings_for(
+    run:Path, # Folder of a run
+    path, # Pictures at hand
+)->dict: # All settings; paths in them are those of the files that the run read, where these are still there
+    "Read the settings of a run which may have been started in another working directory"
+    settings = read_settings(run/'settings.json')
+    # Its source from here as well: a project that was moved or copied as a whole
+    if as_place(path)==as_place(settings.get('path')): return settings
+    cwd = str(json.loads((run/'settings.json').read_text()).get('cwd', ''))   # older runs do not tell
+    places = ['path','folder']
+    if csv_and_column(settings.get('labels')): places.append('labels')   # others name a column
+    return settings | {k: _from(cwd, settings.get(k)) for k in places}
+
+def _from(cwd, value):
+    "Return a path, a pattern, a file with its column, or a list of them, below `cwd` if that exists"
+    if isinstance(value, (list,tuple)): return [_from(cwd, o) for o in value]
+    if not isinstance(value, str): return value
+    there = os.path.join(cwd, value)
+    file = (csv_and_column(there) or (there,))[0]
+    return there if os.path.exists(file) or any(glob.iglob(there)) else value
+
 def _no_record(file, how):
     "Build the error for a record that a run cannot go on with"
     problem = f'holds no whole record of a run, but a {file.name} {how}'
@@ -275,7 +297,7 @@ def write_run(
     feats:dict, # name → features and labels of the two parts, including 'trained encoder'
     warned:list=(), # Messages of the warnings while training
     facts:dict|None=None, # Result of `run_facts`; None leaves the verdict out
-    **meta # Facts to record in the encoder's file: stats, size, flip_p
+    **meta # Facts to record in the encoder's file: stats, size, flip_p, held_out
 )->None:
     "Write the results of a run: encoder, table and verdict, pictures, report"
     save_encoder(learn.model.encoder, out/'encoder.safetensors', **meta)
