@@ -1187,6 +1187,10 @@ def test_pictures_that_the_loader_normalises_are_not_normalised_again(normalisin
     again.learn = probe.learn
     with pytest.warns(UserWarning, match='The loader normalises'): a = pictures(probe.measure)
     torch.testing.assert_close(a, pictures(again.measure))
+    with warnings.catch_warnings():   # a batch of it alone does not tell
+        warnings.simplefilter('error')
+        warn_once.cache_clear()
+        probe._look()
     def rows(dls): return evaluate_encoder(model.encoder, dls.train, dls.valid, seeds=(0,), linear=False, finetune=False)
     with pytest.warns(UserWarning, match='The loader normalises'): a = pictures(lambda: rows(dls))
     torch.testing.assert_close(a, pictures(lambda: rows(raw)))

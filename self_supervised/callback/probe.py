@@ -163,7 +163,7 @@ class Probe(MetricCallback):
                 x,*y = picture_and_label(batch)
                 if not y: raise labels_missing(name)
                 check_labels(name, y[0], whole=True)
-                _check_fit(name, x, partial(embed, self.net.encoder, stats=self._stats()))
+                _check_fit(name, x, partial(embed, self.net.encoder, stats=None))
 
     def _embed(self, name, data):
         "Features, all finite, and labels"
