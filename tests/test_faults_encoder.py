@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
 import numpy as np, pytest, timm, torch
@@ -1155,6 +1156,64 @@ def test_a_loader_made_of_another_tells_how_it_reads_pictures(clear, i):
         warnings.simplefilter('error')
         embed(net, black)
     assert reading_of(black)==dict(ground='#000000')
+
+@pytest.fixture
+def normalising(clear):
+    "Loaders that normalise, as those of fastai's examples do, and the same without"
+    def dls(): return image_dls('clear', 8, n_in=1, bs=10, workers=0, label_func=parent_label, valid=.3, seed=1, device='cpu')
+    with_it = dls()
+    with_it.add_tfms([Normalize.from_stats([.4],[.2], cuda=False)], 'after_batch')
+    return with_it,dls()
+
+def _recording(net):
+    "Note the pictures that a network sees"
+    seen = []
+    net.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
+    return seen
+
+def test_pictures_that_the_loader_normalises_are_not_normalised_again(normalising):
+    "A `Probe` and `evaluate_encoder` did, in silence: they passed the recorded statistics on as if they were yours"
+    dls,raw = normalising
+    model = create_byol_model(tiny(([.4],[.2])), hidden_size=16, projection_size=8)
+    seen = _recording(model.encoder)
+    def pictures(f):
+        seen.clear()
+        warn_once.cache_clear()
+        f()
+        return torch.cat(seen)
+    probe = Probe(dls.train, dls.valid)
+    probe.learn = SimpleNamespace(model=model)
+    again = Probe(raw.train, raw.valid)
+    again.learn = probe.learn
+    with pytest.warns(UserWarning, match='The loader normalises'): a = pictures(probe.measure)
+    torch.testing.assert_close(a, pictures(again.measure))
+    with warnings.catch_warnings():   # a batch of it alone does not tell
+        warnings.simplefilter('error')
+        warn_once.cache_clear()
+        probe._look()
+    def rows(dls): return evaluate_encoder(model.encoder, dls.train, dls.valid, seeds=(0,), linear=False, finetune=False)
+    with pytest.warns(UserWarning, match='The loader normalises'): a = pictures(lambda: rows(dls))
+    torch.testing.assert_close(a, pictures(lambda: rows(raw)))
+
+@pytest.mark.parametrize('f', [linear_eval, finetune_eval, evaluate_encoder])
+def test_protocols_with_views_refuse_a_loader_that_normalises(normalising, f):
+    "Their crops cut normalised pictures to [0,1]"
+    dls,raw = normalising
+    for parts,name in (((dls.train,raw.valid),'train'), ((raw.train,dls.valid),'test')):
+        with pytest.raises(ValueError, match=f'{name} normalises its batches.*Leave Normalize out'): f(tiny(([.4],[.2])), *parts, seeds=(0,))
+    with pytest.raises(ValueError, match='normalises'): f(tiny(None), dls.train, dls.valid, seeds=(0,), stats=None)
+
+def test_protocols_take_normalised_pictures_with_views_for_them(normalising):
+    dls,_ = normalising
+    assert linear_eval(tiny(None), dls.train, dls.valid, lrs=(.1,), seeds=(0,), stats=None, views=lambda x: x, epochs=1).accuracy.mean>=0
+
+@pytest.mark.parametrize('f', [linear_eval, finetune_eval])
+def test_protocols_warn_of_pictures_outside_the_unit_range(f):
+    "As `embed` does"
+    x,y = torch.rand(30,1,8,8)*4-2,torch.arange(30)%2
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='The pictures span'), pytest.raises(ZeroDivisionError):
+        f(tiny(([.4],[.2])), (x,y), (x,y), views=lambda x: 1/0, seeds=(0,), epochs=1)
 
 def test_a_reader_that_training_had_is_missed(clear):
     "Only the command refused to read without it; a reader has its name in another module as well"

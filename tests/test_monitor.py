@@ -11,6 +11,7 @@ from fastai.vision.all import (Callback, DataLoaders, EarlyStoppingCallback, Lea
 
 from self_supervised.callback.state import get_state, set_state
 from self_supervised.core import seed_everything
+from self_supervised.data.batches import picture_and_label
 from self_supervised.data.arrays import TensorData, TensorDL, tensor_dls
 from self_supervised.evaluate.labelled import labelled_parts
 from self_supervised.layers import ClipEncoder, create_encoder, create_mlp_encoder, create_mlp_module
@@ -263,7 +264,13 @@ def test_probe_is_that_of_the_functions(capsys):
 
 def test_probe_normalises_as_the_views_do(capsys):
     learn = tiny(augs=get_byol_aug_pipelines(8, **GREY|dict(stats=([.3],[.2]))), cbs=[Probe()])
-    assert [o.item() for o in learn.probe._stats()]==pytest.approx([.3,.2]) and tiny(cbs=[Probe()]).probe._stats() is None
+    for learn,(mean,std) in ((learn,(.3,.2)),(tiny(cbs=[Probe()]),(0,1))):
+        seen = []
+        hook = learn.model.encoder.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
+        learn.probe.measure()
+        hook.remove()
+        with learn.probe._parts() as parts: raw = [picture_and_label(b)[0] for _,o in parts for b in (o if not isinstance(o, tuple) else [o])]
+        torch.testing.assert_close(torch.cat(seen), (torch.cat(raw)-mean)/std)
 
 def test_probe_every_n_epochs(capsys):
     learn = tiny(cbs=[Probe(every=3, methods=('knn',))]); learn.fit(7)

@@ -17,7 +17,6 @@ from fastai.torch_core import no_random, rank_distrib
 from fastcore.basics import noop
 
 from ..core import brief_repr, check_stats, check_whole, checked_but, first_line, invalid
-from ..record import recorded_stats
 from ..data.batches import picture_and_label
 from ..evaluate.features import (
     check_features, check_neighbours, check_temperature, check_two_classes, embed, knn_accuracy, linear_accuracy)
@@ -153,10 +152,8 @@ class Probe(MetricCallback):
         return part if given else f"the learner's data ({part} part)"
 
     def _stats(self):
-        "(mean,std) to normalise with, or None"
-        if not _is_recorded(self.stats): return self.stats
-        stats = recorded_stats(self.net.encoder)
-        return stats and tuple(map(torch.as_tensor, stats))
+        "(mean,std) to normalise with, None, or 'recorded'"
+        return 'recorded' if _is_recorded(self.stats) else self.stats   # `embed` sees where a loader normalises
 
     def _look(self):
         "Check one batch of each part: it has labels, and the encoder takes it"
@@ -166,7 +163,7 @@ class Probe(MetricCallback):
                 x,*y = picture_and_label(batch)
                 if not y: raise labels_missing(name)
                 check_labels(name, y[0], whole=True)
-                _check_fit(name, x, partial(embed, self.net.encoder, stats=self._stats()))
+                _check_fit(name, x, partial(embed, self.net.encoder, stats=None))
 
     def _embed(self, name, data):
         "Features, all finite, and labels"

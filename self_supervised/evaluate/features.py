@@ -29,7 +29,7 @@ from ..core import (
     of_bytes, per_channel, tensor_of, undisturbed, unwrapped, warn_once)
 from ..layers import ClipEncoder, copy_without_hooks, create_encoder, input_channels, input_dims
 from ..record import record_of, recorded_stats, remember
-from ..data.batches import outside_unit, picture_and_label
+from ..data.batches import outside_unit, peek, picture_and_label
 from ..data.reading import PictureReader
 from ..data.skipped import reading_of
 
@@ -106,6 +106,17 @@ def check_lengths(
     "Raise unless there is one label per row"
     if len(x)==len(y): return
     raise invalid(y_name, f'has {len(y)} labels for the {len(x)} rows of {x_name}', 'Pass one label per row')
+
+def check_not_normalised(
+    name:str, # Name of the pictures, for the error
+    data, # Loader, or a pair (x,y)
+)->None:
+    "Raise for a loader that normalises its pictures, where others are needed"
+    transforms = getattr(getattr(data, 'after_batch', None), 'fs', ())
+    if not any(isinstance(o, Normalize) for o in transforms): return   # it does nothing to a plain tensor
+    if not isinstance(picture_and_label(peek(data))[0], TensorImage): return
+    raise invalid(name, 'normalises its batches, and the views and the encoder would get them twice normalised',
+                  'Leave Normalize out of the data')
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c005
 @contextmanager

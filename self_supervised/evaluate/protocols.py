@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from ..core import check_at_least, check_numbers, checked, device_of, invalid, number_of, tensor_of
 from ..layers import create_cls_module
 from ..augmentations import get_batch_augs
-from self_supervised.evaluate.features import (
-    Accuracy, Pixels, check_classes, check_features, check_lengths, check_sets, embed, knn_accuracy, linear_accuracy,
-    untrained)
+from .features import (
+    Accuracy, Pixels, check_classes, check_features, check_lengths, check_not_normalised, check_sets, embed,
+    knn_accuracy, linear_accuracy, untrained)
 from .labelled import (
     OnDisk, check_numbering, coded_parts, n_pictures, read_from, shuffled_batches)
 from ..record import recorded_stats
@@ -226,6 +226,11 @@ def _linear_once(seed, encoder, x, y, test_f, test_y, lrs, part, stats, bank):
     preds, = _outputs(bank(x, y, (lr,), seed=seed), test_f)
     return _at_last(preds, test_y, lr, lrs)
 
+def _check_raw(train, test, stats, views):
+    "Raise for a loader that normalises, unless the views are made for such pictures, and no other statistics given"
+    if stats is None and views is not None: return
+    for name,data in dict(train=train, test=test).items(): check_not_normalised(name, data)
+
 @checked
 def linear_eval(
     encoder:nn.Module, # (bs,c,h,w) → (bs,nf); left as found
@@ -241,9 +246,10 @@ def linear_eval(
 )->Evaluated: # `accuracy`, mean ± std over the seeds, and `chosen`, the learning rate of each seed
     "Train a linear classifier on augmented pictures, at the best rate on a held-out part (arXiv:2006.07733, C.1)"
     lrs,seeds = _several(lrs=lrs, seeds=seeds)
-    stats = recorded_stats(encoder, stats)
+    _check_raw(train, test, stats, kwargs.get('views'))
     x,y,test_x,test_y = coded_parts(train, test)
-    test_f = _finite_features('test', encoder, test_x, stats)
+    test_f = _finite_features('test', encoder, test_x, stats)   # warns of pictures unlike the recorded ones
+    stats = recorded_stats(encoder, stats)
     bank = partial(linear_bank, encoder, stats=stats, **kwargs)
     def one(seed): return _linear_once(seed, encoder, x, y, test_f, test_y, lrs, part, stats, bank)
     return _over_seeds(one, seeds)
@@ -323,10 +329,11 @@ def finetune_eval(
     if not 0<min(fractions)<=max(fractions)<1-part:
         problem = f'must be in (0,{1-part:g}), as a part of {part:g} is held out'
         raise invalid(f'{fractions=}', problem, 'Pass other parts of the labels')
-    stats = recorded_stats(encoder, stats)
+    _check_raw(train, test, stats, kwargs.get('views'))
     x,y,test_x,test_y = coded_parts(train, test)
-    # An encoder that diverged is named before the training, not after
+    # An encoder that diverged is named before the training, not after; and pictures unlike the recorded ones
     _finite_features('test', encoder, test_x, stats)
+    stats = recorded_stats(encoder, stats)
     tune = partial(fine_tuned, encoder, stats=stats, **kwargs)
     def one(fraction, seed): return _finetune_once(seed, fraction, x, y, test_x, test_y, lrs, part, tune)
     return {o: _over_seeds(partial(one, o), seeds) for o in fractions}
@@ -378,7 +385,6 @@ def _by_finetuning(net, train, test, **kwargs):
 
 def _jobs(net, train, test, seeds, stats, views, linear, finetune):
     "List the protocols to run on a network, as functions without arguments that return protocol → `Evaluated`"
-    stats = recorded_stats(net, stats)
     kw = dict(stats=stats, views=views)
     has_weights = any(True for _ in net.parameters())
     yield partial(_by_features, net, train, test, stats, seeds)
@@ -427,6 +433,7 @@ def evaluate_encoder(
         problem = f'must be as many as there are encoders, {len(nets)}, or more'
         raise invalid(f'{seeds=}', problem, 'Pass a seed for each')
     check_numbering(train, test)
+    if linear is not False or finetune is not False: _check_raw(train, test, stats, views)
     how = dict(views=views, linear=linear, finetune=finetune)
     jobs = []
     for row,its in _table_rows(nets, seeds).items():
