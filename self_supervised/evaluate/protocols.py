@@ -146,6 +146,7 @@ def _sgd(groups, dl, loss, epochs):
 def _finite_features(name, encoder, x, stats, **kwargs):
     "Features of the pictures called `name`, all finite"
     feats,_ = embed(encoder, read_from(x), stats, **kwargs)
+    stats = recorded_stats(encoder, stats)   # in numbers
     fix = f'Look for where its training diverged, or pass the stats it was trained with, not {stats=}'
     return check_features(f'features of the {name} pictures', feats, fix=fix)
 
