@@ -213,6 +213,7 @@ def settings_for(
     # Its source from here as well: a project that was moved or copied as a whole
     if as_place(path)==as_place(settings.get('path')): return settings
     cwd = str(json.loads((run/'settings.json').read_text()).get('cwd', ''))   # older runs do not tell
+    if cwd==os.getcwd(): return settings
     places = ['path','folder']
     if csv_and_column(settings.get('labels')): places.append('labels')   # others name a column
     return settings | {k: _from(cwd, settings.get(k)) for k in places}
