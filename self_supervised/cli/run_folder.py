@@ -97,7 +97,7 @@ def _remove_empty(folders):
 # %% ../../nbs/90_cli.run_folder.ipynb #g93recordcode
 def run_record(
     settings:dict, # All settings of the run
-)->dict: # The settings, command line, versions, device, threads and processes
+)->dict: # The settings, command line, working directory, versions, device, threads and processes
     "Return all facts that are needed to repeat a run"
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, fastai, timm, kornia)}
     return dict(
