@@ -1,5 +1,5 @@
 "BYOL's callback, `fit_byol` and logging, as users combine them: each test names its law; nothing is left out in silence, nothing ends late"
-import math, re, sys, types, warnings
+import math, random, re, sys, types, warnings
 from copy import deepcopy
 from functools import partial
 from itertools import permutations
@@ -1282,6 +1282,9 @@ def test_a_learner_can_be_copied_after_a_fit(how, cbs, tmp_path):
         ends.append(weights(o))
     assert torch.equal(*ends) and not torch.equal(ends[0], was)
 
+class Sampled(FastLoader):
+    def sample(self): return iter(random.sample(range(N), N))
+
 SET = TensorDataset(X)
 ROWS = [(x,) for x in X]
 UNSHUFFLED = {'torch': lambda: DataLoader(SET, BS), 'fastai': lambda: FastLoader(ROWS, bs=BS), 'new': lambda: dls().train.new(shuffle=False),
@@ -1290,7 +1293,7 @@ UNSHUFFLED = {'torch': lambda: DataLoader(SET, BS), 'fastai': lambda: FastLoader
               'items': lambda: DataLoaders.from_dsets(ROWS, bs=BS, shuffle=False, device='cpu').train}
 OTHERS = LOADERS | {'torch': lambda: DataLoader(SET, BS, shuffle=True), 'fastai': lambda: FastLoader(ROWS, bs=BS, shuffle=True),
                     'sampler': lambda: DataLoader(SET, BS, sampler=torch.utils.data.SubsetRandomSampler(range(N))),
-                    'own order': lambda: FastLoader(ROWS, bs=BS, get_idxs=lambda: torch.randperm(N).tolist()), 'one batch': lambda: DataLoader(SET, N)}
+                    'own order': lambda: FastLoader(ROWS, bs=BS, get_idxs=lambda: torch.randperm(N).tolist()), 'own sample': lambda: Sampled(ROWS, bs=BS), 'one batch': lambda: DataLoader(SET, N)}
 
 @pytest.mark.parametrize('kind', UNSHUFFLED)
 def test_a_training_loader_that_does_not_shuffle_is_named(kind):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.bad_files import write_bad
 from self_supervised.cli.pretrain import pretrain
-from self_supervised.data import reading
+from self_supervised.data import reading, skipped
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.kept import Kept, kept_bytes
@@ -170,6 +170,16 @@ def test_labels_of_all_kinds_come_with_a_batch_made_as_a_whole(tmp_path, monkeyp
     for a,b in zip(whole, run(data())):
         for (x,y),(p,q) in zip(a, b):
             assert torch.equal(x, p) and type(y) is type(q) and (torch.equal(y, q) if isinstance(y, torch.Tensor) else list(y)==list(q))
+
+def test_labels_of_several_shapes_come_in_batches_of_one(tmp_path):
+    files = sorted(write(tmp_path, 8).rglob('*.*'))
+    data = picture_data(files, [list(range(8)), []], Kept(PictureReader(1, 24)), [lambda f: torch.ones(1+int(f.stem), 4)])
+    dl = data.dataloaders(bs=1, num_workers=0, dl_type=PictureDL, shuffle=False, device='cpu').train
+    for _ in range(2): assert sorted(tuple(y.shape) for _,y in dl)==[(1,1+i,4) for i in range(8)]
+
+def test_a_learner_that_was_exported_earlier_finds_its_check():
+    "It was in another module"
+    assert pickle.loads(b'cself_supervised.data.images\n_one_size\n.') is skipped._one_size
 
 def test_labels_follow_a_transform_that_was_added(tmp_path):
     dls = image_dls(write(tmp_path), 24, label_func=parent_label, bs=8, valid=0., device='cpu', keep=True)

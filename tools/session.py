@@ -4,7 +4,8 @@
     byol_finetune runs/photos photos --labels-per-class 10 --compare --out runs/classifier
     python tools/session.py photos runs/photos runs/classifier
 
-`photos` has a folder per class, as the guide "Your photographs" writes them. Nothing is chosen by hand: pictures and queries are drawn by a seed.
+`photos` has a folder per class, as the guide "Your photographs" writes them. Nothing is chosen by hand:
+pictures and queries are drawn by a seed.
 """
 import argparse
 import json
@@ -26,12 +27,14 @@ def grid(fig, spec, rows, cols):
     "Axes without ticks"
     inner = spec.subgridspec(rows, cols, wspace=.06, hspace=.06)
     axes = [[fig.add_subplot(inner[r,c]) for c in range(cols)] for r in range(rows)]
-    for ax in sum(axes, []): ax.set(xticks=[], yticks=[]), [o.set_visible(False) for o in ax.spines.values()]
+    for ax in sum(axes, []):
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     return axes
 
 def picture(ax, x, wrong=False):
     ax.imshow(x.permute(1,2,0).numpy(), interpolation='bicubic')
-    for o in ax.spines.values() if wrong else (): o.set(visible=True, color=RED, linewidth=2)
+    if wrong: ax.spines[:].set(visible=True, color=RED, linewidth=2)
 
 def bars(ax, rows, title):
     "Accuracies in percent, the last one in blue"
@@ -59,19 +62,24 @@ def draw(folder, run, classifier, seed=0, n=5):
     for x0,(head,command) in zip((.01,.335,.69), heads):
         fig.text(x0, .94, head, fontsize=11, weight='bold')
         fig.text(x0, .875, command, fontsize=9.5, family='monospace' if command.startswith('byol') else None, color='#444444')
-    for ax,i in zip(sum(grid(fig, outer[0], 6, 6), []), rng.sample(range(len(files)), 36)): picture(ax, x[i])
+    shown = rng.sample(range(len(files)), 36)
+    for ax,i in zip(sum(grid(fig, outer[0], 6, 6), []), shown): picture(ax, x[i])
     queries = rng.sample([i for i,f in enumerate(files) if f.name in held], n)
     for r,(axes,q) in enumerate(zip(grid(fig, outer[1], n, 6), queries)):
         near = (feats@feats[q]).topk(6).indices.tolist()
         picture(axes[0], x[q])
-        for ax,i in zip(axes[1:], [i for i in near if i!=q]): picture(ax, x[i], files[i].parent!=files[q].parent)
-        if not r: axes[0].set_title('query', fontsize=9), axes[3].set_title('nearest by its features (red: another class)', fontsize=9)
+        others = [i for i in near if i!=q]
+        for ax,i in zip(axes[1:], others): picture(ax, x[i], files[i].parent!=files[q].parent)
+        if r: continue
+        axes[0].set_title('query', fontsize=9)
+        axes[3].set_title('nearest by its features (red: another class)', fontsize=9)
     right = outer[2].subgridspec(2, 1, hspace=.42)
     rows = json.loads((run/'results.json').read_text())['rows']
     tuned = json.loads((classifier/'results.json').read_text())['rows']
     of_run = [(name, rows[name]['linear']['mean']) for name in ('raw pixels','untrained encoder','trained encoder')]
     bars(fig.add_subplot(right[0]), of_run, 'Linear classifier, 5 labels per class')
-    bars(fig.add_subplot(right[1]), [(name, tuned[name]['accuracy']) for name in ('from scratch','fine-tuned')], 'Fine-tuned, 10 labels per class')
+    of_labels = [(name, tuned[name]['accuracy']) for name in ('from scratch','fine-tuned')]
+    bars(fig.add_subplot(right[1]), of_labels, 'Fine-tuned, 10 labels per class')
     box = [ax.get_position() for ax in fig.axes[-2:]]
     for ax,b in zip(fig.axes[-2:], box): ax.set_position([b.x0+.085, b.y0, b.width-.085, b.height])
     return fig

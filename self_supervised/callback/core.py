@@ -65,7 +65,7 @@ def is_never_computed(
 def watchable(
     recorder, # fastai's `Recorder`, in a fit
 )->list: # Names, in the order of its rows
-    "List the columns of the training table that have a value to watch, which 'time' has not"
+    "List the columns of the training table that a callback can watch: all but 'time'"
     names = list(recorder.metric_names[1:])
     return names[:-1] if recorder.add_time else names
 

@@ -27,6 +27,7 @@ from .arrays import check_batch_fits, no_labels, positions
 from .kept import MOST, Kept
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
+from .skipped import _one_size  # noqa: F401, learners that were exported earlier look for it here
 from .sources import Picture, column_values, known_labels, left_out_text, open_table, picture_items
 
 # %% ../../nbs/15_data.images.ipynb #split

@@ -238,15 +238,12 @@ class PictureData(Datasets):
 
     def _labels(self, k, idxs):
         "Return a batch of labels; those of `picture_data` are made once, since they are the same in each epoch"
-        tl,made = self.tls[k],self.__dict__.setdefault('made', {})
-        if [*tl.tfms.fs]!=self.label_steps: return self._each_label(tl, idxs)
-        if k not in made or made[k][0] is not tl.items:
-            made[k] = tl.items,None   # they stay so where one of them asks to skip its item
-            made[k] = tl.items,self._each_label(tl, range(len(self)))
+        tl = self.tls[k]
+        if [*tl.tfms.fs]!=self.label_steps: return _collated(tl, idxs)
+        made = self.__dict__.setdefault('labels_made', {})   # place in `tls` → items, and their labels
+        if k not in made or made[k][0] is not tl.items: made[k] = tl.items,_all_labels(tl)
         y = made[k][1]
-        return y[idxs] if isinstance(y, Tensor) else self._each_label(tl, idxs)
-
-    def _each_label(self, tl, idxs): return fa_collate(tuple(tl[i] for i in idxs))
+        return _collated(tl, idxs) if y is None else y[idxs]
 
     @property
     def opener(self)->OpenPicture: # Shared with the other part
@@ -266,6 +263,16 @@ class PictureData(Datasets):
         part = super().subset(i)
         part.skipped,part.label_steps = self.skipped,self.label_steps
         return part
+
+def _collated(tl, idxs):
+    "Return a batch of the labels at these places of a list"
+    return fa_collate(tuple(tl[i] for i in idxs))
+
+def _all_labels(tl):
+    "Return all labels of a list as one tensor; None if they form none, or one asks to skip its item"
+    try: y = _collated(tl, range(len(tl)))
+    except Exception: return None   # such as labels of several shapes; where one is wrong, its own batch raises
+    return y if isinstance(y, Tensor) else None
 
 def _place(draw, f):
     "Return the place of the cut along the long side of an item"
@@ -311,16 +318,13 @@ class PictureDL(TfmdDL):
         i:int|None, # Place
     )->tuple: # (x,) or (x,y)
         "Read an item"
-        # Not for other data, and not for a subclass with items of its own
-        is_ours = getattr(type(self.dataset), '__getitem__', None) is PictureData.__getitem__
-        if not is_ours: return super().create_item(i)
+        if not _gives_items(self.dataset): return super().create_item(i)
         return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
 
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
         data = self.dataset
-        is_ours = getattr(type(data), '__getitem__', None) is PictureData.__getitem__
-        if not is_ours or wants_items(self, PictureDL):
+        if not _gives_items(data) or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
         for idxs in chunked(samps, self.bs, self.drop_last):
@@ -341,6 +345,10 @@ class PictureDL(TfmdDL):
         dl = super().new(dataset, cls, **kwargs)
         dl.square = self.square
         return dl
+
+def _gives_items(data):
+    "Is it a `PictureData`, and no subclass with items of its own?"
+    return getattr(type(data), '__getitem__', None) is PictureData.__getitem__
 
 def _one_size(items):
     "Raise for a batch of mixed sizes before `collate` fails over it"

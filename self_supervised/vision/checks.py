@@ -206,9 +206,14 @@ def _keeps_order(dl):
     if isinstance(dl, TorchLoader):
         batches = dl.batch_sampler   # None for a stream of batches; torch's own, also where it was passed
         return type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler
-    if not isinstance(dl, DataLoader) or dl.shuffle or not dl.indexed or 'get_idxs' in vars(dl): return False
-    owner = next(o for o in type(dl).__mro__ if 'get_idxs' in vars(o))
-    return owner is DataLoader or owner.__module__.startswith('self_supervised.')
+    if not isinstance(dl, DataLoader) or dl.shuffle or not dl.indexed: return False
+    return not any(_is_own(dl, name) for name in ('get_idxs','sample','shuffle_fn','create_batches'))
+
+def _is_own(dl, name):
+    "Is a method of a loader neither fastai's nor ours?"
+    if name in vars(dl): return True   # an argument
+    owner = next(o for o in type(dl).__mro__ if name in vars(o))
+    return not owner.__module__.startswith(('fastai.','self_supervised.'))
 
 def check_frozen(
     encoder:nn.Module, # Encoder to train
