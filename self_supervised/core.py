@@ -548,6 +548,10 @@ def sent(
     return t.to(device, non_blocking=device.type!='cpu')
 
 # %% ../nbs/00_core.ipynb #place_code
+def _is_special(path):
+    "Is `path` a device or a pipe, such as /dev/stdout?"
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
 def check_place(
     path, # File to be written
     name:str='path', # Of the argument, for the error
@@ -576,15 +580,11 @@ def how_to_write(
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS): return 'Make its folder writable, e.g. by chmod u+w'
     return 'Check its folder and disk'
 
-def _is_special(path):
-    "Is `path` a device or a pipe, such as /dev/stdout?"
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
 def write_atomic(
     path, # File to write or replace
     data:bytes|Callable, # Content: bytes, or a function that writes it to the open file
 )->Path: # `path`
-    "Write a file so that `path` holds either the whole old file or the whole new one at any time; devices are written to"
+    "Write a file so that `path` holds either the whole old file or the whole new one at any time; keep links and devices"
     path = Path(path)
     if _is_special(path):
         with path.open('wb') as f: _write(f, data)

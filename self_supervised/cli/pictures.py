@@ -252,8 +252,8 @@ def _drawn(items, labels, judged, part, seed, tries=100):
     if len(judged)<2 or int(part*n)<2: return held.tolist()
     for o in chain([held], map(draw, range(1, tries))):
         if len(kinds(o))>1: return o.tolist()
-    warn(f"Chance holds out {counted(int(held.sum()), 'picture')} with fewer than two labels, so accuracy on them means "
-         'nothing. Hold out a larger part, or name the pictures to hold out.')
+    warn(f"Chance holds out {counted(int(held.sum()), 'picture')} with fewer than two labels, so accuracy on them "
+         'means nothing. Hold out a larger part, or name the pictures to hold out.')
     return held.tolist()
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
