@@ -584,7 +584,7 @@ def write_atomic(
     path, # File to write or replace
     data:bytes|Callable, # Content: bytes, or a function that writes it to the open file
 )->Path: # `path`
-    "Write a file so that `path` holds either all of the old file or all of the new one at any time; keep links and devices"
+    "Write a file so that `path` holds the whole old file or the whole new one at any time; keep links and devices"
     path = Path(path)
     if _is_special(path):
         with path.open('wb') as f: _write(f, data)
