@@ -548,6 +548,10 @@ def sent(
     return t.to(device, non_blocking=device.type!='cpu')
 
 # %% ../nbs/00_core.ipynb #place_code
+def _is_special(path):
+    "Is `path` a device or a pipe, such as /dev/stdout?"
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
 def check_place(
     path, # File to be written
     name:str='path', # Of the argument, for the error
@@ -556,12 +560,14 @@ def check_place(
     path = Path(path)
     given = f'{name}={str(path)!r}'
     if path.is_dir(): raise invalid(given, 'is a folder', 'Name a file')
+    if _is_special(path) and os.access(path, os.W_OK): return path
+    folder = Path(os.path.realpath(path)).parent   # of the file that a link leads to
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent): pass  # permissions, read-only systems, quotas: only trying tells
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass  # permissions, read-only systems, quotas: only trying tells
     except OSError as e:
         no_folder = isinstance(e, (FileExistsError,NotADirectoryError))
-        why = f'{path.parent} is no folder' if no_folder else e.strerror
+        why = f'{folder} is no folder' if no_folder else e.strerror
         raise invalid(given, f'cannot be written ({why})', 'Name a file in a folder where you may write') from None
     return path
 
@@ -578,16 +584,20 @@ def write_atomic(
     path, # File to write or replace
     data:bytes|Callable, # Content: bytes, or a function that writes it to the open file
 )->Path: # `path`
-    "Write a file so that `path` holds either the whole old file or the whole new one at any time"
+    "Write a file so that `path` holds the whole old file or the whole new one at any time; keep links and devices"
     path = Path(path)
-    if path.is_dir() or not next(o for o in path.parents if o.exists()).is_dir(): check_place(path)   # raises
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_special(path):
+        with path.open('wb') as f: _write(f, data)
+        return path
+    file = Path(os.path.realpath(path))   # a link stays a link
+    if file.is_dir() or not next(o for o in file.parents if o.exists()).is_dir(): check_place(path)   # raises
+    file.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: replacing is atomic within a file system only
-    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    fd,tmp = tempfile.mkstemp(dir=file.parent, prefix=f'.{file.name}.')
     try:
         with os.fdopen(fd, 'wb') as f: _write_through(f, data)
         os.chmod(tmp, 0o666 & ~_umask())  # a temporary file is private
-        os.replace(tmp, path)
+        os.replace(tmp, file)
     except BaseException as e:
         os.unlink(tmp)
         if isinstance(e, OSError) and e.errno: e.filename = str(path)   # a full disk names no file
@@ -596,10 +606,14 @@ def write_atomic(
 
 def _write_through(f, data):
     "Write `data` to the open file `f`, and wait until it is on the disk"
-    if callable(data): data(f)
-    else: f.write(data)
+    _write(f, data)
     f.flush()
     os.fsync(f.fileno())
+
+def _write(f, data):
+    "Write `data`, bytes or a function, to the open file `f`"
+    if callable(data): data(f)
+    else: f.write(data)
 
 def _umask():
     "Return the permissions that new files of this process do not get"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from self_supervised.cli import check, embed, evaluate, finetune, options, pictures, pretrain, run_folder
 from self_supervised.cli.terminal import one_line_errors
-from self_supervised.core import literal
+from self_supervised.core import literal, write_atomic
 from self_supervised.data.demo import write_mnist_tiny
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
@@ -840,7 +840,7 @@ def test_an_encoder_in_the_folder_of_another_run_is_not_tested_on_what_that_run_
     for file in ('a/other.safetensors','replaced/encoder.safetensors','a/mine.safetensors'):
         for f in (partial(evaluate.evaluate_pictures, draws=1), tune):
             capsys.readouterr()
-            with pytest.warns(UserWarning, match=f'{file} was not written by the run in its folder'): f(file, 'pics', workers=0)
+            with pytest.warns(UserWarning, match=f'{file} was not written by the run in its folder, so a fifth drawn by chance is tested. Move it'): f(file, 'pics', workers=0)
             assert 'that a held out' not in capsys.readouterr().out
     # the run's own, also under another name; and one that was trained on the same pictures
     shutil.copy('a/encoder.safetensors', 'a/best.safetensors')
@@ -854,6 +854,16 @@ def test_an_encoder_in_the_folder_of_another_run_is_not_tested_on_what_that_run_
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='.*not written by the run')
         evaluate.evaluate_pictures('replaced', 'pics', draws=1, workers=0, valid='valid')
+
+def test_an_encoder_that_was_saved_again_is_tested_on_what_its_run_held_out(here, capsys):
+    "By `save_encoder`, from the learner that the run returned"
+    learn,_,out = pretrain.pretrain('pics', 'a', **SMALL)
+    save_encoder(learn.model.encoder, out/'mine.safetensors', size=16)
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not written by the run')
+        evaluate.evaluate_pictures(out/'mine.safetensors', 'pics', draws=1, workers=0)
+    assert 'pictures that a held out' in capsys.readouterr().out
 
 def test_minutes_of_grey_pictures_from_weights(here, encoder):
     "Views without statistics of their own had the three channels of ImageNet's, and the run did not start"
@@ -991,11 +1001,26 @@ def test_a_classifier_that_was_not_written_is_not_offered(here, encoder, monkeyp
     monkeypatch.setattr('fastai.learner.Learner.export', full)
     monkeypatch.setattr(finetune, 'export_onnx', full)
     monkeypatch.setattr(finetune, 'write_atomic', full)
-    with pytest.raises(CliError, match='^byol_finetune: c lacks export.pkl, the classifier'):
+    with pytest.raises(CliError, match='^byol_finetune: c lacks export.pkl, the classifier: see the message above$'):
         finetune.byol_finetune(encoder, 'pics', out='c', epochs=1, labels_per_class=4, workers=0)
     out = capsys.readouterr().out
     assert 'balanced accuracy' in out and 'load_learner' not in out
     for name in 'results.json','report.html','export.pkl','classifier.onnx': assert out.count(f'{name} is not written: ')==1
+
+@pytest.mark.parametrize('fails', [False,True])
+def test_the_results_of_a_classifier_are_written_once(here, encoder, monkeypatch, fails):
+    "Before the classifier is, and again only if that has something to add"
+    def wrong(*args, **kwargs): raise RuntimeError('cannot be pickled')
+    if fails: monkeypatch.setattr('fastai.learner.Learner.export', wrong)
+    written = []
+    def note(path, data):
+        written.append(Path(path).name)
+        return write_atomic(path, data)
+    monkeypatch.setattr(finetune, 'write_atomic', note)
+    results,_ = finetune.finetune(encoder, 'pics', out='c', epochs=1, labels_per_class=4, workers=0, progress=False)
+    assert written==['results.json']*(1+fails)+['report.html']
+    assert json.loads(Path('c/results.json').read_text())['said']==results['said']
+    assert ('export.pkl is not written: cannot be pickled' in results['said'])==fails
 
 def test_the_page_of_a_classifier_that_was_not_written_does_not_offer_it(here, encoder, monkeypatch):
     def full(*args, **kwargs): raise OSError(28, 'No space left on device')
@@ -1015,6 +1040,66 @@ def test_a_file_that_is_read_is_not_replaced(here, encoder):
     Path('enc.npz').write_bytes(before[1])
     with pytest.raises(CliError, match='is read, and would be replaced'): embed.byol_embed('enc.npz', ['pics'], out='enc.npz')
     assert (Path('list.csv').read_bytes(),Path(encoder).read_bytes())==before
+
+def test_the_encoder_of_a_folder_that_is_named_is_not_replaced(here, encoder):
+    Path('run').mkdir()
+    file = Path(shutil.copy(encoder, 'run/encoder.safetensors'))
+    before = file.read_bytes()
+    with pytest.raises(CliError, match='is read, and would be replaced'): evaluate.byol_evaluate('run', ['pics'], workers=0, out=str(file))
+    Path('other').mkdir()
+    os.symlink(here/'f.npz', 'other/encoder.safetensors')
+    file.rename('f.npz')
+    with pytest.raises(CliError, match='is read, and would be replaced'): embed.byol_embed('other', ['pics'], workers=0, out='f.npz')
+    assert Path('f.npz').read_bytes()==before
+    for call in (evaluate.byol_evaluate, embed.byol_embed):
+        with pytest.raises(CliError, match="'none' is not a file"): call('none', ['pics'], out='new.npz')
+
+@pytest.mark.parametrize('source', ['pics',['pics'],Path('pics'),'pics/*/*/*.png','list.csv'])
+def test_a_picture_of_the_source_is_not_replaced(here, encoder, source):
+    first = files_of('pics')[0]
+    Path('list.csv').write_text('name\n'+''.join(f'{f}\n' for f in files_of('pics')))
+    with pytest.raises(ValueError, match='is a picture, and would be replaced'): options.check_out(first, source, encoder)
+    os.symlink(here/first, 'link.json')
+    with pytest.raises(ValueError, match='is a picture, and would be replaced'): options.check_out('link.json', source, encoder)
+    with tarfile.open('pics/a.tar', 'w') as f: f.add(first)
+    with pytest.raises(ValueError, match='is a tar, and would be replaced'): options.check_out('pics/a.tar', source, encoder)
+    Path('pics/c.csv').write_text('before')
+    for out in ('pics/c.csv','pics/new.csv'): options.check_out(out, source, encoder)
+
+# A file that is no regular one
+
+def test_a_link_stays_a_link(here):
+    "Also one to a file that is not there yet"
+    Path('elsewhere').mkdir()
+    os.symlink('elsewhere/c.csv', 'c.csv')
+    for data in (b'1',b'2'):
+        assert write_atomic('c.csv', data)==Path('c.csv')
+        assert Path('c.csv').is_symlink() and Path('elsewhere/c.csv').read_bytes()==data
+    assert os.listdir('elsewhere')==['c.csv']
+    check.byol_check(['pics'], n_in=1, workers=0, out='c.csv')
+    assert Path('c.csv').is_symlink()
+
+def test_a_device_stays_a_device(here, encoder, monkeypatch):
+    "Replaced by a regular file in /dev, it would be lost to the whole machine; others may not write there at all"
+    # never on the machine's own: a pipe is no regular file either
+    os.mkfifo('pipe')
+    def use(call):
+        reader = os.open('pipe', os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            call()
+            assert Path('pipe').is_fifo()
+            return os.read(reader, 100)
+        finally: os.close(reader)
+    assert use(lambda: write_atomic('pipe', b'text'))==b'text'
+    assert use(lambda: write_atomic('pipe', lambda f: f.write(b'text')))==b'text'
+    os.symlink('pipe', 'out')
+    Path('pics/broken.png').write_bytes(b'no picture')
+    assert b'broken.png' in use(lambda: check.byol_check(['pics'], n_in=1, workers=0, max_bad=.5, out='out'))
+    os.chmod('pipe', 0o600)
+    def nowhere(*args, **kwargs): raise OSError(13, 'Permission denied')
+    monkeypatch.setattr('tempfile.TemporaryFile', nowhere)   # in /dev
+    assert options.check_out('out', 'pics')==Path('out')
+    with pytest.raises(ValueError, match='cannot be written'): options.check_out('new', 'pics')
 
 # Pictures that have moved
 
@@ -1081,6 +1166,28 @@ def test_pictures_of_one_label_are_not_held_out_alone(here):
         s = pictures.split_pictures(AttrDict(path='two', unlabelled=False, seed=seed), pictures.run_pictures(AttrDict(path='two')), tell=False)
         assert {s.labels[i] for i in s.held}=={'a','b'} and len(s.held)==4
 
+def split_of(path, **settings):
+    s = AttrDict(dict(path=path, unlabelled=False) | settings)
+    return pictures.split_pictures(s, pictures.run_pictures(s), tell=False, fewest=2)
+
+def test_chance_that_finds_one_label_alone_says_so(here):
+    many = AttrDict(path='x', holdout=1e-4, seed=0),[Path(f'{i}.png') for i in range(20002)],['a']*20000+['b']*2,{'a','b'}
+    with pytest.warns(UserWarning, match='holds out 2 pictures with fewer than two labels, so .*Hold out a larger part') as said: held = pictures._held(*many)[2]
+    assert len(said)==1 and sum(held)==2
+    few_of_two('two')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        split_of('two', seed=0, holdout=.3)
+
+def test_a_draw_is_judged_with_the_copies_that_follow_the_first_picture(here):
+    "A second name of a picture goes where the first goes, which may leave one label again"
+    items = [Path(f'a/{i}.png') for i in range(12)] + [Path(f'b/{i%2}.png') for i in range(40)]
+    labels = ['a']*12+['b']*40
+    for seed in range(60):
+        held = pictures._held(AttrDict(path='.', holdout=.2, seed=seed), items, labels, {'a','b'})[2]
+        assert {o for o,out in zip(labels, held) if out}=={'a','b'}
+        assert len({o for o,out in zip(items, held) if out} & {o for o,out in zip(items, held) if not out})==0
+
 def test_a_run_that_held_out_one_label_is_evaluated_on_a_part_drawn_by_chance(here, encoder, capsys):
     few_of_two('two')
     Path('run').mkdir()
@@ -1088,6 +1195,6 @@ def test_a_run_that_held_out_one_label_is_evaluated_on_a_part_drawn_by_chance(he
     Path('run/held_out.csv').write_text(''.join(f'a/{i:02}a.png\n' for i in range(4)))
     Path('run/settings.json').write_text(json.dumps(dict(settings=dict(path='two', views={}))))
     rows = evaluate.evaluate_pictures('run', 'two', n=2, workers=0)['rows']
-    assert 'the 4 pictures that run held out have fewer than two labels that others have, too: a part is drawn by chance' in capsys.readouterr().out
+    assert 'the 4 pictures that run held out have fewer than two labels in common with the training part: a part is drawn by chance' in capsys.readouterr().out
     assert rows
     assert finetune.finetune('run', 'two', 'c', epochs=1, labels_per_class=2, workers=0, progress=False)[0]['vocab']==['a','b']

@@ -217,7 +217,7 @@ def byol_embed(
     "Write the features of pictures, with their names, to a file"
     run = partial(one_line_errors, 'byol_embed')
     run(_check_out, out)
-    run(check_out, out, path, encoder)
+    run(check_out, out, path, run(encoder_file, encoder))
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     reading = reading_options(**kwargs)
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)

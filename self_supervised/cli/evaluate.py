@@ -178,8 +178,8 @@ def run_of(
     "Find the record of the run that an encoder is of; warn of an encoder in the folder of another run"
     run = encoder.parent
     if not has_record(run) or _is_of_run(encoder, run): return run
-    warn(f'{printable(encoder)} was not written by the run in its folder, so the pictures which that run held out are '
-         'not used to test it. Move it to a folder of its own, or pass valid.')
+    warn(f'{printable(encoder)} was not written by the run in its folder, so a fifth drawn by chance is tested. '
+         'Move it to a folder of its own, or pass valid.')
     return encoder
 
 def _is_of_run(encoder, run):
@@ -216,17 +216,21 @@ def _recorded_split(s, names, run, trained_on):
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)
     judged = (train & test)-{None}
-    useless = ''
-    if labelled=={True}: useless = 'have all the labels here, and others are needed to learn from'
-    elif len(judged)<2 and len((train | test)-{None})>1: useless = 'have fewer than two labels that others have, too'
-    print(_which_part(sum(held), len(names), s.path, run, trained_on, useless))
-    if not any(held) or useless: return None
+    why_not = _why_not(labelled, judged, (train | test)-{None})
+    print(_which_part(sum(held), len(names), s.path, run, trained_on, why_not))
+    if not any(held) or why_not: return None
     left_out = [o for o in labels if o not in judged]
     if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
     return Split(items, [o if o in judged else None for o in labels], *parts)
 
-def _which_part(n, of, path, run, trained_on, useless):
-    "Describe the pictures to test on; `useless`: why those that the run held out are none, or empty"
+def _why_not(labelled, judged, labels):
+    "Tell why pictures that a run held out are no test; empty if they are one"
+    if labelled=={True}: return 'have all the labels here, and others are needed to learn from'
+    if len(judged)<2 and len(labels)>1: return 'have fewer than two labels in common with the training part'
+    return ''
+
+def _which_part(n, of, path, run, trained_on, why_not):
+    "Describe the pictures to test on; `why_not`: why those that the run held out are none, or empty"
     same = as_place(path)==as_place(trained_on)
     elsewhere = f'{run} was trained on {trained_on!r}, and this is {str(path)!r}'
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
@@ -234,7 +238,7 @@ def _which_part(n, of, path, run, trained_on, useless):
     chance = f'a part drawn by chance is tested, of which {run} may have seen pictures'
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, so {chance}'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
-    if useless: return f'{found} {useless}: a part is drawn by chance'
+    if why_not: return f'{found} {why_not}: a part is drawn by chance'
     return f'tested on {found}' if same else f'{elsewhere}: tested on {found}, found by their names'
 
 # %% ../../nbs/94_cli.evaluate.ipynb #fractions
@@ -393,7 +397,7 @@ def byol_evaluate(
     except (TypeError, ValueError): part = valid
     if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
-    if out: run(check_out, out, path, encoder, labels)
+    if out: run(check_out, out, path, run(encoder_file, encoder), labels)
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)

@@ -518,22 +518,25 @@ def finetune(
         # Written before, as training from scratch may take as long again, and may be stopped
         with noted_warnings() as more: rows['from scratch'] = _from_scratch(net, parts, stats, s, progress)
         results = _results(rows, y, parts, tuned, list(dict.fromkeys([*results['said'], *more])))
-        _write_results(folder, results, parts, s)
+        _write_json(folder, results)
+        _write_page(folder, results, parts, s)
         return results,folder
 
 def _write(folder, results, model, parts, s):
     "Write all files, the smallest first; add messages about files that could not be written to the results"
     _write_json(folder, results)
-    results['said'] += export_classifier(folder, model, parts.dls, s.size, parts.vocab)
-    _write_results(folder, results, parts, s)
+    failed = export_classifier(folder, model, parts.dls, s.size, parts.vocab)
+    results['said'] += failed
+    if failed: _write_json(folder, results)
+    _write_page(folder, results, parts, s)
 
-def _write_results(folder, results, parts, s):
-    "Write the results, and the page of them"
-    _write_json(folder, results)
+def _write_page(folder, results, parts, s):
+    "Write the page of the results"
     page = partial(write_finetune_report, folder, results, dict(s), {os.fspath(o): o for o in parts.items})
     _note(results, _attempt('report.html', partial(page, **how_to_read(s.reading))))
 
 def _write_json(folder, results):
+    "Write the results as json"
     text = json.dumps(results, indent=1).encode()
     _note(results, _attempt('results.json', write_atomic, folder/'results.json', text))
 
@@ -604,7 +607,7 @@ def byol_finetune(
     for o in results['verdict']: print(f'{o}.')
     for o in results['said']: print(printable(o))
     if not (folder/'export.pkl').is_file():
-        raise CliError(f'byol_finetune: {folder} lacks export.pkl, the classifier. Write to a place that has room')
+        raise CliError(f'byol_finetune: {folder} lacks export.pkl, the classifier: see the message above')
     print(f'\n{folder}: report.html shows the mistakes, export.pkl predicts. To use it:\n')
     print('    from fastai.learner import load_learner')
     print(f"    load_learner('{folder/'export.pkl'}').predict('picture.jpg')")

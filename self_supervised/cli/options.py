@@ -152,12 +152,17 @@ def check_out(
     out:str|Path, # File to be written
     *sources, # Files to be read: paths, lists of them, or None
 )->Path: # `out`
-    "Raise for a file that cannot be written, or that is read: it would be lost"
+    "Raise for a file that cannot be written, or that is read, or is a picture: it would be lost"
     files = [o for source in sources for o in (source if isinstance(source, (list,tuple)) else [source])]
     # A table may be followed by a column
     names = [name for o in files if isinstance(o, (str,Path)) for name in (str(o),str(o).rpartition(':')[0])]
-    if os.path.exists(out) and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names):
+    if os.path.isfile(out) and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names):
         raise invalid(f'out={str(out)!r}', 'is read, and would be replaced', 'Name another file')
+    # It may be one of a folder, pattern or table; no command writes pictures
+    suffix = os.path.splitext(os.path.realpath(out))[1].lower()
+    what = 'tar' if suffix=='.tar' else 'picture' if suffix in picture_suffixes() else None
+    if what and os.path.isfile(out):
+        raise invalid(f'out={str(out)!r}', f'is a {what}, and would be replaced', 'Name another file')
     return check_place(out, 'out')
 
 def where_to_look(

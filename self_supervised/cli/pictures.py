@@ -23,12 +23,13 @@ from warnings import warn
 # Before fastai: it silences a warning of fastai's import
 from .terminal import one_line
 
+import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Categorize, parent_label
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 
-from ..core import from_csv_cell, invalid, plural, to_csv_cell, write_atomic
+from ..core import counted, from_csv_cell, invalid, plural, to_csv_cell, write_atomic
 from ..data.images import held_by_chance, image_dls, parts_by_column, warn_of_test_part
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
@@ -237,19 +238,23 @@ def _held(s, items, labels, judged):
     part = _as_part(holdout)
     if part is None: return _held_by_name(s, items, labels, holdout)
     if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
-    held = _drawn(labels, judged, part, s.seed)
-    first = dict[str,bool]()  # copies of a picture go with the first
-    return items,labels,[first.setdefault(real_place(o), out) for o,out in zip(items, held)]
+    return items,labels,_drawn(items, labels, judged, part, s.seed)
 
-def _drawn(labels, judged, part, seed, tries=100):
-    "Draw the pictures to hold out; again if several have one label, by which nothing can be judged"
-    def draw(seed):
-        held = held_by_chance(len(labels), part, seed).tolist()
-        return [out and (not judged or o in judged) for out,o in zip(held, labels)]
-    first = draw(seed)
-    if len(judged)<2 or sum(first)<2: return first
-    draws = chain([first], (draw(seed+i) for i in range(1, tries)))
-    return next((held for held in draws if len({o for o,out in zip(labels, held) if out})>1), first)
+def _drawn(items, labels, judged, part, seed, tries=100):
+    "Draw the pictures to hold out; again if all have one label, by which nothing can be judged"
+    n = len(labels)
+    may = torch.tensor([not judged or o in judged for o in labels], dtype=torch.bool)
+    first = dict[str,int]()  # copies of a picture go with the first
+    leads = torch.tensor([first.setdefault(real_place(o), i) for i,o in enumerate(items)], dtype=torch.long)
+    def draw(k): return (held_by_chance(n, part, seed+k) & may)[leads]
+    def kinds(held): return {labels[i] for i in held.nonzero().flatten().tolist()} & judged
+    held = draw(0)
+    if len(judged)<2 or int(part*n)<2: return held.tolist()
+    for o in chain([held], map(draw, range(1, tries))):
+        if len(kinds(o))>1: return o.tolist()
+    warn(f"Chance holds out {counted(int(held.sum()), 'picture')} with fewer than two labels, so accuracy on them "
+         'means nothing. Hold out a larger part, or name the pictures to hold out.')
+    return held.tolist()
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
     "Hold out pictures named in a file, a folder or a column, and all their copies"

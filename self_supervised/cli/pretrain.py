@@ -44,7 +44,7 @@ from ..core import (
 from ..augmentations import views_for
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
-from ..record import record_of
+from ..record import record_of, remember
 from ..layers import PoolingType, create_encoder
 from ..data.demo import digits
 from ..data.reading import parse_size, reader_name
@@ -502,6 +502,8 @@ def _run(s, items, bs, out, resume, progress, begun):
     if resume: _record_moved(s, out)
     # Before it is measured, which takes memory and all pictures once more
     record = _to_record(s) | ({} if s.path is None else dict(held_out=held_out_digest(out)))
+    # For files that you save of it yourself; without pictures also in place of what a starting encoder recorded
+    remember(encoder, held_out=record.get('held_out'))
     save_encoder(encoder, out/'encoder.safetensors', **record)
     start = 'starting weights' if s.pretrained or s.init else 'untrained encoder'
     nets = {'raw pixels': Pixels(), start: as_started, 'trained encoder': encoder}

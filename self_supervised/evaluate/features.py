@@ -115,7 +115,7 @@ def check_not_normalised(
     transforms = getattr(getattr(data, 'after_batch', None), 'fs', ())
     if not any(isinstance(o, Normalize) for o in transforms): return   # it does nothing to a plain tensor
     if not isinstance(picture_and_label(peek(data))[0], TensorImage): return
-    raise invalid(name, 'normalises its batches, and the views and the encoder would get them twice normalised',
+    raise invalid(name, 'normalises its batches, so they would be normalised twice',
                   'Leave Normalize out of the data')
 
 # %% ../../nbs/30_evaluate.features.ipynb #20c005

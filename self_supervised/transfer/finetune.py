@@ -191,7 +191,7 @@ def _record_stats(encoder, x, done):
     if done is not None or not found or record_of(encoder).get('any_range'): return
     forget(encoder, 'stats')
     warn(f'The pictures of dls span {found.span}, and its transforms do not tell how they were normalised, so the '
-         'encoder cannot record it. Pass stats=(mean,std) wherever pictures are read for it, e.g. to `embed`.')
+         'encoder cannot record it. Pass stats=(mean,std) to `embed` and the other functions that use this encoder.')
 
 def _record_pictures(encoder, x, dl):
     "Write into the record of an encoder the size of the pictures `x` it is to be trained on, and how they are read"
