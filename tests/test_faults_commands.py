@@ -1050,13 +1050,25 @@ def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
     with pytest.raises(ValueError, match="path='other' differs from the run in 'run'"): pretrain.pretrain('other', 'run', resume=True, progress=False)
 
 @pytest.mark.parametrize('name,was,now,moved', [
-    ('path',['a','b'],['pics','other'],True), ('path',['pics','b'],['pics','other'],False), ('path','p*s','other',False), ('path','a','p*s',True),
+    ('path',['a','b'],['pics','other'],True), ('path',['pics','b'],['pics','other'],True), ('path',['pics','b'],['pics','nowhere'],False),
+    ('path',['a','b'],['other'],False), ('path',['a','pics'],['other','l.csv'],False), ('path','pics/**/*.png','other',False), ('path','p*s','other',False), ('path','a','p*s',True),
     ('init','a.pt','l.csv',True), ('init',None,'l.csv',False), ('labels','a.csv:kind','l.csv:kind',True), ('labels','a.csv:kind','l.csv:other',False),
-    ('labels','a.csv:kind','column',False), ('holdout','a','pics',False)])
+    ('labels','a.csv:kind','column',False), ('holdout','a','pics',False), ('holdout','a.txt','l.csv',True), ('holdout','gone/valid','other/',True),
+    ('holdout',.2,'l.csv',False), ('holdout','0.2','l.csv',False), ('holdout','a.txt',.2,False), ('holdout','valid,test','l.csv',False),
+    ('holdout','l.csv','other/',False), ('seed','a.txt','l.csv',False)])
 def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now, moved, here):
     Path('other').mkdir()
     Path('l.csv').write_text('name,kind\n')
     assert run_folder._has_moved(name, now, was)==moved
+
+def test_a_pattern_is_recognised_from_another_working_directory(here, monkeypatch):
+    "Folders at any depth below `**`"
+    record = dict(cwd=str(here), settings=dict(path='pics/**/*.png', views={}))
+    Path('run').mkdir()
+    Path('run/settings.json').write_text(json.dumps(record))
+    Path('other').mkdir()
+    monkeypatch.chdir('other')
+    assert run_folder.settings_for(here/'run', 'x')['path']==str(here/'pics/**/*.png')
 
 def test_a_name_that_begins_with_a_dash_can_be_passed(here, encoder):
     "After --, as in other programs"

@@ -67,7 +67,7 @@ from .options import (
 from .pictures import (
     folder_dls, held_out_digest, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
-from .run_folder import read_settings, recorded_settings, run_facts, run_folder, write_run, write_settings
+from .run_folder import places, read_settings, recorded_settings, run_facts, run_folder, write_run, write_settings
 from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
@@ -405,9 +405,9 @@ def _begin(s, dls, out, resume):
     write_settings(out, s)
 
 def _record_moved(s, out):
-    "Record the places that files have moved to, now that training has known their pictures again"
+    "Record the places that files have moved to, after the checkpoint accepted the pictures"
     was = read_settings(out/'settings.json')
-    if any(was.get(name)!=s.get(name) for name in ('path','init','labels','folder')): write_settings(out, s)
+    if any(was.get(name)!=s.get(name) for name in places): write_settings(out, s)
 
 def _to_record(s):
     "Return what the encoder's file records of a run, of the reading options those that are not defaults"

@@ -34,7 +34,7 @@ from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
 from .mend import FATAL
-from .pictures import csv_and_column, judged_dls
+from .pictures import as_part, csv_and_column, judged_dls
 from .report import write_report
 from .verdict import verdict
 
@@ -146,18 +146,31 @@ def _records_beside(folder):
     return folder.parent.glob(f'{glob.escape(folder.name)}-*/settings.json')
 
 def _has_moved(name, value, was):
-    "Is a file or folder of the run gone, while the one that was passed is there? A checkpoint knows other pictures"
-    if name not in ('path','init','labels','folder') or was is None: return False
-    here,there = value,was
+    """Are files or folders of the run gone, while the ones that were passed in their place are there?
+
+    Resuming from the checkpoint refuses other pictures."""
+    if not (_names_place(name, value) and _names_place(name, was)): return False
     if name=='labels':
-        tables = csv_and_column(value),csv_and_column(was)
-        if None in tables or tables[0][1]!=tables[1][1]: return False
-        here,there = tables[0][0],tables[1][0]
-    return all(map(_is_there, _listed(here))) and not any(map(_is_there, _listed(there)))
+        (value,column),(was,column_was) = csv_and_column(value),csv_and_column(was)
+        if column!=column_was: return False
+    pairs = list(zip(_listed(value), _listed(was)))
+    if not len(pairs)==len(_listed(value))==len(_listed(was)): return False
+    return all(as_place(new)==as_place(old) or _is_there(new) and not _is_there(old) for new,old in pairs)
 
 def _listed(value): return value if isinstance(value, (list,tuple)) else [value]
 
-def _is_there(place): return os.path.exists(place) or bool(glob.glob(str(place), recursive=True))
+def _is_there(place): return os.path.exists(place) or any(glob.iglob(str(place), recursive=True))
+
+def _names_place(name, value):
+    "Does a setting name a file or folder? `labels` may be a column; `holdout` a number, a column or names of folders"
+    if name not in places or value is None: return False
+    if name=='labels': return csv_and_column(value) is not None
+    return name!='holdout' or as_part(value) is None and _is_path(str(value))
+
+def _is_path(holdout):
+    "Does a part to hold out name a file, or the path of a folder? A bare name is one of many folders, or a column"
+    if ',' in holdout: return False
+    return os.sep in holdout or bool(Path(holdout).suffix) or os.path.isfile(holdout)
 
 def _run_of(path, beside):
     "The newest run of a path beside a folder; None if there is none"
@@ -188,8 +201,11 @@ def as_place(
     if isinstance(value, (list,tuple)): return [as_place(o) for o in value]
     return value if value is None else os.path.realpath(str(value))
 
+# Settings that may name files and folders, which may move
+places = 'path','init','labels','folder','holdout'
+
 # How to compare settings that may be written in several ways
-_forms = dict(size=parse_size) | dict.fromkeys(('path','init','labels','holdout','folder'), as_place)
+_forms = dict(size=parse_size) | dict.fromkeys(places, as_place)
 
 def read_settings(
     file:Path, # settings.json in the folder of a run
@@ -214,9 +230,7 @@ def settings_for(
     if as_place(path)==as_place(settings.get('path')): return settings
     cwd = str(json.loads((run/'settings.json').read_text()).get('cwd', ''))   # older runs do not tell
     if cwd==os.getcwd(): return settings
-    places = ['path','folder']
-    if csv_and_column(settings.get('labels')): places.append('labels')   # others name a column
-    return settings | {k: _from(cwd, settings.get(k)) for k in places}
+    return settings | {k: _from(cwd, settings[k]) for k in places if _names_place(k, settings.get(k))}
 
 def _from(cwd, value):
     "Return a path, a pattern, a file with its column, or a list of them, below `cwd` if that exists"
@@ -224,7 +238,7 @@ def _from(cwd, value):
     if not isinstance(value, str): return value
     there = os.path.join(cwd, value)
     file = (csv_and_column(there) or (there,))[0]
-    return there if os.path.exists(file) or any(glob.iglob(there)) else value
+    return there if _is_there(file) else value
 
 def _no_record(file, how):
     "Build the error for a record that a run cannot go on with"
