@@ -1070,6 +1070,36 @@ def test_a_pattern_is_recognised_from_another_working_directory(here, monkeypatc
     monkeypatch.chdir('other')
     assert run_folder.settings_for(here/'run', 'x')['path']==str(here/'pics/**/*.png')
 
+@pytest.mark.parametrize('asked,found,printed', [
+    (dict(path='{here}/pics'), dict(path='{here}/pics'), ''), (dict(path='../pics'), dict(path='{here}/pics'), ''),
+    ({}, dict(path='{here}/pics', labels='{here}/l.csv:kind', holdout='{here}/names', init='{here}/a.pt'), ''),
+    (dict(labels='../l.csv:kind', holdout='../names'), dict(labels='{here}/l.csv:kind'), ''),
+    (dict(init='new.pt'), dict(init='new.pt'), "init: '{here}/b.pt' is gone, and 'new.pt' takes its place\n"),
+    (dict(path='pics'), dict(path='pics', labels='l.csv:kind'), '')])
+def test_a_run_is_resumed_from_another_working_directory(asked, found, printed, here, monkeypatch, capsys):
+    "What it calls `pics` lies in the folder where it was started, also if there is another `pics` here"
+    def at(o): return o.format(here=here)
+    for o in ('a.pt','names'): Path(o).touch()
+    Path('l.csv').write_text('name,kind\n')
+    settings = dict(path='pics', labels='l.csv:kind', holdout='names', init='b.pt' if printed else 'a.pt', views={},
+                    seed=1, workers=0, pretrained=False, unlabelled=False, bf16=False)
+    Path('run').mkdir()
+    Path('run/settings.json').write_text(json.dumps(dict(cwd=str(here), settings=settings)))
+    Path('other/pics').mkdir(parents=True)
+    Path('other/new.pt').touch()
+    monkeypatch.chdir('other')
+    got = run_folder.recorded_settings('../run', {}, **{k: at(o) for k,o in asked.items()})
+    assert {k: got[k] for k in found}=={k: at(o) for k,o in found.items()} and capsys.readouterr().out==at(printed)
+    with pytest.raises(ValueError, match='path=.nowhere. differs from the run .*has path=.*/pics'):
+        run_folder.recorded_settings('../run', {}, path='nowhere')
+    Path('../run/results.json').touch()
+    Path('../run-2').mkdir()
+    shutil.copy('../run/settings.json', '../run-2/settings.json')
+    Path('../run-2/results.json').touch()
+    changed = dict(settings, path='other')
+    Path('../run/settings.json').write_text(json.dumps(dict(cwd=str(here), settings=changed)))
+    with pytest.raises(ValueError, match='run-2, a run of that path'): run_folder.recorded_settings('../run', {}, path=str(here/'pics'))
+
 def test_a_name_that_begins_with_a_dash_can_be_passed(here, encoder):
     "After --, as in other programs"
     Path('pics').rename('-pics')
