@@ -1034,6 +1034,8 @@ def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
         m.setattr(pretrain, 'run_learner', cut)
         pretrain.pretrain('pics', 'run', **SMALL | dict(epochs=2))
     assert list(Path('run/checkpoints').glob('*.pt'))
+    first = json.loads(Path('run/settings.json').read_text()) | dict(command='the first', device='of the first', versions={})
+    Path('run/settings.json').write_text(json.dumps(first))
     Path('elsewhere').mkdir()
     Path('pics').rename('elsewhere/moved')
     write_mnist_tiny('other')
@@ -1045,6 +1047,8 @@ def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "path: 'pics' is gone, and 'elsewhere/moved' takes its place" in said and 'going on with epoch' in said
     assert run_folder.read_settings(Path('run/settings.json'))['path']=='elsewhere/moved'
+    # How the run was started is not lost
+    assert json.loads(Path('run/settings.json').read_text())==first | dict(settings=first['settings'] | dict(path='elsewhere/moved'))
     assert learn.train_iter==2*len(learn.dls.train)
     # What is there is not replaced
     with pytest.raises(ValueError, match="path='other' differs from the run in 'run'"): pretrain.pretrain('other', 'run', resume=True, progress=False)
@@ -1060,6 +1064,29 @@ def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now
     Path('other').mkdir()
     Path('l.csv').write_text('name,kind\n')
     assert run_folder._has_moved(name, now, was)==moved
+
+def test_a_change_of_the_settings_keeps_the_record_of_the_start(here, monkeypatch):
+    "After a collapse as well, and if the record is gone there is a new one"
+    run = Path('run')
+    run.mkdir()
+    first = dict(command='the first', cwd=str(here), settings=dict(path='pics', labels='l.csv', holdout=.2, views={}))
+    def read(): return json.loads((here/'run/settings.json').read_text())
+    def write(): (here/'run/settings.json').write_text(json.dumps(first))
+    write()
+    pretrain._note(run, AttrDict(first['settings']), [1])
+    assert read()==first | dict(settings=first['settings'] | dict(mended=[1]))
+    (here/'run/settings.json').unlink()
+    pretrain._note(run, AttrDict(first['settings']), [1])
+    assert read()['settings']['mended']==[1]
+    # Settings as seen from another folder: nothing has moved; then one has, and all are written as seen from there
+    write()
+    Path('other').mkdir()
+    monkeypatch.chdir('other')
+    seen = dict(path=str(here/'pics'), labels=str(here/'l.csv'), holdout='0.2', seed=3)
+    run_folder.record_moved(here/'run', seen)
+    assert read()==first
+    run_folder.record_moved(here/'run', seen | dict(path='new'))
+    assert read()==first | dict(cwd=os.getcwd(), settings=first['settings'] | dict(path='new', labels=str(here/'l.csv'), holdout='0.2'))
 
 def test_a_pattern_is_recognised_from_another_working_directory(here, monkeypatch):
     "Folders at any depth below `**`"

@@ -134,7 +134,7 @@ def recorded_settings(
     for name,value in (asked | views).items():
         was = _there(name, known.get(name), cwd)
         if _agrees(name, value, was): continue
-        if name in places and _agrees(name, value, known.get(name)):   # in a project that was moved or copied as a whole
+        if name in places and _agrees(name, value, known.get(name)):   # the whole project was moved, or copied
             found[name] = value
             continue
         if _has_moved(name, value, was):
@@ -235,6 +235,27 @@ def read_settings(
 )->dict: # All settings, including `views`
     "Read the settings of a run from its record"
     return read_record(file)['settings']
+
+def update_settings(
+    out:Path, # Folder of the run
+    changes:dict, # Settings to replace
+    **facts # Other entries of the record to replace
+)->Path: # The file
+    "Replace settings in `settings.json`, and keep the rest of the record: how the run was started"
+    record = read_record(out/'settings.json')
+    record |= facts | dict(settings=record['settings'] | changes)
+    return write_atomic(out/'settings.json', json.dumps(record, indent=1, default=str).encode())
+
+def record_moved(
+    out:Path, # Folder of the run
+    settings:dict, # Settings that the run was resumed with
+)->None:
+    "Record the places that files have moved to; relative ones begin at the present working directory"
+    record = read_record(out/'settings.json')
+    was,cwd = record['settings'],_other_cwd(record)
+    now = {k: settings[k] for k in places if k in settings}
+    if all(as_place(_there(k, was.get(k), cwd))==as_place(v) for k,v in now.items()): return
+    update_settings(out, now, cwd=os.getcwd())
 
 def settings_for(
     run:Path, # Folder of a run
