@@ -1023,8 +1023,8 @@ class CtrlC(Callback):
     def after_batch(self):
         if self.training and self.train_iter==3: signal.raise_signal(signal.SIGINT)
 
-def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
-    "Also from another working directory, where a relative path names nothing; other pictures are refused"
+def interrupted(monkeypatch, path, **settings):
+    "Begin a run of two epochs, and end it in the third step"
     whole = pretrain.run_learner
     def cut(*args):
         learn = whole(*args)
@@ -1032,7 +1032,25 @@ def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
         return learn
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(pretrain, 'run_learner', cut)
-        pretrain.pretrain('pics', 'run', **SMALL | dict(epochs=2))
+        pretrain.pretrain(path, 'run', **SMALL | dict(epochs=2) | settings)
+
+def test_a_run_goes_on_if_the_list_of_those_held_out_has_moved_too(here, monkeypatch, capsys):
+    "From another working directory, and it is recorded as seen from there"
+    Path('test.txt').write_text('\n'.join(Path(f).name for f in files_of('pics/valid')[:20]))
+    interrupted(monkeypatch, 'pics', holdout='test.txt')
+    Path('new').mkdir()
+    for o in ('pics','test.txt'): Path(o).rename(f'new/{o}')
+    monkeypatch.chdir('new')
+    asked = dict(path=str(here/'new/pics'), holdout='../new/test.txt')
+    learn,_,_ = pretrain.pretrain(out='../run', resume=True, progress=False, **asked)
+    out = capsys.readouterr().out
+    assert 'going on with epoch' in out and out.count('takes its place')==2 and len(learn.dls.valid_ds)==20
+    now = json.loads(Path('../run/settings.json').read_text())
+    assert now['cwd']==os.getcwd() and now['settings'] | asked==now['settings']
+
+def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
+    "Also from another working directory, where a relative path names nothing; other pictures are refused"
+    interrupted(monkeypatch, 'pics')
     assert list(Path('run/checkpoints').glob('*.pt'))
     first = json.loads(Path('run/settings.json').read_text()) | dict(command='the first', device='of the first', versions={})
     Path('run/settings.json').write_text(json.dumps(first))
