@@ -1039,9 +1039,10 @@ def test_a_run_goes_on_if_the_list_of_those_held_out_has_moved_too(here, monkeyp
     Path('test.txt').write_text('\n'.join(Path(f).name for f in files_of('pics/valid')[:20]))
     interrupted(monkeypatch, 'pics', holdout='test.txt')
     Path('new').mkdir()
-    for o in ('pics','test.txt'): Path(o).rename(f'new/{o}')
+    Path('pics').rename('new/pictures')
+    Path('test.txt').rename('new/held.txt')
     monkeypatch.chdir('new')
-    asked = dict(path=str(here/'new/pics'), holdout='../new/test.txt')
+    asked = dict(path=str(here/'new/pictures'), holdout='../new/held.txt')
     learn,_,_ = pretrain.pretrain(out='../run', resume=True, progress=False, **asked)
     out = capsys.readouterr().out
     assert 'going on with epoch' in out and out.count('takes its place')==2 and len(learn.dls.valid_ds)==20
