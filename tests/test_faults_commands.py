@@ -1108,8 +1108,8 @@ class CtrlC(Callback):
     def after_batch(self):
         if self.training and self.train_iter==3: signal.raise_signal(signal.SIGINT)
 
-def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
-    "Also from another working directory, where a relative path names nothing; other pictures are refused"
+def interrupted(monkeypatch, path, **settings):
+    "Begin a run of two epochs, and end it in the third step"
     whole = pretrain.run_learner
     def cut(*args):
         learn = whole(*args)
@@ -1117,8 +1117,29 @@ def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
         return learn
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(pretrain, 'run_learner', cut)
-        pretrain.pretrain('pics', 'run', **SMALL | dict(epochs=2))
+        pretrain.pretrain(path, 'run', **SMALL | dict(epochs=2) | settings)
+
+def test_a_run_goes_on_if_the_list_of_those_held_out_has_moved_too(here, monkeypatch, capsys):
+    "From another working directory, and it is recorded as seen from there"
+    Path('test.txt').write_text('\n'.join(Path(f).name for f in files_of('pics/valid')[:20]))
+    interrupted(monkeypatch, 'pics', holdout='test.txt')
+    Path('new').mkdir()
+    Path('pics').rename('new/pictures')
+    Path('test.txt').rename('new/held.txt')
+    monkeypatch.chdir('new')
+    asked = dict(path=str(here/'new/pictures'), holdout='../new/held.txt')
+    learn,_,_ = pretrain.pretrain(out='../run', resume=True, progress=False, **asked)
+    out = capsys.readouterr().out
+    assert 'going on with epoch' in out and out.count('takes its place')==2 and len(learn.dls.valid_ds)==20
+    now = json.loads(Path('../run/settings.json').read_text())
+    assert now['cwd']==os.getcwd() and now['settings'] | asked==now['settings']
+
+def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
+    "Also from another working directory, where a relative path names nothing; other pictures are refused"
+    interrupted(monkeypatch, 'pics')
     assert list(Path('run/checkpoints').glob('*.pt'))
+    first = json.loads(Path('run/settings.json').read_text()) | dict(command='the first', device='of the first', versions={})
+    Path('run/settings.json').write_text(json.dumps(first))
     Path('elsewhere').mkdir()
     Path('pics').rename('elsewhere/moved')
     write_mnist_tiny('other')
@@ -1130,18 +1151,85 @@ def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "path: 'pics' is gone, and 'elsewhere/moved' takes its place" in said and 'going on with epoch' in said
     assert run_folder.read_settings(Path('run/settings.json'))['path']=='elsewhere/moved'
+    # How the run was started is not lost
+    assert json.loads(Path('run/settings.json').read_text())==first | dict(settings=first['settings'] | dict(path='elsewhere/moved'))
     assert learn.train_iter==2*len(learn.dls.train)
     # What is there is not replaced
     with pytest.raises(ValueError, match="path='other' differs from the run in 'run'"): pretrain.pretrain('other', 'run', resume=True, progress=False)
 
 @pytest.mark.parametrize('name,was,now,moved', [
-    ('path',['a','b'],['pics','other'],True), ('path',['pics','b'],['pics','other'],False), ('path','p*s','other',False), ('path','a','p*s',True),
+    ('path',['a','b'],['pics','other'],True), ('path',['pics','b'],['pics','other'],True), ('path',['pics','b'],['pics','nowhere'],False),
+    ('path',['a','b'],['other'],False), ('path',['a','pics'],['other','l.csv'],False), ('path','pics/**/*.png','other',False), ('path','p*s','other',False), ('path','a','p*s',True),
     ('init','a.pt','l.csv',True), ('init',None,'l.csv',False), ('labels','a.csv:kind','l.csv:kind',True), ('labels','a.csv:kind','l.csv:other',False),
-    ('labels','a.csv:kind','column',False), ('holdout','a','pics',False)])
+    ('labels','a.csv:kind','column',False), ('holdout','a','pics',False), ('holdout','a.txt','l.csv',True), ('holdout','gone/valid','other/',True),
+    ('holdout',.2,'l.csv',False), ('holdout','0.2','l.csv',False), ('holdout','a.txt',.2,False), ('holdout','valid,test','l.csv',False),
+    ('holdout','l.csv','other/',False), ('seed','a.txt','l.csv',False)])
 def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now, moved, here):
     Path('other').mkdir()
     Path('l.csv').write_text('name,kind\n')
     assert run_folder._has_moved(name, now, was)==moved
+
+def test_a_change_of_the_settings_keeps_the_record_of_the_start(here, monkeypatch):
+    "After a collapse as well, and if the record is gone there is a new one"
+    run = Path('run')
+    run.mkdir()
+    first = dict(command='the first', cwd=str(here), settings=dict(path='pics', labels='l.csv', holdout=.2, views={}))
+    def read(): return json.loads((here/'run/settings.json').read_text())
+    def write(): (here/'run/settings.json').write_text(json.dumps(first))
+    write()
+    pretrain._note(run, AttrDict(first['settings']), [1])
+    assert read()==first | dict(settings=first['settings'] | dict(mended=[1]))
+    (here/'run/settings.json').unlink()
+    pretrain._note(run, AttrDict(first['settings']), [1])
+    assert read()['settings']['mended']==[1]
+    # Settings as seen from another folder: nothing has moved; then one has, and all are written as seen from there
+    write()
+    Path('other').mkdir()
+    monkeypatch.chdir('other')
+    seen = dict(path=str(here/'pics'), labels=str(here/'l.csv'), holdout='0.2', seed=3)
+    run_folder.record_moved(here/'run', seen)
+    assert read()==first
+    run_folder.record_moved(here/'run', seen | dict(path='new'))
+    assert read()==first | dict(cwd=os.getcwd(), settings=first['settings'] | dict(path='new', labels=str(here/'l.csv'), holdout='0.2'))
+
+def test_a_pattern_is_recognised_from_another_working_directory(here, monkeypatch):
+    "Folders at any depth below `**`"
+    record = dict(cwd=str(here), settings=dict(path='pics/**/*.png', views={}))
+    Path('run').mkdir()
+    Path('run/settings.json').write_text(json.dumps(record))
+    Path('other').mkdir()
+    monkeypatch.chdir('other')
+    assert run_folder.settings_for(here/'run', 'x')['path']==str(here/'pics/**/*.png')
+
+@pytest.mark.parametrize('asked,found,printed', [
+    (dict(path='{here}/pics'), dict(path='{here}/pics'), ''), (dict(path='../pics'), dict(path='{here}/pics'), ''),
+    ({}, dict(path='{here}/pics', labels='{here}/l.csv:kind', holdout='{here}/names', init='{here}/a.pt'), ''),
+    (dict(labels='../l.csv:kind', holdout='../names'), dict(labels='{here}/l.csv:kind'), ''),
+    (dict(init='new.pt'), dict(init='new.pt'), "init: '{here}/b.pt' is gone, and 'new.pt' takes its place\n"),
+    (dict(path='pics'), dict(path='pics', labels='l.csv:kind'), '')])
+def test_a_run_is_resumed_from_another_working_directory(asked, found, printed, here, monkeypatch, capsys):
+    "What it calls `pics` lies in the folder where it was started, also if there is another `pics` here"
+    def at(o): return o.format(here=here)
+    for o in ('a.pt','names'): Path(o).touch()
+    Path('l.csv').write_text('name,kind\n')
+    settings = dict(path='pics', labels='l.csv:kind', holdout='names', init='b.pt' if printed else 'a.pt', views={},
+                    seed=1, workers=0, pretrained=False, unlabelled=False, bf16=False)
+    Path('run').mkdir()
+    Path('run/settings.json').write_text(json.dumps(dict(cwd=str(here), settings=settings)))
+    Path('other/pics').mkdir(parents=True)
+    Path('other/new.pt').touch()
+    monkeypatch.chdir('other')
+    got = run_folder.recorded_settings('../run', {}, **{k: at(o) for k,o in asked.items()})
+    assert {k: got[k] for k in found}=={k: at(o) for k,o in found.items()} and capsys.readouterr().out==at(printed)
+    with pytest.raises(ValueError, match='path=.nowhere. differs from the run .*has path=.*/pics'):
+        run_folder.recorded_settings('../run', {}, path='nowhere')
+    Path('../run/results.json').touch()
+    Path('../run-2').mkdir()
+    shutil.copy('../run/settings.json', '../run-2/settings.json')
+    Path('../run-2/results.json').touch()
+    changed = dict(settings, path='other')
+    Path('../run/settings.json').write_text(json.dumps(dict(cwd=str(here), settings=changed)))
+    with pytest.raises(ValueError, match='run-2, a run of that path'): run_folder.recorded_settings('../run', {}, path=str(here/'pics'))
 
 def test_a_name_that_begins_with_a_dash_can_be_passed(here, encoder):
     "After --, as in other programs"

@@ -235,7 +235,7 @@ def split_pictures(
 def _held(s, items, labels, judged):
     "Return pictures and labels of both parts, and whether each is held out"
     holdout = s.get('holdout', .2)
-    part = _as_part(holdout)
+    part = as_part(holdout)
     if part is None: return _held_by_name(s, items, labels, holdout)
     if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
     return items,labels,_drawn(items, labels, judged, part, s.seed)
@@ -279,7 +279,9 @@ def _named_in(s, items, labels, holdout, option):
     if any(among): return items,labels,list(map(bool, among))
     return _held_by_column(s, items, labels, holdout, option)
 
-def _as_part(holdout):
+def as_part(
+    holdout, # Value of `byol_pretrain --holdout`
+)->float|None:
     "Return a number, or None for a name"
     try: return float(holdout)
     except (TypeError, ValueError): return None

@@ -67,7 +67,8 @@ from .options import (
 from .pictures import (
     folder_dls, held_out_digest, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
 from .report import as_text
-from .run_folder import read_settings, recorded_settings, run_facts, run_folder, write_run, write_settings
+from .run_folder import (
+    record_moved, recorded_settings, run_facts, run_folder, update_settings, write_run, write_settings)
 from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
@@ -235,7 +236,9 @@ def run_learner(
 def _note(out, s, mended):
     "Record the settings in force after a collapse"
     s.mended = mended
-    if not rank_distrib(): write_settings(out, s)
+    if rank_distrib(): return
+    try: update_settings(out, dict(mended=mended))
+    except ValueError: write_settings(out, s)   # the record is gone or damaged
 
 # %% ../../nbs/91_cli.pretrain.ipynb #start
 def starting_encoder(
@@ -404,11 +407,6 @@ def _begin(s, dls, out, resume):
     s.workers = dls.train.fake_l.num_workers
     write_settings(out, s)
 
-def _record_moved(s, out):
-    "Record the places that files have moved to, now that training has known their pictures again"
-    was = read_settings(out/'settings.json')
-    if any(was.get(name)!=s.get(name) for name in ('path','init','labels','folder')): write_settings(out, s)
-
 def _to_record(s):
     "Return what the encoder's file records of a run, of the reading options those that are not defaults"
     reading = to_record(s)
@@ -499,7 +497,7 @@ def _run(s, items, bs, out, resume, progress, begun):
     warned,seconds = fit_run(learn, s, progress and not s.minutes)
     if not first: return learn,{},out
     print(f'Trained in {duration(seconds)}', flush=True)
-    if resume: _record_moved(s, out)
+    if resume: record_moved(out, s)   # the checkpoint accepted the pictures
     # Before it is measured, which takes memory and all pictures once more
     record = _to_record(s) | ({} if s.path is None else dict(held_out=held_out_digest(out)))
     # For files that you save of it yourself; without pictures also in place of what a starting encoder recorded

@@ -34,7 +34,7 @@ from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
 from .mend import FATAL
-from .pictures import csv_and_column, judged_dls
+from .pictures import as_part, csv_and_column, judged_dls
 from .report import write_report
 from .verdict import verdict
 
@@ -124,46 +124,67 @@ def recorded_settings(
 )->dict: # All settings of the run, including `views`
     "Read the settings of a run to resume; raise if it is finished, or if other settings were passed"
     file = Path(out)/'settings.json'
-    settings = read_settings(file)
+    record = read_record(file)
+    settings,cwd = record['settings'],_other_cwd(record)
     if (file.parent/'results.json').exists(): _check_unfinished(file.parent)
     missing = [name for name in _always if name in asked and name not in settings]
     if missing: raise _no_record(file, f"without {', '.join(missing)}")
     known = settings | settings['views']
+    found = _found(settings, cwd, asked.get('path'))
     for name,value in (asked | views).items():
-        if _agrees(name, value, known.get(name)): continue
-        if _has_moved(name, value, known.get(name)):
-            if not rank_distrib(): print(f'{name}: {known[name]!r} is gone, and {value!r} takes its place')
-            settings[name] = value
+        was = _there(name, known.get(name), cwd)
+        if _agrees(name, value, was): continue
+        if name in places and _agrees(name, value, known.get(name)):   # the whole project was moved, or copied
+            found[name] = value
             continue
-        problem = f'differs from the run in {str(out)!r}, which has {name}={known.get(name)!r}'
+        if _has_moved(name, value, was):
+            if not rank_distrib(): print(f'{name}: {was!r} is gone, and {value!r} takes its place')
+            found[name] = value
+            continue
+        problem = f'differs from the run in {str(out)!r}, which has {name}={was!r}'
         other = _run_of(value, beside=file.parent) if name=='path' else None
         fix = f'Pass --out {other}, a run of that path' if other else f'Leave {name} out, or pass another folder'
         raise invalid(f'{name}={value!r}', problem, fix)
-    return settings
+    return settings | found
 
 def _records_beside(folder):
     "The settings.json of the runs in the folders that a run goes to if `folder` is taken"
     return folder.parent.glob(f'{glob.escape(folder.name)}-*/settings.json')
 
 def _has_moved(name, value, was):
-    "Is a file or folder of the run gone, while the one that was passed is there? A checkpoint knows other pictures"
-    if name not in ('path','init','labels','folder') or was is None: return False
-    here,there = value,was
+    """Are files or folders of the run gone, while the ones that were passed in their place are there?
+
+    Resuming from the checkpoint refuses other pictures."""
+    if not (_names_place(name, value) and _names_place(name, was)): return False
     if name=='labels':
-        tables = csv_and_column(value),csv_and_column(was)
-        if None in tables or tables[0][1]!=tables[1][1]: return False
-        here,there = tables[0][0],tables[1][0]
-    return all(map(_is_there, _listed(here))) and not any(map(_is_there, _listed(there)))
+        (value,column),(was,column_was) = csv_and_column(value),csv_and_column(was)
+        if column!=column_was: return False
+    pairs = list(zip(_listed(value), _listed(was)))
+    if not len(pairs)==len(_listed(value))==len(_listed(was)): return False
+    return all(as_place(new)==as_place(old) or _is_there(new) and not _is_there(old) for new,old in pairs)
 
 def _listed(value): return value if isinstance(value, (list,tuple)) else [value]
 
-def _is_there(place): return os.path.exists(place) or bool(glob.glob(str(place), recursive=True))
+def _is_there(place): return os.path.exists(place) or any(glob.iglob(str(place), recursive=True))
+
+def _names_place(name, value, cwd=''):
+    "Does a setting name a file or folder? `labels` may be a column; `holdout` a number, a column or names of folders"
+    if name not in places or value is None: return False
+    if name=='labels': return csv_and_column(value) is not None
+    return name!='holdout' or as_part(value) is None and _is_path(str(value), cwd)
+
+def _is_path(holdout, cwd):
+    "Does a part to hold out name a file, or the path of a folder? A bare name is one of many folders, or a column"
+    if ',' in holdout: return False
+    return os.sep in holdout or bool(Path(holdout).suffix) or os.path.isfile(os.path.join(cwd, holdout))
 
 def _run_of(path, beside):
     "The newest run of a path beside a folder; None if there is none"
     for f in sorted(_records_beside(beside), key=os.path.getmtime, reverse=True):
         with suppress(ValueError):
-            if _agrees('path', path, read_settings(f).get('path')): return f.parent
+            record = read_record(f)
+            was = record['settings'].get('path')
+            if as_place(path) in (as_place(was), as_place(_there('path', was, _other_cwd(record)))): return f.parent
 
 # Every run records these
 _always = 'path','seed','workers','pretrained','unlabelled','bf16'
@@ -188,43 +209,90 @@ def as_place(
     if isinstance(value, (list,tuple)): return [as_place(o) for o in value]
     return value if value is None else os.path.realpath(str(value))
 
+# Settings that may name files and folders, which may move
+places = 'path','init','labels','folder','holdout'
+
 # How to compare settings that may be written in several ways
-_forms = dict(size=parse_size) | dict.fromkeys(('path','init','labels','holdout','folder'), as_place)
+_forms = dict(size=parse_size) | dict.fromkeys(places, as_place)
+
+def read_record(
+    file:Path, # settings.json in the folder of a run
+)->dict: # Result of `run_record`; those of older runs have no `cwd`
+    "Read the record of a run"
+    if not file.is_file():
+        raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
+    try: record = json.loads(file.read_text())
+    except (ValueError, RecursionError): record = None
+    settings = record.get('settings') if isinstance(record, dict) else None
+    views = settings.get('views') if isinstance(settings, dict) else None
+    if not isinstance(views, dict): raise _no_record(file, 'that is damaged')
+    # A file has no tuples
+    views = {name: tuple(v) if isinstance(v, list) else v for name,v in views.items()}
+    return record | dict(settings=settings | dict(views=views))
 
 def read_settings(
     file:Path, # settings.json in the folder of a run
 )->dict: # All settings, including `views`
     "Read the settings of a run from its record"
-    if not file.is_file():
-        raise invalid(f'out={str(file.parent)!r}', 'holds no run', 'Pass the folder of one, or leave resume out')
-    try: settings = json.loads(file.read_text())['settings']
-    except (ValueError, KeyError, TypeError, RecursionError): settings = None
-    views = settings.get('views') if isinstance(settings, dict) else None
-    if not isinstance(views, dict): raise _no_record(file, 'that is damaged')
-    # A file has no tuples
-    return settings | dict(views={name: tuple(v) if isinstance(v, list) else v for name,v in views.items()})
+    return read_record(file)['settings']
+
+def update_settings(
+    out:Path, # Folder of the run
+    changes:dict, # Settings to replace
+    **facts # Other entries of the record to replace
+)->Path: # The file
+    "Replace settings in `settings.json`, and keep the rest of the record: how the run was started"
+    record = read_record(out/'settings.json')
+    record |= facts | dict(settings=record['settings'] | changes)
+    return write_atomic(out/'settings.json', json.dumps(record, indent=1, default=str).encode())
+
+def record_moved(
+    out:Path, # Folder of the run
+    settings:dict, # Settings that the run was resumed with
+)->None:
+    "Record the places that files have moved to; relative ones begin at the present working directory"
+    record = read_record(out/'settings.json')
+    was,cwd = record['settings'],_other_cwd(record)
+    now = {k: settings[k] for k in places if k in settings}
+    if all(as_place(_there(k, was.get(k), cwd))==as_place(v) for k,v in now.items()): return
+    update_settings(out, now, cwd=os.getcwd())
 
 def settings_for(
     run:Path, # Folder of a run
     path, # Pictures at hand
 )->dict: # All settings; paths in them are those of the files that the run read, where these are still there
     "Read the settings of a run which may have been started in another working directory"
-    settings = read_settings(run/'settings.json')
+    record = read_record(run/'settings.json')
+    settings = record['settings']
+    return settings | _found(settings, _other_cwd(record), path)
+
+def _other_cwd(record):
+    "The working directory in which a run was started, if it is another one than now; older runs do not tell"
+    cwd = str(record.get('cwd', ''))
+    return '' if cwd==os.getcwd() else cwd
+
+def _found(settings, cwd, path):
+    "Return the places in the settings of a run, below `cwd` where they are still there"
     # Its source from here as well: a project that was moved or copied as a whole
-    if as_place(path)==as_place(settings.get('path')): return settings
-    cwd = str(json.loads((run/'settings.json').read_text()).get('cwd', ''))   # older runs do not tell
-    if cwd==os.getcwd(): return settings
-    places = ['path','folder']
-    if csv_and_column(settings.get('labels')): places.append('labels')   # others name a column
-    return settings | {k: _from(cwd, settings.get(k)) for k in places}
+    if path is not None and as_place(path)==as_place(settings.get('path')): return {}
+    return {k: _from(cwd, settings[k]) for k in places if _names_place(k, settings.get(k), cwd)}
+
+def _there(name, value, cwd):
+    "Return the value of a setting as the run understood it: places begin at `cwd`"
+    return _below(cwd, value) if _names_place(name, value, cwd) else value
+
+def _below(cwd, value):
+    "Return a path, a pattern, a file with its column, or a list of them, below `cwd`"
+    if isinstance(value, (list,tuple)): return [_below(cwd, o) for o in value]
+    return os.path.join(cwd, value) if isinstance(value, str) else value
 
 def _from(cwd, value):
-    "Return a path, a pattern, a file with its column, or a list of them, below `cwd` if that exists"
+    "Return the place below `cwd` if it exists"
     if isinstance(value, (list,tuple)): return [_from(cwd, o) for o in value]
     if not isinstance(value, str): return value
-    there = os.path.join(cwd, value)
+    there = _below(cwd, value)
     file = (csv_and_column(there) or (there,))[0]
-    return there if os.path.exists(file) or any(glob.iglob(there)) else value
+    return there if _is_there(file) else value
 
 def _no_record(file, how):
     "Build the error for a record that a run cannot go on with"
