@@ -179,7 +179,7 @@ def test_labels_of_several_shapes_come_in_batches_of_one(tmp_path):
 
 def test_a_learner_that_was_exported_earlier_finds_its_check():
     "It was in another module"
-    assert pickle.loads(b'cself_supervised.data.images\n_one_size\n.') is skipped._one_size
+    assert pickle.loads(b'cself_supervised.data.images\n_one_size\n.') is skipped.one_size
 
 def test_labels_follow_a_transform_that_was_added(tmp_path):
     dls = image_dls(write(tmp_path), 24, label_func=parent_label, bs=8, valid=0., device='cpu', keep=True)

@@ -26,8 +26,7 @@ from ..core import (
 from .arrays import check_batch_fits, no_labels, positions
 from .kept import MOST, Kept
 from .reading import PictureReader, check_channels, is_array
-from .skipped import PictureDL, Remarks, Skipped, check_pictures, picture_data
-from .skipped import _one_size  # noqa: F401, learners that were exported earlier look for it here
+from .skipped import PictureDL, Remarks, Skipped, check_pictures, one_size, picture_data
 from .sources import Picture, column_values, known_labels, left_out_text, open_table, picture_items
 
 # %% ../../nbs/15_data.images.ipynb #split
@@ -238,6 +237,8 @@ def image_dls(
     if label_func is None: dls.train_ds.loss_func = no_labels
     seed_loaders(seed, dls)
     return dls
+
+_one_size = one_size   # learners that were exported earlier look for it here
 
 def _report(skipped, remarks):
     "Report the findings of an epoch at its end"

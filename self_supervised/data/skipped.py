@@ -334,7 +334,7 @@ class PictureDL(TfmdDL):
 
     def create_batch(self, items):
         "Make a batch of items"
-        return super().create_batch(items if self.prebatched else _one_size(items))
+        return super().create_batch(items if self.prebatched else one_size(items))
 
     def wif(self):
         "Show PIL's warnings in one worker of the first epoch only, since they are the same in all"
@@ -350,7 +350,9 @@ def _gives_items(data):
     "Is it a `PictureData`, and no subclass with items of its own?"
     return getattr(type(data), '__getitem__', None) is PictureData.__getitem__
 
-def _one_size(items):
+def one_size(
+    items:list, # Items (x,) or (x,y) of a batch, x (c,h,w)
+)->list: # The same
     "Raise for a batch of mixed sizes before `collate` fails over it"
     sizes = sorted({tuple(o[0].shape[1:]) for o in items})
     if len(sizes)<=1: return items
