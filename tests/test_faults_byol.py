@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastai.callback.core import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
     CancelValidException, FetchPredsCallback)
+from fastai.callback.data import PartialDL
 from fastai.callback import fp16
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
@@ -1293,7 +1294,8 @@ UNSHUFFLED = {'torch': lambda: DataLoader(SET, BS), 'fastai': lambda: FastLoader
               'items': lambda: DataLoaders.from_dsets(ROWS, bs=BS, shuffle=False, device='cpu').train}
 OTHERS = LOADERS | {'torch': lambda: DataLoader(SET, BS, shuffle=True), 'fastai': lambda: FastLoader(ROWS, bs=BS, shuffle=True),
                     'sampler': lambda: DataLoader(SET, BS, sampler=torch.utils.data.SubsetRandomSampler(range(N))),
-                    'own order': lambda: FastLoader(ROWS, bs=BS, get_idxs=lambda: torch.randperm(N).tolist()), 'own sample': lambda: Sampled(ROWS, bs=BS), 'one batch': lambda: DataLoader(SET, N)}
+                    'own order': lambda: FastLoader(ROWS, bs=BS, get_idxs=lambda: torch.randperm(N).tolist()), 'own sample': lambda: Sampled(ROWS, bs=BS),
+                    'part': lambda: PartialDL(ROWS, bs=BS, partial_n=2*BS, shuffle=False), 'one batch': lambda: DataLoader(SET, N)}
 
 @pytest.mark.parametrize('kind', UNSHUFFLED)
 def test_a_training_loader_that_does_not_shuffle_is_named(kind):

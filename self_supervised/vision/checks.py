@@ -213,7 +213,7 @@ def _is_own(dl, name):
     "Is a method of a loader neither fastai's nor ours?"
     if name in vars(dl): return True   # an argument
     owner = next(o for o in type(dl).__mro__ if name in vars(o))
-    return not owner.__module__.startswith(('fastai.','self_supervised.'))
+    return not owner.__module__.startswith(('fastai.data.','self_supervised.'))   # PartialDL is fastai's, and draws
 
 def check_frozen(
     encoder:nn.Module, # Encoder to train
