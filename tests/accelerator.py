@@ -275,7 +275,7 @@ def test_bad_steps_in_a_row_end_the_fit_also_where_batches_are_added(where):
 def test_a_checkpoint_between_two_batches_of_a_step():
     "It has how many pictures are in the sum, and how many of them are good"
     with place(NAME):
-        learn = make(NAME, cbs=[GradientAccumulation(64), Bad([1], 'loss')], n_batches=3)
+        learn = make(NAME, cbs=[GradientAccumulation(64), Bad([5], 'loss')], n_batches=7)
         quiet(learn.fit, 1)
         saved = get_state(learn.guard)
     assert saved['n_summed']==48 and on_host(saved['n_good'])==32

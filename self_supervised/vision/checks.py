@@ -309,11 +309,12 @@ def check_accumulation(
     for cb in learn.cbs:
         if not isinstance(cb, GradientAccumulation): continue
         n = _pictures_per_epoch(learn.dls.train)
-        if n is None or cb.n_acc<=n: continue
-        given,fix = f'GradientAccumulation(n_acc={cb.n_acc})',f'Pass n_acc={n} or less'
+        n_acc = vars(cb).get('n_acc')   # a subclass may set it later
+        if n is None or n_acc is None or n_acc<=n: continue
+        given,fix = f'GradientAccumulation({n_acc=})',f'Pass n_acc={n} or less'
         in_fit = n*learn.n_epoch
         # Steps are timed in a fit of their own, which is short
-        if cb.n_acc>in_fit and not any(isinstance(o, StepTimer) for o in learn.cbs):
+        if n_acc>in_fit and not any(isinstance(o, StepTimer) for o in learn.cbs):
             raise invalid(given, f'is more than the {in_fit} pictures of this fit, which would take no step', fix)
         if not is_in_fit(learn): continue
         warn(f'{given} is more than the {n} pictures of an epoch, so not every epoch takes a step. {fix}.')
