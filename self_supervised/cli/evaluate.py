@@ -402,15 +402,15 @@ def byol_evaluate(
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)
     found = {}
-    # An error in a later protocol leaves the table of those before it
-    try: run(evaluate_pictures, encoder, path, n, draws, part, size, on_result=partial(_keep, found, out), **how)
+    # The table of a protocol is kept where `full` goes on to a next one that may fail
+    try: run(evaluate_pictures, encoder, path, n, draws, part, size, on_result=partial(_keep, found, full and out), **how)
     finally:
         if found: run(print, as_text(found))
         # A full disk must not take the table, too
         if found and out: run(write_atomic, out, json.dumps(found, indent=1).encode())
 
 def _keep(found, out, res):
-    "Put results into `found`, and write them to the file `out` if there is one and room for it"
+    "Put results into `found`, and write them to the file `out`, if one is named and there is room for it"
     found.update(res)
     with suppress(OSError):
         if out: write_atomic(out, json.dumps(res, indent=1).encode())
