@@ -1428,6 +1428,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._help': ( 'cli.options.html#_help',
                                                                                     'self_supervised/cli/options.py'),
+                                             'self_supervised.cli.options._is_listed': ( 'cli.options.html#_is_listed',
+                                                                                         'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._is_named_file': ( 'cli.options.html#_is_named_file',
                                                                                              'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._is_run_as_file': ( 'cli.options.html#_is_run_as_file',

@@ -1066,6 +1066,21 @@ def test_a_picture_of_the_source_is_not_replaced(here, encoder, source):
     Path('pics/c.csv').write_text('before')
     for out in ('pics/c.csv','pics/new.csv'): options.check_out(out, source, encoder)
 
+@pytest.mark.parametrize('source', ['pics',['pics'],'pics/*/*.np[yz]','list.csv',['pics/train/cat.npz']])
+@pytest.mark.parametrize('how', [dict(suffixes='.npy,.npz'), dict(suffixes='*'), dict(reader='numpy:load')], ids=str)
+def test_an_array_that_is_read_as_a_picture_is_not_replaced(here, encoder, source, how):
+    "With --suffixes .npz, --out pics/train/cat.npz would have replaced a picture by features"
+    array = Path('pics/train/cat.npz')
+    array.parent.mkdir(exist_ok=True)
+    np.savez(array, np.zeros((8,8)))
+    Path('list.csv').write_text(f'name\n{array}\n')
+    before = array.read_bytes()
+    calls = [partial(embed.byol_embed, encoder, source), partial(check.byol_check, source), partial(evaluate.byol_evaluate, encoder, source)]
+    for call in calls:
+        with pytest.raises(CliError, match="cat.npz' is .*, and would be replaced"): call(workers=0, out=str(array), **how)
+    assert array.read_bytes()==before
+    assert options.check_out('pics/new.npz', source, encoder, options=how)==Path('pics/new.npz')
+
 # A file that is no regular one
 
 def test_a_link_stays_a_link(here):

@@ -36,8 +36,8 @@ def byol_check(
 ):
     "List the pictures that training would skip, with the reasons, and the files left out; exit code 1 if any are bad"
     run = partial(one_line_errors, 'byol_check')
-    if out: run(check_out, out, path)
     options = reading_options(**kwargs)
+    if out: run(check_out, out, path, options=options)
     bad = run(_check, path, size, n_in, workers, options)
     for name,reason in bad.items(): print(f'{printable(name)}: {reason}')
     if bad.left_out: print(f'left out: {left_out_text(bad.left_out)}')

@@ -217,9 +217,9 @@ def byol_embed(
     "Write the features of pictures, with their names, to a file"
     run = partial(one_line_errors, 'byol_embed')
     run(_check_out, out)
-    run(check_out, out, path, run(encoder_file, encoder))
-    how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     reading = reading_options(**kwargs)
+    run(check_out, out, path, run(encoder_file, encoder), options=reading)
+    how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
     if Path(out).is_file(): print(f'{out} was there already, and is replaced')
     run(write_features, names, feats, out)

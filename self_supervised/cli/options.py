@@ -150,20 +150,29 @@ def how_to_read(
 
 def check_out(
     out:str|Path, # File to be written
-    *sources, # Files to be read: paths, lists of them, or None
+    path, # Pictures to be read: a source of `listed_pictures`
+    *others, # Other files to be read: paths, lists of them, or None
+    options:dict|None=None, # Result of `reading_options`, which may find files of any kind
 )->Path: # `out`
     "Raise for a file that cannot be written, or that is read, or is a picture: it would be lost"
-    files = [o for source in sources for o in (source if isinstance(source, (list,tuple)) else [source])]
+    files = [o for place in (path,*others) for o in (place if isinstance(place, (list,tuple)) else [place])]
     # A table may be followed by a column
     names = [name for o in files if isinstance(o, (str,Path)) for name in (str(o),str(o).rpartition(':')[0])]
     if os.path.isfile(out) and any(os.path.isfile(name) and os.path.samefile(name, out) for name in names):
         raise invalid(f'out={str(out)!r}', 'is read, and would be replaced', 'Name another file')
     # It may be one of a folder, pattern or table; no command writes pictures
     suffix = os.path.splitext(os.path.realpath(out))[1].lower()
-    what = 'tar' if suffix=='.tar' else 'picture' if suffix in picture_suffixes() else None
+    is_picture = suffix in picture_suffixes() or os.path.isfile(out) and _is_listed(out, path, options or {})
+    what = 'tar' if suffix=='.tar' else 'picture' if is_picture else None
     if what and os.path.isfile(out):
         raise invalid(f'out={str(out)!r}', f'is a {what}, and would be replaced', 'Name another file')
     return check_place(out, 'out')
+
+def _is_listed(out, path, options):
+    "Is a file one of the pictures, where `suffixes` or a reader of yours finds files of other kinds?"
+    where = where_to_look(options)
+    if not (where['suffixes'] or where['any_file']): return False
+    return os.path.realpath(out) in map(os.path.realpath, listed_pictures(path, options))
 
 def where_to_look(
     options:dict, # Result of `reading_options`; other entries are ignored
