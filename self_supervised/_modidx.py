@@ -2259,6 +2259,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/data/skipped.py'),
                                               'self_supervised.data.skipped._is_cut': ( 'data.skipped.html#_is_cut',
                                                                                         'self_supervised/data/skipped.py'),
+                                              'self_supervised.data.skipped._is_fixed': ( 'data.skipped.html#_is_fixed',
+                                                                                          'self_supervised/data/skipped.py'),
                                               'self_supervised.data.skipped._place': ( 'data.skipped.html#_place',
                                                                                        'self_supervised/data/skipped.py'),
                                               'self_supervised.data.skipped._row': ( 'data.skipped.html#_row',

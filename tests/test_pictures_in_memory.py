@@ -187,6 +187,15 @@ def test_labels_follow_a_transform_that_was_added(tmp_path):
     n = count()
     dls.train_ds.tls[1].tfms.add(Transform(lambda y: y*0+next(n), order=99))   # another answer each time
     assert torch.cat([y for _ in range(2) for _,y in epoch(dls)]).tolist()==list(range(80))
+@pytest.mark.parametrize('keep', [True, False])
+def test_labels_follow_a_function_that_changes_its_mind(tmp_path, keep):
+    "Labels that were corrected, or guessed anew, between two fits"
+    known = {f.name: f.parent.name for f in write(tmp_path).rglob('*.*')}
+    dls = image_dls(tmp_path, 24, label_func=lambda f: known[f.name], bs=8, valid=0., device='cpu', keep=keep, workers=None if keep else 0)
+    for _ in range(2): assert len(torch.cat([y for _,y in epoch(dls)]).unique())==3
+    known |= dict.fromkeys(known, '2')
+    assert torch.cat([y for _,y in epoch(dls)]).tolist()==[2]*40
+
 class _Doubled(PictureDL):
     def do_item(self, i): return tuple(2+o for o in super().do_item(i))
 
