@@ -320,7 +320,7 @@ class PictureDL(TfmdDL):
     )->tuple: # (x,) or (x,y)
         "Read an item"
         if not _gives_items(self.dataset): return super().create_item(i)
-        return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
+        return self.dataset.item(int(i or 0), self.draw)  # fastai asks for None to see what an item is like
 
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
@@ -328,7 +328,7 @@ class PictureDL(TfmdDL):
         if not _gives_items(data) or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
-        for idxs in chunked(samps, self.bs, self.drop_last):
+        for idxs in chunked(map(int, samps), self.bs, self.drop_last):
             b = data.batch(idxs, self.draw)
             if b is not None: yield b
             elif items := [o for i in idxs if (o := self.do_item(i)) is not None]: yield self.do_batch(items)
