@@ -302,6 +302,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._curves': ( 'callback.checkpoint_file.html#_curves',
                                                                                                                 'self_supervised/callback/checkpoint_file.py'),
+                                                          'self_supervised.callback.checkpoint_file._cut_from': ( 'callback.checkpoint_file.html#_cut_from',
+                                                                                                                  'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._differ': ( 'callback.checkpoint_file.html#_differ',
                                                                                                                 'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._end_of': ( 'callback.checkpoint_file.html#_end_of',

@@ -255,7 +255,6 @@ def _later_facts(learn, text):
     "Return facts of which some are only warned of, since they may change training or not"
     data = getattr(learn.dls.train, 'dataset', None)
     weights = list(get_model(learn.model).parameters())
-    read = [o.read for o in steps_of(learn.dls.train) if isinstance(o, OpenPicture)]
     return {'number of steps': next((cb.n for cb in learn.cbs if cb.name=='step_limit'), None),
             'tensors to train': sum(p.requires_grad for p in weights),
             'types of weights': sorted({str(p.dtype).removeprefix('torch.') for p in weights}),
@@ -263,10 +262,15 @@ def _later_facts(learn, text):
             BETWEEN: _own_callbacks(learn.cbs, text, _acts_between),
             MADE: [text(learn.opt_func) if isinstance(learn.opt_func, partial) else _name(learn.opt_func)],
             SETTINGS: [settings_of(data)],
-            # The long side of a picture in memory is rounded to whole pixels before it is cut
-            CUT_FROM: ['memory' if isinstance(o, Kept) else 'the file' for o in read if o.hw],
+            **_cut_from(learn.dls.train),
             COLUMNS: list(getattr(learn.recorder, 'metric_names', [])),
             CODES: codes_of(_your_objects(learn, data))}
+
+def _cut_from(dl):
+    "Where our pictures are cut from: the long side of one in memory is rounded to whole pixels before"
+    read = [o.read for o in steps_of(dl) if isinstance(o, OpenPicture)]
+    places = ['memory' if isinstance(o, Kept) else 'the file' for o in read if o.hw]
+    return {CUT_FROM: places} if places else {}
 
 def _name(f): return getattr(f, '__name__', type(f).__name__)
 
