@@ -423,6 +423,19 @@ def test_series_clips_and_rows_go_all_the_way(kind, tmp_path):
     got = embed(load_encoder(tmp_path/'e.pth', net()), x)[0]
     assert torch.allclose(got, embed(learn.model.encoder, x)[0])
 
+@pytest.mark.parametrize('ready', [False, True])
+def test_series_may_have_any_range(ready):
+    "Sound, or what a sensor measured: no warning of pictures, and none of values that are lost, while training or embedding"
+    x = 3*torch.randn(N,2,20)
+    views = None if ready else [lambda o: o+.1*torch.randn_like(o)]*2
+    batches = [(x[:BS],x[:BS]+.1)]*2 if ready else tensor_dls(x, bs=BS)
+    learn = byol_learner(batches, model(encoder=series_net()), views)
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(1, 'adamw')
+        embed(learn.model.encoder, x)
+    assert not [str(o.message) for o in w if re.search('span|pictures are', str(o.message))]
+
 def test_the_spread_of_series_is_an_independent_number():
     "Features of a series are those of the network asked by hand"
     x,net = KINDS['series']

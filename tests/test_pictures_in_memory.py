@@ -5,13 +5,14 @@ from weakref import WeakSet
 
 import numpy as np, pytest, torch
 from fastai.data.load import SkipItemException
-from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode, parent_label
+from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode, RegexLabeller, parent_label
 from fasttransform import Transform
 from PIL import Image
 
 from benchmarks.bad_files import write_bad
 from self_supervised.cli.pretrain import pretrain
 from self_supervised.data import reading, skipped
+from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.kept import Kept, kept_bytes
@@ -187,6 +188,34 @@ def test_labels_follow_a_transform_that_was_added(tmp_path):
     n = count()
     dls.train_ds.tls[1].tfms.add(Transform(lambda y: y*0+next(n), order=99))   # another answer each time
     assert torch.cat([y for _ in range(2) for _,y in epoch(dls)]).tolist()==list(range(80))
+@pytest.mark.parametrize('keep', [True, False])
+def test_labels_follow_a_function_that_changes_its_mind(tmp_path, keep):
+    "Labels that were corrected, or guessed anew, between two fits"
+    known = {f.name: f.parent.name for f in write(tmp_path).rglob('*.*')}
+    dls = image_dls(tmp_path, 24, label_func=lambda f: known[f.name], bs=8, valid=0., device='cpu', keep=keep, workers=None if keep else 0)
+    for _ in range(2): assert len(torch.cat([y for _,y in epoch(dls)]).unique())==3
+    known |= dict.fromkeys(known, '2')
+    assert torch.cat([y for _,y in epoch(dls)]).tolist()==[2]*40
+
+@pytest.mark.parametrize('keep', [True, False])
+@pytest.mark.parametrize('order', [torch.arange, np.arange, lambda n: list(torch.arange(n)), lambda n: list(np.arange(n))])
+def test_an_order_of_yours_may_be_numbers_of_torch_or_numpy(tmp_path, keep, order):
+    "As a weighted draw returns them; two labels per batch of two, so that a pair of places is no place in a table"
+    files = sorted(write(tmp_path, 8).rglob('*.*'))
+    read = PictureReader(1, 24)
+    label = [RegexLabeller(r'(\d)\.'), lambda o: [o], MultiCategorize(), OneHotEncode()]
+    data = picture_data(files, [list(range(8)), []], Kept(read) if keep else read, label)
+    data.skipped = skipped.Skipped(8)   # which asks `Random` for others
+    dl = data.dataloaders(bs=2, num_workers=0, dl_type=PictureDL, shuffle=True, device='cpu').train
+    dl.get_idxs = lambda: order(8)
+    for _ in range(2):
+        xs,ys = map(torch.cat, zip(*dl))
+        assert torch.equal(xs, torch.stack([read(f) for f in files])) and ys.argmax(1).tolist()==[int(f.stem) for f in files]
+    x,_,_ = digits()
+    dl = tensor_dls(x[:8], torch.arange(8), bs=2).train
+    dl.get_idxs = lambda: order(8)
+    assert torch.cat([y for _,y in dl]).tolist()==list(range(8))
+
 class _Doubled(PictureDL):
     def do_item(self, i): return tuple(2+o for o in super().do_item(i))
 

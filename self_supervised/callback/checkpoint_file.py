@@ -31,6 +31,8 @@ from ..core import (
 from ..owner import claim
 from ..facts import Texts, as_made, codes_of, data_facts, n_changed, settings_of, steps_of
 from .ranks import once
+from ..data.kept import Kept
+from ..data.reading import OpenPicture
 from .replay import workers_of
 
 # %% ../../nbs/49_callback.checkpoint_file.ipynb #file_format
@@ -247,6 +249,7 @@ def fit_facts(
 # An older checkpoint does not have these
 TRACKERS,BETWEEN,MADE = 'trackers','callbacks of your own between batches','way to make the optimizer'
 SETTINGS,COLUMNS,CODES = 'settings of the data set','columns','codes'
+CUT_FROM = 'place that pictures are cut from'
 
 def _later_facts(learn, text):
     "Return facts of which some are only warned of, since they may change training or not"
@@ -259,8 +262,15 @@ def _later_facts(learn, text):
             BETWEEN: _own_callbacks(learn.cbs, text, _acts_between),
             MADE: [text(learn.opt_func) if isinstance(learn.opt_func, partial) else _name(learn.opt_func)],
             SETTINGS: [settings_of(data)],
+            **_cut_from(learn.dls.train),
             COLUMNS: list(getattr(learn.recorder, 'metric_names', [])),
             CODES: codes_of(_your_objects(learn, data))}
+
+def _cut_from(dl):
+    "Where our pictures are cut from: the long side of one in memory is rounded to whole pixels before"
+    read = [o.read for o in steps_of(dl) if isinstance(o, OpenPicture)]
+    places = ['memory' if isinstance(o, Kept) else 'the file' for o in read if o.hw]
+    return {CUT_FROM: places} if places else {}
 
 def _name(f): return getattr(f, '__name__', type(f).__name__)
 
@@ -344,7 +354,7 @@ def _curves(cbs:Iterable[Callback])->dict:
     return curves
 
 _later = {'loss', 'number of steps', 'tensors to train', 'types of weights',
-          TRACKERS, BETWEEN, MADE, SETTINGS, COLUMNS, CODES}
+          TRACKERS, BETWEEN, MADE, SETTINGS, CUT_FROM, COLUMNS, CODES}
 
 def check_same(
     saved:dict, # A checkpoint
@@ -362,7 +372,7 @@ def check_same(
         if OWN not in was and (k in (OWN,LOADER) or _is_the_function(k, was, now)): continue
         if k=='network' or k in _later and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
-        elif k in (OWN,TRACKERS,BETWEEN,MADE,SETTINGS): _warn_of_others(k, was[k], now.get(k, []), given)
+        elif k in (OWN,TRACKERS,BETWEEN,MADE,SETTINGS,CUT_FROM): _warn_of_others(k, was[k], now.get(k, []), given)
         elif k==COLUMNS: _warn_of_columns(was[k], now.get(k, []), given)
         elif k==CODES: _warn_of_code(was[k], now.get(k, {}), given)
         elif k==LOADER: _check_steps(was[k], now[k], given, fix)

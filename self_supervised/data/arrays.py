@@ -108,7 +108,7 @@ class TensorDL(TfmdDL):
         # A data set of your own need not know devices
         own = type(self.dataset).__getitem__ is not TensorData.__getitem__
         take = self.dataset.__getitem__ if own else partial(self.dataset.take, device=self.device)
-        return map(take, chunked(samps, self.bs, self.drop_last))
+        return map(take, chunked(map(int, samps), self.bs, self.drop_last))
 
     def show_batch(self,
         b=None, # Batch (x,) or (x,y) to draw; None takes the first pictures of the data, without random numbers

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
@@ -199,7 +200,7 @@ class Remarks(Skipped):
 class PictureData(Datasets):
     "fastai's `Datasets` of pictures and labels, with another item in place of one that cannot be read"
     skipped = None
-    label_steps = None   # of `picture_data`, from an item to its label
+    label_steps = None   # of `picture_data`, from an item to its label, if that is the same each time
     def __getitem__(self, i): return self.item(int(i)) if is_indexer(i) else super().__getitem__(i)
 
     def item(self,
@@ -237,7 +238,7 @@ class PictureData(Datasets):
         except SkipItemException: return None
 
     def _labels(self, k, idxs):
-        "Return a batch of labels; those of `picture_data` are made once, since they are the same in each epoch"
+        "Return a batch of labels; those that are the same in each epoch are made once"
         tl = self.tls[k]
         if [*tl.tfms.fs]!=self.label_steps: return _collated(tl, idxs)
         made = self.__dict__.setdefault('labels_made', {})   # place in `tls` → items, and their labels
@@ -319,7 +320,7 @@ class PictureDL(TfmdDL):
     )->tuple: # (x,) or (x,y)
         "Read an item"
         if not _gives_items(self.dataset): return super().create_item(i)
-        return self.dataset.item(i or 0, self.draw)  # fastai asks for None to see what an item is like
+        return self.dataset.item(int(i or 0), self.draw)  # fastai asks for None to see what an item is like
 
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
@@ -327,7 +328,7 @@ class PictureDL(TfmdDL):
         if not _gives_items(data) or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
-        for idxs in chunked(samps, self.bs, self.drop_last):
+        for idxs in chunked(map(int, samps), self.bs, self.drop_last):
             b = data.batch(idxs, self.draw)
             if b is not None: yield b
             elif items := [o for i in idxs if (o := self.do_item(i)) is not None]: yield self.do_batch(items)
@@ -382,8 +383,13 @@ def picture_data(
     if y_tfms: lists.append(TfmdLists(items, y_tfms, splits=splits))
     data = PictureData(tls=lists, n_inp=1)
     data.skipped = skipped
-    data.label_steps = [*lists[-1].tfms.fs]
+    data.label_steps = [*lists[-1].tfms.fs] if y_tfms and _is_fixed(y_tfms[0]) else None
     return data
+
+def _is_fixed(f):
+    "Does a function give an item the same label each time? One of yours may read what you correct between two fits"
+    f = getattr(f, 'func', f)   # of a `partial`
+    return isinstance(f, attrgetter) or getattr(f, '__module__', '').partition('.')[0] in ('fastai','self_supervised')
 
 # %% ../../nbs/14_data.skipped.ipynb #looked
 class _Looked:

@@ -273,7 +273,7 @@ def embed(
             x,*y = picture_and_label(batch)
             if recorded and not feats and _loader_normalises(batches, x): recorded,stats = False,None
             x = _unit(x, device)
-            if recorded and not feats and x.ndim>2 and not record.get('any_range'): _check_unit(x, stats is not None)
+            if recorded and not feats and x.ndim>3 and not record.get('any_range'): _check_unit(x, stats is not None)
             if not feats and not record.get('any_range'): warn_of_stats(x, stats)
             feats.append(_features(encoder, x, stats))
             labels += [torch.as_tensor(o).cpu() for o in y]

@@ -523,8 +523,8 @@ class BYOLSetup(AttachedCallback):
     def look_at_range(self, views, x=None):
         "Correct the record of the normalisation by the range of the first views"
         if x is not None and outside_unit(x):
-            # Features of such pictures need no warning
-            if x.dim()==2 or not any(map(clips_to_unit, self.augs)):
+            # Features of series, vectors and such pictures need no warning
+            if x.dim()<4 or not any(map(clips_to_unit, self.augs)):
                 self.seen = dict(any_range=True) | self._normalised_by_loader()
         elif self.augs is None:
             self.stated = check_stated(views)

@@ -415,11 +415,11 @@ def states_labels(
     return 'n_inp' in vars(dls) or hasattr(getattr(dls.train, 'dataset', None), 'n_inp')
 
 def check_range(
-    x:Tensor, # Pictures, clips, or vectors, which may have any range
+    x:Tensor, # Pictures or clips; or series or vectors, which may have any range
     clipped:bool=True, # Do the views clip to [0,1]?
 )->None:
     "Warn if `x` is not in [0,1], since views clip values outside"
-    if x.dim()==2 or not clipped: return
+    if x.dim()<4 or not clipped: return
     found = outside_unit(x)
     if not found: return
     lost = '' if x.max()<=1 and x.min()>=0 else ': values outside are lost'
@@ -431,7 +431,7 @@ def check_stated(
     views:tuple, # Views of pictures in [0,1], or of unknown ones
 )->bool: # Do the views tell how they were normalised?
     "Warn of views outside [0,1] from pipelines, or a loader, in which no normalisation is found"
-    found = outside_unit(views[0]) if views[0].dim()>2 else None
+    found = outside_unit(views[0]) if views[0].dim()>3 else None
     if not found: return True
     warn(f'the views span {found.span}, and nothing tells how they were normalised, so the encoder cannot record it. '
          'Pass stats=(mean,std) to `embed` and whatever else reads pictures for this encoder, '
