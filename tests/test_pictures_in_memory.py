@@ -10,6 +10,7 @@ from fasttransform import Transform
 from PIL import Image
 
 from benchmarks.bad_files import write_bad
+from self_supervised.callback.distributed import RankDL
 from self_supervised.cli.pretrain import pretrain
 from self_supervised.data import reading, skipped
 from self_supervised.data.arrays import tensor_dls
@@ -93,6 +94,18 @@ def test_pictures_are_kept_as_long_as_there_is_room(tmp_path):
     assert kept.n_bytes==0
     for f in files: kept(f)
     assert len(kept.pictures)==1
+
+@pytest.mark.parametrize('rank', [0,1])
+def test_a_process_reads_its_own_part_alone(tmp_path, rank):
+    "Each of two processes read ahead in the order of both"
+    dls = image_dls(write(tmp_path), 24, bs=4, valid=0., device='cpu', keep=True)
+    part = RankDL(dls.train, rank=rank, world_size=2)
+    for _ in range(2):
+        kept = dls.train_ds.opener.read
+        kept._clear()
+        assert len([*part])==5
+        mine = {os.fspath(dls.train_ds.items[i]) for i in part._DataLoader__idxs}
+        assert len(mine)==20 and set(kept.pictures)==mine and not kept.coming
 
 def test_what_is_not_kept_is_still_read_ahead(tmp_path):
     files = sorted(write(tmp_path).rglob('*.*'))

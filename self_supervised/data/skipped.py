@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
-from itertools import islice
+from itertools import islice, tee
 from operator import attrgetter
 from pathlib import Path
 from random import Random
@@ -301,11 +301,12 @@ class PictureDL(TfmdDL):
         self.draw = copy(self.rng).getrandbits(63) if self.square=='random' and self.shuffle else None
         self.epochs += 1
 
-    def get_idxs(self):
-        "Draw the order; a reader that keeps pictures begins to read them"
-        idxs = super().get_idxs()
+    def _read_ahead(self, idxs):
+        "Let a reader that keeps pictures begin to read those of this epoch; return their places"
         follow = getattr(self.dataset.opener.read, 'follow', None) if isinstance(self.dataset, PictureData) else None
-        if follow and not self.fake_l.num_workers: follow(self._readable(idxs))
+        if not follow or self.fake_l.num_workers: return idxs
+        idxs,ahead = tee(idxs)
+        follow(self._readable(ahead))
         return idxs
 
     def _readable(self, idxs):
@@ -325,6 +326,7 @@ class PictureDL(TfmdDL):
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
         data = self.dataset
+        samps = self._read_ahead(samps)   # here, not in `get_idxs`: in several processes these are the ones of this one
         if not _gives_items(data) or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
