@@ -1169,3 +1169,19 @@ def test_both_parts_of_a_splitter_are_refused_in_one_line(tmp_path, table):
     "Of different lengths they ended in an error of NumPy"
     with pytest.raises(ValueError, match=r'valid=.* is no list of positions. Pass the positions of one part'):
         image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=([0,1,2],[3]), workers=0)
+
+@pytest.mark.parametrize('ends', [('jpg','left.png'),('png','a.png','b.png')])
+def test_pictures_of_one_sample_of_a_tar_stay_together(tmp_path, ends):
+    "One of them was trained on, and another of the same sample was tested on"
+    members = {f'{i%3}/{i:03}.{end}': png for i in range(30) for end in ends} | {f'{i%3}/{i:03}.cls': b'%d' % (i%3) for i in range(30)}
+    tar = write_tar(tmp_path/'0.tar', members)
+    for valid,label in ((.3,'cls'),(.3,None),(.97,'cls')):
+        dls = image_dls(tar, 8, label_func=label, valid=valid, bs=3, workers=0)
+        train,held = ({str(o)[:-len(o.name)]+o.name[:3] for o in part.items} for part in (dls.train_ds,dls.valid_ds))
+        assert train and held and not train & held and len(train)+len(held)==30
+
+def test_a_dot_before_a_number_does_not_make_one_sample(tmp_path):
+    "All of scan.001.png, scan.002.png, … are no single sample"
+    tar = write_tar(tmp_path/'0.tar', {f'scan.{i:03}.png': png for i in range(30)})
+    dls = image_dls(tar, 8, valid=.3, bs=3, workers=0)
+    assert (len(dls.train_ds),len(dls.valid_ds))==(21,9)

@@ -35,7 +35,7 @@ from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import (
-    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text)
+    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text, samples_of)
 from .lists import PictureNames, is_title, real_place
 from .options import how_to_read, listed_pictures
 
@@ -244,8 +244,8 @@ def _drawn(items, labels, judged, part, seed, tries=100):
     "Draw the pictures to hold out; again if all have one label, by which nothing can be judged"
     n = len(labels)
     may = torch.tensor([not judged or o in judged for o in labels], dtype=torch.bool)
-    first = dict[str,int]()  # copies of a picture go with the first
-    leads = torch.tensor([first.setdefault(real_place(o), i) for i,o in enumerate(items)], dtype=torch.long)
+    first = dict[str,int]()  # copies of a picture, and others of its sample, go with the first
+    leads = torch.tensor([first.setdefault(o, i) for i,o in enumerate(_places(items))], dtype=torch.long)
     def draw(k): return (held_by_chance(n, part, seed+k) & may)[leads]
     def kinds(held): return {labels[i] for i in held.nonzero().flatten().tolist()} & judged
     held = draw(0)
@@ -257,11 +257,15 @@ def _drawn(items, labels, judged, part, seed, tries=100):
     return held.tolist()
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
-    "Hold out pictures named in a file, a folder or a column, and all their copies"
+    "Hold out pictures named in a file, a folder or a column, all their copies, and others of their samples"
     items,labels,held = _named_in(s, items, labels, holdout, option)
-    places = [real_place(o) for o in items]
+    places = _places(items)
     out = {place for place,o in zip(places, held) if o}
     return items,labels,[o in out for o in places]
+
+def _places(items):
+    "Return one place per picture, the same for copies of a picture and for the pictures of one sample of a tar"
+    return [real_place(o) for o in samples_of(items)]
 
 def _named_in(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column"
