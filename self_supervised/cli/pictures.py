@@ -498,9 +498,12 @@ def is_held_out(
     trained_on, # Source of the pictures in training
 )->list[bool]: # One per picture
     "Find held-out pictures again, by their names below the source, or as the same file"
-    # Another file system may write é as two signs
-    known = {normalize('NFC', o) for o in names}
+    here = names_below(source, items)
+    exact = set(names)
+    # Another file system may write é as two signs, and one may hold both
+    known = {normalize('NFC', o) for o in exact.difference(here)}
     # Older runs recorded pictures that a file lists by their whole paths
     files = {os.path.realpath(os.path.join(top, name)) for name in names for top in (_top_of(trained_on), '')}
-    there = zip(names_below(source, items), items)
-    return [normalize('NFC', name) in known or os.path.realpath(os.fspath(o)) in files for name,o in there]
+    def is_held(name, item):
+        return name in exact or normalize('NFC', name) in known or os.path.realpath(os.fspath(item)) in files
+    return list(map(is_held, here, items))
