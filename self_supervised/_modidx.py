@@ -2365,6 +2365,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._is_new': ( 'data.sources.html#_is_new',
                                                                                         'self_supervised/data/sources.py'),
+                                              'self_supervised.data.sources._is_remade': ( 'data.sources.html#_is_remade',
+                                                                                           'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._is_tar': ( 'data.sources.html#_is_tar',
                                                                                         'self_supervised/data/sources.py'),
                                               'self_supervised.data.sources._key': ( 'data.sources.html#_key',

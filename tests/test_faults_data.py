@@ -489,6 +489,13 @@ def test_rows_of_a_transform(transform, column):
     assert list(dls.vocab)==['a','b']
     for x,y in dls.train: assert torch.equal((plain(x)[:,0,0,0]*255/30).round().long()%2, plain(y))
 
+def test_labels_that_a_transform_changes():
+    "Those of the data below were taken, without a word"
+    def is_b(row): return dict(image=row['image'], label=torch.tensor(int(row['label'])+10))
+    assert list(image_dls(HF(is_b), bs=4, valid=0., workers=0, label_func='label').vocab)==[10,11]
+    def words(row): return dict(image=row['image'], label='xy'[int(row['label'])])
+    assert list(image_dls(HF(words), bs=4, valid=0., workers=0, label_func='label').vocab)==['x','y']
+
 @pytest.fixture
 def table(tmp_path):
     (tmp_path/'pics').mkdir()

@@ -552,16 +552,26 @@ def _labels(source, columns, label):
                       'Name one, or pass a function of an item')
     values = _column(source, label)
     feature = _features(source).get(label)
-    if not hasattr(feature, 'int2str'): return values
+    if not hasattr(feature, 'int2str') or _is_remade(source, label): return values
     return [None if o is None or o<0 else feature.int2str(o) for o in values]
 
 def _column(source, name):
     "Return the values of a column; if a transform makes the rows, of the data below it if that has the column"
     if _has_transform(source):
         below = source.with_format(None)
-        if name in below.column_names: return list(below[name])
+        if name in below.column_names and not _is_remade(source, name): return list(below[name])
     rows = isinstance(source, (list,tuple,L)) or _has_transform(source)
-    return [source[i][name] for i in range(len(source))] if rows else list(source[name])
+    return _as_list(source[i][name] for i in range(len(source))) if rows else list(source[name])
+
+def _is_remade(source, name, most=100):
+    "Does a function (`with_transform`) change the values of a column? Rows with the first different ones tell"
+    if not _has_transform(source) or source.format['type']!='custom': return False
+    below = source.with_format(None)
+    if name not in below.column_names: return True
+    stored = list(below[name])
+    first = {str(o): i for i,o in reversed([*enumerate(stored)])}   # value → row
+    rows = list(first.values())[-most:]
+    return _as_list(source[i][name] for i in rows)!=_as_list(stored[i] for i in rows)
 
 def column_values(
     source, # Any source of `picture_items`
