@@ -1301,3 +1301,25 @@ def test_a_run_that_held_out_one_label_is_evaluated_on_a_part_drawn_by_chance(he
     assert 'the 4 pictures that run held out have fewer than two labels in common with the training part: a part is drawn by chance' in capsys.readouterr().out
     assert rows
     assert finetune.finetune('run', 'two', 'c', epochs=1, labels_per_class=2, workers=0, progress=False)[0]['vocab']==['a','b']
+
+def test_pictures_of_one_sample_of_a_tar_are_held_out_together(tmp_path, monkeypatch):
+    "A run tested on samples of which it had trained on another picture"
+    monkeypatch.chdir(tmp_path)
+    some_pictures('one.png')
+    ends = 'jpg','left.png'
+    with tarfile.open('a.tar', 'w') as t:
+        for i in range(30):
+            for end in ends: t.add('one.png', f'{i:03}.{end}')
+    Path('names.txt').write_text('\n'.join(f'{i:03}.jpg' for i in range(6)))
+    for holdout,n in ((.3,None),('names.txt',12)):
+        s = pretrain.AttrDict(path='a.tar', unlabelled=False, seed=42, holdout=holdout)
+        got = pictures.split_pictures(s, pictures.run_pictures(s))
+        train,held = ({got.items[i].name[:3] for i in part} for part in (got.train,got.held))
+        assert held and not train & held and len(train)+len(held)==30
+        if n: assert len(got.held)==n
+
+def test_a_folder_of_the_same_name_in_other_signs_is_not_held_out():
+    "Of é as one sign and é as two signs in one source, pictures that were trained on were tested on: 15 of the 12 held out"
+    items = [unicodedata.normalize(form, f'pics/é/{i}.png') for form in ('NFC','NFD') for i in range(4)]
+    held = [items[i].removeprefix('pics/') for i in (0,5,6)]
+    assert pictures.is_held_out('pics', items, held, 'pics')==[i in (0,5,6) for i in range(8)]

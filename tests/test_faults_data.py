@@ -489,6 +489,13 @@ def test_rows_of_a_transform(transform, column):
     assert list(dls.vocab)==['a','b']
     for x,y in dls.train: assert torch.equal((plain(x)[:,0,0,0]*255/30).round().long()%2, plain(y))
 
+def test_labels_that_a_transform_changes():
+    "Those of the data below were taken, without a word"
+    def is_b(row): return dict(image=row['image'], label=torch.tensor(int(row['label'])+10))
+    assert list(image_dls(HF(is_b), bs=4, valid=0., workers=0, label_func='label').vocab)==[10,11]
+    def words(row): return dict(image=row['image'], label='xy'[int(row['label'])])
+    assert list(image_dls(HF(words), bs=4, valid=0., workers=0, label_func='label').vocab)==['x','y']
+
 @pytest.fixture
 def table(tmp_path):
     (tmp_path/'pics').mkdir()
@@ -1169,3 +1176,19 @@ def test_both_parts_of_a_splitter_are_refused_in_one_line(tmp_path, table):
     "Of different lengths they ended in an error of NumPy"
     with pytest.raises(ValueError, match=r'valid=.* is no list of positions. Pass the positions of one part'):
         image_dls(table, n_in=1, bs=2, column='name', folder=tmp_path/'pics', valid=([0,1,2],[3]), workers=0)
+
+@pytest.mark.parametrize('ends', [('jpg','left.png'),('png','a.png','b.png')])
+def test_pictures_of_one_sample_of_a_tar_stay_together(tmp_path, ends):
+    "One of them was trained on, and another of the same sample was tested on"
+    members = {f'{i%3}/{i:03}.{end}': png for i in range(30) for end in ends} | {f'{i%3}/{i:03}.cls': b'%d' % (i%3) for i in range(30)}
+    tar = write_tar(tmp_path/'0.tar', members)
+    for valid,label in ((.3,'cls'),(.3,None),(.97,'cls')):
+        dls = image_dls(tar, 8, label_func=label, valid=valid, bs=3, workers=0)
+        train,held = ({str(o)[:-len(o.name)]+o.name[:3] for o in part.items} for part in (dls.train_ds,dls.valid_ds))
+        assert train and held and not train & held and len(train)+len(held)==30
+
+def test_a_dot_before_a_number_does_not_make_one_sample(tmp_path):
+    "All of scan.001.png, scan.002.png, … are no single sample"
+    tar = write_tar(tmp_path/'0.tar', {f'scan.{i:03}.png': png for i in range(30)})
+    dls = image_dls(tar, 8, valid=.3, bs=3, workers=0)
+    assert (len(dls.train_ds),len(dls.valid_ds))==(21,9)

@@ -35,7 +35,7 @@ from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import (
-    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text)
+    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text, samples_of)
 from .lists import PictureNames, is_title, real_place
 from .options import how_to_read, listed_pictures
 
@@ -244,8 +244,8 @@ def _drawn(items, labels, judged, part, seed, tries=100):
     "Draw the pictures to hold out; again if all have one label, by which nothing can be judged"
     n = len(labels)
     may = torch.tensor([not judged or o in judged for o in labels], dtype=torch.bool)
-    first = dict[str,int]()  # copies of a picture go with the first
-    leads = torch.tensor([first.setdefault(real_place(o), i) for i,o in enumerate(items)], dtype=torch.long)
+    first = dict[str,int]()  # copies of a picture, and others of its sample, go with the first
+    leads = torch.tensor([first.setdefault(o, i) for i,o in enumerate(_places(items))], dtype=torch.long)
     def draw(k): return (held_by_chance(n, part, seed+k) & may)[leads]
     def kinds(held): return {labels[i] for i in held.nonzero().flatten().tolist()} & judged
     held = draw(0)
@@ -257,11 +257,15 @@ def _drawn(items, labels, judged, part, seed, tries=100):
     return held.tolist()
 
 def _held_by_name(s, items, labels, holdout, option='holdout'):
-    "Hold out pictures named in a file, a folder or a column, and all their copies"
+    "Hold out pictures named in a file, a folder or a column, all their copies, and others of their samples"
     items,labels,held = _named_in(s, items, labels, holdout, option)
-    places = [real_place(o) for o in items]
+    places = _places(items)
     out = {place for place,o in zip(places, held) if o}
     return items,labels,[o in out for o in places]
+
+def _places(items):
+    "Return one place per picture, the same for copies of a picture and for the pictures of one sample of a tar"
+    return [real_place(o) for o in samples_of(items)]
 
 def _named_in(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column"
@@ -494,9 +498,12 @@ def is_held_out(
     trained_on, # Source of the pictures in training
 )->list[bool]: # One per picture
     "Find held-out pictures again, by their names below the source, or as the same file"
-    # Another file system may write é as two signs
-    known = {normalize('NFC', o) for o in names}
+    here = names_below(source, items)
+    exact = set(names)
+    # Another file system may write é as two signs, and one may hold both
+    known = {normalize('NFC', o) for o in exact.difference(here)}
     # Older runs recorded pictures that a file lists by their whole paths
     files = {os.path.realpath(os.path.join(top, name)) for name in names for top in (_top_of(trained_on), '')}
-    there = zip(names_below(source, items), items)
-    return [normalize('NFC', name) in known or os.path.realpath(os.fspath(o)) in files for name,o in there]
+    def is_held(name, item):
+        return name in exact or normalize('NFC', name) in known or os.path.realpath(os.fspath(item)) in files
+    return list(map(is_held, here, items))

@@ -27,7 +27,8 @@ from .arrays import check_batch_fits, no_labels, positions
 from .kept import MOST, Kept
 from .reading import PictureReader, check_channels, is_array
 from .skipped import PictureDL, Remarks, Skipped, check_pictures, one_size, picture_data
-from .sources import Picture, column_values, known_labels, left_out_text, open_table, picture_items
+from .sources import (
+    Picture, column_values, known_labels, left_out_text, open_table, picture_items, samples_of)
 
 # %% ../../nbs/15_data.images.ipynb #split
 def _split(items, source, valid, seed, labelled=False):
@@ -66,18 +67,20 @@ def _held_by_name(items, source, valid, labelled=False):
                   'Name a folder in the source or a column, or pass the part to hold out, in [0,1)')
 
 def _with_all_classes(items, labels, splits):
-    "Move one picture of each class that chance has held out as a whole to those to train on, in all its rows"
+    "Move one sample of each class that chance has held out as a whole to those to train on, in all its rows"
     train,held = splits
     known = {str(labels[i]) for i in train}
     first = {str(labels[i]): i for i in reversed(held)}   # of each class
-    back = {os.fspath(items[i]) for label,i in first.items() if label not in known}
-    moved = {i for i in held if os.fspath(items[i]) in back}
+    samples = samples_of(items)
+    back = {samples[i] for label,i in first.items() if label not in known}
+    moved = {i for i in held if samples[i] in back}
     return [sorted([*train, *moved]), [i for i in held if i not in moved]]
 
 def _with_copies(items, held):
-    "Move all rows of one picture into the part of the first: it would be trained on and tested on"
+    "Move all rows and pictures of one sample into the part of the first: it would be trained on and tested on"
     first = dict[str,bool]()
-    return torch.tensor([first.setdefault(os.fspath(o), out) for o,out in zip(items, held.tolist())], dtype=torch.bool)
+    found = zip(samples_of(items), held.tolist())
+    return torch.tensor([first.setdefault(sample, out) for sample,out in found], dtype=torch.bool)
 
 def held_by_chance(
     n:int, # Number of pictures
