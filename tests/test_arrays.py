@@ -16,6 +16,14 @@ def data(): return digits()
 @pytest.fixture(scope='module')
 def uint8(data): return (data[0]*255).byte()
 
+@pytest.mark.parametrize('form', [list, torch.Tensor.clone, torch.Tensor.numpy], ids=['list','tensor','array'])
+def test_new_pictures_may_come_as_a_list_a_tensor_or_an_array(form):
+    x = torch.rand(12,3,8,8)
+    dls = tensor_dls(x, torch.arange(12)%3, bs=4, device='cpu')
+    new = torch.rand(7,3,8,8)
+    got = [b for b in dls.test_dl(form(new))]
+    assert [len(b) for b in got]==[1,1] and torch.equal(torch.cat([x for x, in got]), new)
+
 @pytest.mark.parametrize('splits', [None, (range(60), range(60,100))])
 @pytest.mark.filterwarnings('ignore:load_learner')
 def test_a_learner_with_or_without_a_validation_part_is_exported(data, splits, tmp_path):

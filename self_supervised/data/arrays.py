@@ -79,14 +79,15 @@ class TensorDL(TfmdDL):
     "A `TfmdDL` that indexes its `TensorData` once per batch, unless a transform wants single items"
     @checked
     def __init__(self,
-        dataset, # `TensorData`, which gives a batch for several indices; or a list of items
+        dataset, # `TensorData`, which gives a batch for several indices; or a list, tensor or array of items
         bs:int=64, # Batch size
         shuffle:bool=False, # Draw a random order from the loader's own generator?
         num_workers:int=0, # Ignored, since sending a tensor to another process takes longer than indexing it
         **kwargs
     ):
         if isinstance(dataset, (list,tuple)):  # `learn.predict(x)` asks for a loader of [x]
-            dataset = TensorData(torch.stack([torch.as_tensor(o) for o in dataset]))
+            dataset = torch.stack([torch.as_tensor(o) for o in dataset])
+        if isinstance(dataset, (Tensor,np.ndarray)): dataset = TensorData(torch.as_tensor(dataset))
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def do_item(self, s):
