@@ -489,6 +489,12 @@ def test_rows_of_a_transform(transform, column):
     assert list(dls.vocab)==['a','b']
     for x,y in dls.train: assert torch.equal((plain(x)[:,0,0,0]*255/30).round().long()%2, plain(y))
 
+def test_rows_of_lists_are_told_how_to_become_arrays():
+    "`Array2D` and `Array3D` of Hugging Face come as lists; the advice was to repair or remove the pictures"
+    data = HF(lambda row: dict(image=np.asarray(row['image']).tolist()))
+    with pytest.raises(ValueError, match=r"no picture, but list. Pass arrays, e.g. data.with_format\('numpy'\)"):
+        image_dls(data, bs=4, valid=0., workers=0).one_batch()
+
 def test_labels_that_a_transform_changes():
     "Those of the data below were taken, without a word"
     def is_b(row): return dict(image=row['image'], label=torch.tensor(int(row['label'])+10))

@@ -55,7 +55,10 @@ def _open(f):
     if isinstance(f, Image.Image): return f
     if isinstance(f, np.ndarray): return Image.fromarray(f)
     if isinstance(f, bytes): return _identify(BytesIO(f), len(f))
-    if not isinstance(f, (str,os.PathLike)): raise Unreadable(f'no picture, but {type(f).__name__}')
+    if not isinstance(f, (str,os.PathLike)):
+        # Columns of arrays in a Hugging Face data set come as lists
+        fix = "Pass arrays, e.g. data.with_format('numpy') of a Hugging Face data set" if isinstance(f, list) else None
+        raise Unreadable(f'no picture, but {type(f).__name__}', fix)
     if os.path.isfile(f): return _identify(f, os.path.getsize(f))
     if os.path.islink(f): raise Unreadable('a link that leads nowhere')
     if os.path.isdir(f): raise Unreadable('a folder', 'Pass the pictures in it, e.g. picture_files(folder)')
