@@ -489,6 +489,13 @@ def test_rows_of_a_transform(transform, column):
     assert list(dls.vocab)==['a','b']
     for x,y in dls.train: assert torch.equal((plain(x)[:,0,0,0]*255/30).round().long()%2, plain(y))
 
+def test_a_damaged_row_says_nothing_of_the_labels():
+    "The first row of a class was read at once, and ended the call"
+    def damaged(row):
+        if np.asarray(row['image'])[0,0,0]==30: raise OSError('damaged')
+        return row
+    assert list(image_dls(HF(damaged), bs=4, valid=0., workers=0, label_func='label', max_bad=.2).vocab)==['a','b']
+
 def test_rows_of_lists_are_told_how_to_become_arrays():
     "`Array2D` and `Array3D` of Hugging Face come as lists; the advice was to repair or remove the pictures"
     data = HF(lambda row: dict(image=np.asarray(row['image']).tolist()))
@@ -1198,3 +1205,9 @@ def test_a_dot_before_a_number_does_not_make_one_sample(tmp_path):
     tar = write_tar(tmp_path/'0.tar', {f'scan.{i:03}.png': png for i in range(30)})
     dls = image_dls(tar, 8, valid=.3, bs=3, workers=0)
     assert (len(dls.train_ds),len(dls.valid_ds))==(21,9)
+
+def test_numbers_behind_a_dot_in_class_folders_do_not_make_samples(tmp_path):
+    "Fewer numbers than folders: each folder was taken for one sample, and the held-out part was empty"
+    tar = write_tar(tmp_path/'0.tar', {f'c{k:02}/scan.{i:03}.png': png for k in range(20) for i in range(15)})
+    dls = image_dls(tar, 8, label_func=parent_label, valid=.2, bs=3, workers=0)
+    assert (len(dls.train_ds),len(dls.valid_ds))==(240,60)

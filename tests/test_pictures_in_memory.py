@@ -201,6 +201,12 @@ def test_labels_follow_a_transform_that_was_added(tmp_path):
     n = count()
     dls.train_ds.tls[1].tfms.add(Transform(lambda y: y*0+next(n), order=99))   # another answer each time
     assert torch.cat([y for _ in range(2) for _,y in epoch(dls)]).tolist()==list(range(80))
+
+def test_a_method_of_a_dictionary_gives_labels(tmp_path):
+    "It tells no module"
+    known = {f: f.parent.name for f in write(tmp_path).rglob('*.*')}
+    assert len(image_dls(tmp_path, 24, label_func=known.get, bs=8, keep=True).vocab)==3
+
 @pytest.mark.parametrize('keep', [True, False])
 def test_labels_follow_a_function_that_changes_its_mind(tmp_path, keep):
     "Labels that were corrected, or guessed anew, between two fits"

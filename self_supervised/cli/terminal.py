@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # Importing fastai raises this warning, and you can do nothing about it. So commands import this module before fastai
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
@@ -164,9 +164,22 @@ class Lines(Callback):
 # %% ../../nbs/81_cli.terminal.ipynb #g90history
 class History(CSVLogger):
     "Write the training table to a csv file; a full disk loses a row, but not the run"
+    def before_fit(self):
+        "Write the titles; an earlier table stays until there is a row, which a fit that is refused or over has not"
+        if hasattr(self, 'gather_preds') or not (self.path/self.fname).exists(): return super().before_fit()
+        self.file = None
+        self.old_logger,self.learn.logger = self.logger,self._write_line
+
+    def _begin(self):
+        "Replace the earlier table"
+        self.file = (self.path/self.fname).open('w')
+        self.file.write(','.join(self.recorder.metric_names)+'\n')
+
     def _write_line(self, log):
         print_row,self.old_logger = self.old_logger,noop   # an output that fails is no matter of the file
-        try: super()._write_line(log)
+        try:
+            if self.file is None: self._begin()
+            super()._write_line(log)
         except OSError as e:
             seen = f'A row of {self.fname} was not written ({e.strerror})'
             warnings.warn(f'{seen}. Training goes on. {how_to_write(e)}.')
@@ -174,5 +187,7 @@ class History(CSVLogger):
         print_row(log)
 
     def after_fit(self):
-        try: super().after_fit()
-        except OSError: self.learn.logger = self.old_logger  # `_write_line` has warned of it
+        if hasattr(self, 'gather_preds'): return
+        with suppress(OSError):   # `_write_line` has warned of it
+            if self.file: self.file.close()
+        self.learn.logger = self.old_logger

@@ -564,14 +564,20 @@ def _column(source, name):
     return _as_list(source[i][name] for i in range(len(source))) if rows else list(source[name])
 
 def _is_remade(source, name, most=100):
-    "Does a function (`with_transform`) change the values of a column? Rows with the first different ones tell"
+    """Does a function (`with_transform`) change the values of a column?
+
+    The first row of each value tells, of at most `most` values: reading all rows takes an epoch."""
     if not _has_transform(source) or source.format['type']!='custom': return False
     below = source.with_format(None)
     if name not in below.column_names: return True
     stored = list(below[name])
     first = {str(o): i for i,o in reversed([*enumerate(stored)])}   # value → row
-    rows = list(first.values())[-most:]
-    return _as_list(source[i][name] for i in rows)!=_as_list(stored[i] for i in rows)
+    rows = [i for value,i in first.items() if value not in ('nan','None')]   # NaN differs from itself
+    for i in rows[-most:]:
+        try: made = source[i][name]
+        except Exception: continue   # training finds and names what cannot be read
+        if _as_list([made])!=_as_list([stored[i]]): return True
+    return False
 
 def column_values(
     source, # Any source of `picture_items`
@@ -677,12 +683,14 @@ def _key(name):
 def samples_of(
     items, # Pictures
 )->list: # One name per picture
-    "Name the sample of each picture: pictures of a tar with one key share it, any other picture is a sample of its own"
-    parts = [_key(os.fspath(o)) if _is_in_tar(o) else None for o in items]
-    keys,endings = map(set, zip(*filter(None, parts))) if any(parts) else (set(),set())
-    # In scan.001.jpg, scan.002.jpg, … what follows the first dot tells pictures apart, not the parts of a sample
-    if len(endings)>len(keys): parts = [None]*len(parts)
-    return [os.fspath(o) if part is None else part[0] for o,part in zip(items, parts)]
+    """Name the sample of each picture: pictures of a tar with one key share it, any other picture is a sample of its own
+
+    A number behind the key tells pictures apart: scan.001.png and scan.002.png are two samples."""
+    return [_sample(os.fspath(o)) if _is_in_tar(o) else os.fspath(o) for o in items]
+
+def _sample(name):
+    key,ending = _key(name)
+    return name if re.match(r'\d+(\.|$)', ending) else key
 
 def _is_in_tar(item):
     where = getattr(item, 'where', None)
