@@ -346,6 +346,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                       'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._warn_of_columns': ( 'callback.checkpoint_file.html#_warn_of_columns',
                                                                                                                          'self_supervised/callback/checkpoint_file.py'),
+                                                          'self_supervised.callback.checkpoint_file._warn_of_memory': ( 'callback.checkpoint_file.html#_warn_of_memory',
+                                                                                                                        'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._warn_of_others': ( 'callback.checkpoint_file.html#_warn_of_others',
                                                                                                                         'self_supervised/callback/checkpoint_file.py'),
                                                           'self_supervised.callback.checkpoint_file._wrong_part': ( 'callback.checkpoint_file.html#_wrong_part',

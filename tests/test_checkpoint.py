@@ -11,8 +11,8 @@ import numpy as np, pytest, torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Adam, AvgMetric, Callback, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, L, Learner, ProgressCallback,
-                               ReduceLROnPlateau, SaveModelCallback, SkipItemException, TerminateOnNaNCallback, ValueMetric)
+from fastai.vision.all import (Adam, AvgMetric, Callback, CancelFitException, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, L, Learner,
+                               ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SkipItemException, TerminateOnNaNCallback, ValueMetric)
 
 import self_supervised.callback.checkpoint_file as checkpoint_file
 from self_supervised.callback.state import pack, unpack
@@ -539,5 +539,27 @@ def a_full_disk(path):
         def after_fit(self): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     with pytest.warns(UserWarning, match='A row of history.csv was not written'), redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(path/'ck'), Full()])
     assert len(learn.recorder.values)==3
+
+def test_a_table_stays_until_a_fit_has_a_row(tmp_path):
+    "A resume that is refused, or of a fit that was over, emptied it"
+    from self_supervised.cli.terminal import History
+    def go(kind='tensor', cbs=(), epochs=2):
+        learn = make(tmp_path, kind, cbs=[])
+        learn.remove_cbs(CSVLogger)
+        learn.add_cb(History('history.csv'))
+        with redirect_stdout(io.StringIO()): learn.fit(epochs, cbs=[Checkpoint(tmp_path/'ck', every=1), *cbs])
+        return (tmp_path/'history.csv').read_text()
+    class Over(Callback):
+        order = 2000
+        def before_fit(self): raise CancelFitException()
+    class Refused(Callback):
+        order = 2000
+        def before_fit(self): raise ValueError('no')
+    table = go()
+    assert len(table.splitlines())==3
+    with pytest.raises(ValueError): go(cbs=[Refused()])
+    assert (tmp_path/'history.csv').read_text()==table
+    assert go(cbs=[Over()])==table
+    assert [row.split(',')[:3] for row in go().splitlines()]==[row.split(',')[:3] for row in table.splitlines()]   # written again
 
 def test_a_full_disk_costs_the_log_a_row_and_not_the_run(tmp_path): assert in_child(a_full_disk, tmp_path)==0

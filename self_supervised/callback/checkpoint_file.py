@@ -372,7 +372,8 @@ def check_same(
         if OWN not in was and (k in (OWN,LOADER) or _is_the_function(k, was, now)): continue
         if k=='network' or k in _later and k not in was: continue
         if k=='data': _check_data(was[k], now.get(k, {}), given)
-        elif k in (OWN,TRACKERS,BETWEEN,MADE,SETTINGS,CUT_FROM): _warn_of_others(k, was[k], now.get(k, []), given)
+        elif k in (OWN,TRACKERS,BETWEEN,MADE,SETTINGS): _warn_of_others(k, was[k], now.get(k, []), given)
+        elif k==CUT_FROM: _warn_of_memory(was[k], now.get(k), given)
         elif k==COLUMNS: _warn_of_columns(was[k], now.get(k, []), given)
         elif k==CODES: _warn_of_code(was[k], now.get(k, {}), given)
         elif k==LOADER: _check_steps(was[k], now[k], given, fix)
@@ -421,6 +422,13 @@ def _warn_of_others(name, was, now, given):
     then,here = _apart(*(', '.join(o) or 'none' for o in ((gone,new) if gone or new else (was,now))))
     warnings.warn(f'{given}: the fit began with {then} as {name}, and goes on with {here}. If they change training, '
                   'it will not end as it would have. Pass the same to repeat it.')
+
+def _warn_of_memory(was, now, given):
+    "Warn if pictures come from memory now, or no longer: those that are not square are cut at other places"
+    if was==now: return
+    kept = 'memory' in was
+    warnings.warn(f'{given}: the fit began with keep={kept}, and goes on with keep={not kept}. Pictures that are not '
+                  f'square are cut up to half a pixel elsewhere. Pass keep={kept} to repeat it.')
 
 def _warn_of_columns(was, now, given):
     "Warn if the training table gets other columns"

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 # Importing fastai raises this warning, and you can do nothing about it. So commands import this module before fastai
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
@@ -167,7 +167,7 @@ class History(CSVLogger):
     def before_fit(self):
         "Write the titles; an earlier table stays until there is a row, which a fit that is refused or over has not"
         if hasattr(self, 'gather_preds') or not (self.path/self.fname).exists(): return super().before_fit()
-        self.file = None
+        self.file = io.StringIO()   # until then
         self.old_logger,self.learn.logger = self.logger,self._write_line
 
     def _begin(self):
@@ -178,7 +178,7 @@ class History(CSVLogger):
     def _write_line(self, log):
         print_row,self.old_logger = self.old_logger,noop   # an output that fails is no matter of the file
         try:
-            if self.file is None: self._begin()
+            if isinstance(self.file, io.StringIO): self._begin()
             super()._write_line(log)
         except OSError as e:
             seen = f'A row of {self.fname} was not written ({e.strerror})'
@@ -187,7 +187,5 @@ class History(CSVLogger):
         print_row(log)
 
     def after_fit(self):
-        if hasattr(self, 'gather_preds'): return
-        with suppress(OSError):   # `_write_line` has warned of it
-            if self.file: self.file.close()
-        self.learn.logger = self.old_logger
+        try: super().after_fit()
+        except OSError: self.learn.logger = self.old_logger  # `_write_line` has warned of it
