@@ -541,25 +541,43 @@ def a_full_disk(path):
     assert len(learn.recorder.values)==3
 
 def test_a_table_stays_until_a_fit_has_a_row(tmp_path):
-    "A resume that is refused, or of a fit that was over, emptied it"
+    "A resume that was refused, or of a fit that a deadline had ended, emptied it"
+    from self_supervised.budget import Deadline
     from self_supervised.cli.terminal import History
-    def go(kind='tensor', cbs=(), epochs=2):
-        learn = make(tmp_path, kind, cbs=[])
+    def go(folder, epochs=2, cbs=()):
+        learn = make(folder)
         learn.remove_cbs(CSVLogger)
         learn.add_cb(History('history.csv'))
-        with redirect_stdout(io.StringIO()): learn.fit(epochs, cbs=[Checkpoint(tmp_path/'ck', every=1), *cbs])
-        return (tmp_path/'history.csv').read_text()
-    class Over(Callback):
-        order = 2000
-        def before_fit(self): raise CancelFitException()
-    class Refused(Callback):
-        order = 2000
-        def before_fit(self): raise ValueError('no')
-    table = go()
+        with redirect_stdout(io.StringIO()): learn.fit(epochs, cbs=[Checkpoint(folder/'ck', every=1), *cbs])
+        return (folder/'history.csv').read_text()
+    table = go(tmp_path)
     assert len(table.splitlines())==3
-    with pytest.raises(ValueError): go(cbs=[Refused()])
+    with pytest.raises(ValueError, match='Ask for the same'): go(tmp_path, 3)
     assert (tmp_path/'history.csv').read_text()==table
-    assert go(cbs=[Over()])==table
-    assert [row.split(',')[:3] for row in go().splitlines()]==[row.split(',')[:3] for row in table.splitlines()]   # written again
+    assert go(tmp_path)==table
+    def in_time(): return go(tmp_path/'in_time', 3, [Deadline(1e4, 9)])
+    table = in_time()
+    assert len(table.splitlines())>2 and in_time()==table
+
+def test_a_table_goes_on_after_its_fit_was_cut_again_and_again(tmp_path):
+    "Also where a checkpoint was made before the first row of a process, and where the file is gone"
+    from self_supervised.cli.terminal import History
+    class Cut(Callback):
+        order = 2000
+        def __init__(self, step): self.step = step
+        def after_batch(self):
+            if self.train_iter==self.step: raise KeyboardInterrupt
+    def go(folder, cbs=()):
+        learn = make(folder)
+        learn.remove_cbs(CSVLogger)
+        learn.add_cb(History('history.csv'))
+        with redirect_stdout(io.StringIO()): learn.fit(3, cbs=[Checkpoint(folder/'ck', every=1), *cbs])
+    go(tmp_path/'whole')
+    for step in (9,10,11,14,15):   # six steps an epoch
+        with pytest.raises(KeyboardInterrupt): go(tmp_path/'cut', [Cut(step)])
+        if step==11: (tmp_path/'cut/history.csv').unlink()
+    go(tmp_path/'cut')
+    rows = [[row.rpartition(',')[0] for row in (tmp_path/o/'history.csv').read_text().splitlines()] for o in ('whole','cut')]   # without the clock
+    assert len(rows[0])==4 and rows[0]==rows[1]
 
 def test_a_full_disk_costs_the_log_a_row_and_not_the_run(tmp_path): assert in_child(a_full_disk, tmp_path)==0

@@ -162,23 +162,31 @@ class Lines(Callback):
     def after_fit(self): self.learn.logger = self.old_logger
 
 # %% ../../nbs/81_cli.terminal.ipynb #g90history
+class _Waiting:
+    "The table of a fit that has no row yet: titles, or what a checkpoint knows of it"
+    def __init__(self, text): self.text = text
+    def close(self): pass
+    def state_dict(self): return dict(text=self.text)
+    def load_state_dict(self, state): self.text = state['text']
+
 class History(CSVLogger):
     "Write the training table to a csv file; a full disk loses a row, but not the run"
     def before_fit(self):
         "Write the titles; an earlier table stays until there is a row, which a fit that is refused or over has not"
         if hasattr(self, 'gather_preds') or not (self.path/self.fname).exists(): return super().before_fit()
-        self.file = io.StringIO()   # until then
+        self.file = _Waiting(','.join(self.recorder.metric_names)+'\n')
         self.old_logger,self.learn.logger = self.logger,self._write_line
 
     def _begin(self):
         "Replace the earlier table"
+        text = self.file.text
         self.file = (self.path/self.fname).open('w')
-        self.file.write(','.join(self.recorder.metric_names)+'\n')
+        self.file.write(text)
 
     def _write_line(self, log):
         print_row,self.old_logger = self.old_logger,noop   # an output that fails is no matter of the file
         try:
-            if isinstance(self.file, io.StringIO): self._begin()
+            if isinstance(self.file, _Waiting): self._begin()
             super()._write_line(log)
         except OSError as e:
             seen = f'A row of {self.fname} was not written ({e.strerror})'
