@@ -1081,6 +1081,13 @@ def test_an_array_that_is_read_as_a_picture_is_not_replaced(here, encoder, sourc
     assert array.read_bytes()==before
     assert options.check_out('pics/new.npz', source, encoder, options=how)==Path('pics/new.npz')
 
+@pytest.mark.parametrize('name', ['l.txt','l.csv'])
+def test_a_picture_without_suffix_in_a_list_is_not_replaced(here, name):
+    Path('pics/0001').write_bytes(Path(files_of('pics')[0]).read_bytes())
+    Path(name).write_text('name\n'*name.endswith('csv')+'pics/0001\n')
+    with pytest.raises(CliError, match='is among the files that are read'): check.byol_check([name], n_in=1, workers=0, out='pics/0001')
+    assert Path('pics/0001').read_bytes()
+
 # A file that is no regular one
 
 def test_a_link_stays_a_link(here):

@@ -403,7 +403,8 @@ def byol_evaluate(
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)
     found = {}
     # The table of a protocol is kept where `full` goes on to a next one that may fail
-    try: run(evaluate_pictures, encoder, path, n, draws, part, size, on_result=partial(_keep, found, full and out), **how)
+    how |= dict(on_result=partial(_keep, found, full and out))
+    try: run(evaluate_pictures, encoder, path, n, draws, part, size, **how)
     finally:
         if found: run(print, as_text(found))
         # A full disk must not take the table, too

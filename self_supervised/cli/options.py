@@ -162,16 +162,20 @@ def check_out(
         raise invalid(f'out={str(out)!r}', 'is read, and would be replaced', 'Name another file')
     # It may be one of a folder, pattern or table; no command writes pictures
     suffix = os.path.splitext(os.path.realpath(out))[1].lower()
-    is_picture = suffix in picture_suffixes() or os.path.isfile(out) and _is_listed(out, path, options or {})
-    what = 'tar' if suffix=='.tar' else 'picture' if is_picture else None
+    what = 'tar' if suffix=='.tar' else 'picture' if suffix in picture_suffixes() else None
     if what and os.path.isfile(out):
         raise invalid(f'out={str(out)!r}', f'is a {what}, and would be replaced', 'Name another file')
+    if os.path.isfile(out) and _is_listed(out, path, options or {}):
+        raise invalid(f'out={str(out)!r}', 'is among the files that are read as pictures, and would be replaced',
+                      'Name a file in another folder')
     return check_place(out, 'out')
 
 def _is_listed(out, path, options):
-    "Is a file one of the pictures, where `suffixes` or a reader of yours finds files of other kinds?"
+    "Is a file one of the pictures, where `suffixes`, a reader of yours, or a list may name files of other kinds?"
     where = where_to_look(options)
-    if not (where['suffixes'] or where['any_file']): return False
+    places = path if isinstance(path, (list,tuple)) else [path]
+    is_list = any(isinstance(o, (str,Path)) and os.path.isfile(o) for o in places)
+    if not (where['suffixes'] or where['any_file'] or is_list): return False
     return os.path.realpath(out) in map(os.path.realpath, listed_pictures(path, options))
 
 def where_to_look(

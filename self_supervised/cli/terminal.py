@@ -163,7 +163,7 @@ class Lines(Callback):
 
 # %% ../../nbs/81_cli.terminal.ipynb #g90history
 class _Waiting:
-    "The table of a fit that has no row yet: titles, or what a checkpoint knows of it"
+    "The table of a fit that has no row yet: titles, or the rows in a checkpoint"
     def __init__(self, text): self.text = text
     def close(self): pass
     def state_dict(self): return dict(text=self.text)

@@ -391,7 +391,8 @@ def picture_data(
 def _is_fixed(f):
     "Does a function give an item the same label each time? One of yours may read what you correct between two fits"
     f = getattr(f, 'func', f)   # of a `partial`
-    return isinstance(f, attrgetter) or (getattr(f, '__module__', None) or '').partition('.')[0] in ('fastai','self_supervised')
+    package = (getattr(f, '__module__', None) or '').partition('.')[0]   # a method of a dictionary has no module
+    return isinstance(f, attrgetter) or package in ('fastai','self_supervised')
 
 # %% ../../nbs/14_data.skipped.ipynb #looked
 class _Looked:

@@ -683,7 +683,7 @@ def _key(name):
 def samples_of(
     items, # Pictures
 )->list: # One name per picture
-    """Name the sample of each picture: pictures of a tar with one key share it, any other picture is a sample of its own
+    """Name the sample of each picture: those of a tar with one key share it, any other is a sample of its own
 
     A number behind the key tells pictures apart: scan.001.png and scan.002.png are two samples."""
     return [_sample(os.fspath(o)) if _is_in_tar(o) else os.fspath(o) for o in items]
