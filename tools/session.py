@@ -55,13 +55,14 @@ def draw(folder, run, classifier, seed=0, n=5):
     feats = torch.nn.functional.normalize(embed(load_encoder(run), x)[0])
     rng = random.Random(seed)
     fig = plt.figure(figsize=(11,4.3), dpi=110)
-    outer = fig.add_gridspec(1, 3, width_ratios=[1,1.12,1.05], wspace=.16, left=.01, right=.985, top=.80, bottom=.03)
+    outer = fig.add_gridspec(1, 3, width_ratios=[1,1.12,1.05], wspace=.16, left=.01, right=.985, top=.78, bottom=.03)
     heads = [(f'1. A folder: {len(files):,} photographs', 'no labels'),
-             ('2. An encoder: 20 minutes of one core', 'byol_pretrain photos --minutes 20'),
-             ('3. A classifier: 10 labels per class', 'byol_finetune runs/photos photos')]
+             ('2. An encoder: 20 minutes of one core', 'byol_pretrain photos --minutes 20 --out runs/photos'),
+             ('3. A classifier from few labels', 'byol_finetune runs/photos photos \\\n    --labels-per-class 10 --compare')]
     for x0,(head,command) in zip((.01,.335,.69), heads):
         fig.text(x0, .94, head, fontsize=11, weight='bold')
-        fig.text(x0, .875, command, fontsize=9.5, family='monospace' if command.startswith('byol') else None, color='#444444')
+        family = 'monospace' if command.startswith('byol') else None
+        fig.text(x0, .915, command, fontsize=8, family=family, color='#444444', va='top')
     shown = rng.sample(range(len(files)), 36)
     for ax,i in zip(sum(grid(fig, outer[0], 6, 6), []), shown): picture(ax, x[i])
     queries = rng.sample([i for i,f in enumerate(files) if f.name in held], n)
@@ -77,11 +78,11 @@ def draw(folder, run, classifier, seed=0, n=5):
     rows = json.loads((run/'results.json').read_text())['rows']
     tuned = json.loads((classifier/'results.json').read_text())['rows']
     of_run = [(name, rows[name]['linear']['mean']) for name in ('raw pixels','untrained encoder','trained encoder')]
-    bars(fig.add_subplot(right[0]), of_run, 'Linear classifier, 5 labels per class')
-    of_labels = [(name, tuned[name]['accuracy']) for name in ('from scratch','fine-tuned')]
-    bars(fig.add_subplot(right[1]), of_labels, 'Fine-tuned, 10 labels per class')
+    bars(fig.add_subplot(right[0]), of_run, 'linear, 5 labels per class')
+    of_labels = [(name.replace('on ', 'on\n'), tuned[name]['accuracy']) for name in ('from scratch','linear on frozen features','fine-tuned')]
+    bars(fig.add_subplot(right[1]), of_labels, '10 labels per class')
     box = [ax.get_position() for ax in fig.axes[-2:]]
-    for ax,b in zip(fig.axes[-2:], box): ax.set_position([b.x0+.085, b.y0, b.width-.085, b.height])
+    for ax,b in zip(fig.axes[-2:], box): ax.set_position([b.x0+.11, b.y0, b.width-.11, b.height])
     return fig
 
 if __name__=='__main__':
