@@ -7,7 +7,7 @@ import numpy as np
 import pytest, torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
-from fastai.vision.all import (Callback, DataLoaders, EarlyStoppingCallback, Learner, ReduceLROnPlateau, SaveModelCallback)
+from fastai.vision.all import (Callback, CancelTrainException, DataLoaders, EarlyStoppingCallback, Learner, ReduceLROnPlateau, SaveModelCallback)
 
 from self_supervised.callback.state import get_state, set_state
 from self_supervised.core import seed_everything
@@ -101,6 +101,17 @@ def test_few_rows_and_small_projections_are_no_collapse():
         learn = tiny(n=max(n,8), bs=min(n,8), d=d)
         with listening() as said: learn.fit(3, 1e-3)
         assert not said
+
+@pytest.mark.parametrize('batches', [1,40])
+def test_an_epoch_that_was_cut_is_not_judged_by_its_few_pictures(batches):
+    "Sixteen pictures have fifteen directions at most: the last epoch of a run with a deadline was warned of"
+    class Cut(Callback):
+        def before_batch(self):
+            if self.epoch==1 and self.iter==batches: raise CancelTrainException
+    learn = zoo_learner(create, 31, 16)
+    with learn.no_bar(), learn.no_logging(), listening() as said: learn.fit_byol(cbs=Cut(), **dict(recipe='adamw') | base | dict(epochs=2))
+    assert len(learn.health.rows)==2 and not said
+    assert learn.health.judged is learn.health.rows[batches>1]   # a report tells the ranks of this one
 
 def test_latest_keeps_the_latest_rows():
     kept = Latest(5)

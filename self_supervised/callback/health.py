@@ -108,6 +108,8 @@ limits = dict(
     update=.05,             # change of the weights by one step, relative to them, above: too large
     way=1e-3)               # part of the way to the online network that the target covers in a run, below: it stands
 
+ENOUGH = .75   # part of the pictures of the first steps that an epoch needs to be judged
+
 def symptoms(
     rows:list, # A dict of metrics for each epoch, the last is judged
     before:dict, # Metrics of the first steps, to compare with
@@ -198,6 +200,7 @@ class Health(MetricCallback):
         self.n = n
         self.before = None     # metrics of the first steps
         self.first = None      # features and projections of the first steps
+        self.compared = 0      # pictures whose metrics are those of the first steps
         self.hook = None       # on the projector, for one pass
         self.trained = False   # was anything trained in this epoch?
         self.replaced = False  # has another taken its place?
@@ -206,6 +209,7 @@ class Health(MetricCallback):
     def _forget(self):
         "Begin the record of a fit"
         self.rows = []   # metrics of each epoch
+        self.judged = None   # those of the last whole epoch
         self.ill = {}    # name of a symptom → message
         self.said = []   # warnings: (epoch from 0, message)
 
@@ -277,16 +281,18 @@ class Health(MetricCallback):
         "Once per epoch: compute the metrics, and warn of symptoms"
         if any_rank(len(self.kept)<2): return
         # All ranks judge by the figures of rank 0: a fit ends, or goes back, on all of them or on none
-        self.latest,self.before = once(self._figures)
+        self.latest,self.before,whole = once(self._figures)
         self.rows.append(self.latest)
-        self._warn()
+        if whole: self.judged = self.latest
+        self._warn(whole)
 
     def _figures(self):
-        "Return the metrics of now, and of the first steps"
+        "Return the metrics of now, those of the first steps, and whether both are of about as many pictures"
+        if self.before is None: self.compared = len(self.first[0]) if self.first else len(self.kept)
         now = self._metrics()
         # The first rows are those of a network in its first steps; an epoch with fewer stands for them, as it ends
         first = projection_metrics(*self.first) if self.first else dict(now)
-        return now,(first if self.before is None else self.before)
+        return now,(first if self.before is None else self.before),len(self.kept)>=ENOUGH*self.compared
 
     def after_validate(self):
         if not self.trained and len(self.kept)>1: self.latest = projection_metrics(*self.kept.rows())
@@ -308,9 +314,10 @@ class Health(MetricCallback):
         res['way'] = (1-sum(momenta)/len(momenta))*steps
         return res
 
-    def _warn(self):
-        "Warn of each symptom once, and keep the message"
+    def _warn(self, whole):
+        "Warn of each symptom once, and keep the message; a part of an epoch is not judged, having few directions"
         found = symptoms(self.rows, self.before)
+        if not whole: found = {k: v for k,v in found.items() if k=='not finite'}
         new = [self._explained(k, what) for k,what in found.items() if k not in self.ill]
         self.said = self.said + [(self.epoch, message) for message in new]
         self.ill = self.ill | found

@@ -357,7 +357,7 @@ def run_facts(
     return {k: settings.get(k) for k in known} | dict(
         m=learn.byol.sched(0.), training=settings.get('seconds'),
         started=started, seconds=seconds, steps=learn.train_iter, n_train=len(learn.dls.train_ds), loss=loss,
-        ranks=[o['rank'] for o in (health.before,health.rows[-1])] if health.rows else None,
+        ranks=[o['rank'] for o in (health.before,health.judged)] if health.judged else None,
         collapsed=any(o in health.ill for o in FATAL))
 
 def write_run(
