@@ -1081,6 +1081,14 @@ def test_an_array_that_is_read_as_a_picture_is_not_replaced(here, encoder, sourc
     assert array.read_bytes()==before
     assert options.check_out('pics/new.npz', source, encoder, options=how)==Path('pics/new.npz')
 
+@pytest.mark.parametrize('out', ['pics','pics/','./pics'])
+def test_a_run_is_not_written_among_the_pictures(here, encoder, out):
+    "Its figures and checkpoints lay among the user's photographs"
+    before = sorted(os.walk('pics'))
+    for call in (partial(pretrain.pretrain, 'pics', epochs=1), partial(pretrain.pretrain, ['pics'], epochs=1), partial(finetune.finetune, encoder, 'pics')):
+        with pytest.raises(ValueError, match='is the folder of the pictures'): call(out=out, workers=0, progress=False)
+    assert sorted(os.walk('pics'))==before
+
 @pytest.mark.parametrize('name', ['l.txt','l.csv'])
 def test_a_picture_without_suffix_in_a_list_is_not_replaced(here, name):
     Path('pics/0001').write_bytes(Path(files_of('pics')[0]).read_bytes())

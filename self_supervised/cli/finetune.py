@@ -507,7 +507,7 @@ def finetune(
     check_finetune(s)
     check_not_empty(out=out, path=path)
     seed_everything(seed)
-    with run_folder(out, False) as folder:
+    with run_folder(out, False, path) as folder:
         part = _part_of_run(run, path, s)
         with noted_warnings() as said: parts = read_labels(path, s, progress, part)
         write_settings(folder, dict(s))

@@ -461,7 +461,7 @@ def pretrain(
     if s.minutes and items is not None and not resume: within_minutes(s, items, settings | dict(bf16=bf16))
     bs = share_batch(s.bs)
     seed_everything(s.seed)
-    with run_folder(out, resume) as folder, steady_output():
+    with run_folder(out, resume, s.path) as folder, steady_output():
         try: return _run(s, items, bs, folder, resume, progress, begun)
         except KeyboardInterrupt: raise KeyboardInterrupt(folder) from None   # may be another one than `out`
 

@@ -72,8 +72,13 @@ def _why_taken(folder):
 def run_folder(
     out, # Folder to use
     resume:bool, # Continue the run in it?
+    pictures=None, # Source of the pictures, which is no place for a run
 )->Iterator[Path]: # The folder, the same for all ranks
     "Hold a folder that no other process writes to; remove it at the end if it is empty"
+    sources = [o for o in _listed(pictures) if isinstance(o, (str,os.PathLike))]
+    if not resume and as_place(out) in map(as_place, sources):
+        raise invalid(f'out={str(out)!r}', 'is the folder of the pictures, and figures would be written among them',
+                      'Name another folder, e.g. runs/byol')
     there = Path(out).is_dir()
     missing = [o for o in Path(out).absolute().parents if not o.exists()]
     folder = Path(out) if resume else once(free_folder, out)
