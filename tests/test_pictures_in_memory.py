@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks.bad_files import write_bad
 from self_supervised.callback.distributed import RankDL
+from self_supervised.callback.replay import SampleOrder
 from self_supervised.cli.pretrain import pretrain
 from self_supervised.data import reading, skipped
 from self_supervised.data.arrays import tensor_dls
@@ -106,6 +107,14 @@ def test_a_process_reads_its_own_part_alone(tmp_path, rank):
         assert len([*part])==5
         mine = {os.fspath(dls.train_ds.items[i]) for i in part._DataLoader__idxs}
         assert len(mine)==20 and set(kept.pictures)==mine and not kept.coming
+
+@pytest.mark.parametrize('keep', [True, False])
+def test_a_batch_takes_no_more_of_the_order_than_it_needs(tmp_path, keep):
+    "A checkpoint counts the items taken: a run that was cut would go on after those that were only read ahead"
+    dls = image_dls(write(tmp_path), 24, bs=4, valid=0., device='cpu', keep=keep, workers=None if keep else 0)
+    order = SampleOrder(dls.train, lambda: None)
+    order.begin()
+    for n,_ in enumerate(dls.train, 1): assert order.taken==4*n
 
 def test_what_is_not_kept_is_still_read_ahead(tmp_path):
     files = sorted(write(tmp_path).rglob('*.*'))

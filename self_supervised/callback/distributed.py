@@ -76,6 +76,12 @@ class RankDL(DistributedDL):
         if self.bs is None: return n
         return n//self.bs if self.drop_last else -(-n//self.bs)
 
+    def get_idxs(self):
+        "This rank's part of the order; a loader that reads ahead had begun with the whole"
+        idxs = super().get_idxs()
+        if hasattr(type(self.dl), 'read_ahead'): self.dl.read_ahead(idxs)
+        return idxs
+
     def __iter__(self): return in_step(super().__iter__())
     def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)   # the whole: `embed` is to see all pictures
 

@@ -41,6 +41,7 @@ class Kept(GetAttr):
         Kept.alive.add(self)
         self.used = 0.        # when its last epoch began
         self.since = math.inf # others that were not used since then make room: at first all
+        self.asked = True     # for a picture of this order, which another one may replace before?
         self.n_bytes = 0
         self.pictures = {}    # name → (c,h,w), uint8 or floats, the long side whole
         self._forget_plans()
@@ -63,7 +64,8 @@ class Kept(GetAttr):
         "Begin to read these"
         for future in self.coming.values(): future.cancel()   # of an epoch that was cut
         self.coming = {}
-        self.since,self.used = self.used or math.inf,time.monotonic()
+        if self.asked: self.since,self.used = self.used or math.inf,time.monotonic()
+        self.asked = False
         picture_formats()   # imported before threads read: a process forked during an import waits for it for ever
         if self.pid!=os.getpid():
             self.pool = ThreadPoolExecutor(min(16, defaults.cpus))
@@ -91,6 +93,7 @@ class Kept(GetAttr):
     ): # Picture (n_in,h,w), floats in [0,1]
         "Take a picture from memory, or read it"
         if not is_named(f): return self.read(f, at, note)
+        self.asked = True
         if self.pid!=os.getpid(): self._forget_plans()   # threads do not survive a fork
         name = os.fspath(f)
         if name in self.pictures: x = self.pictures[name]
@@ -107,6 +110,7 @@ class Kept(GetAttr):
         if any(x is None for x in xs): return None
         xs = [self._part(x, f, place) for x,f in zip(xs, items)]
         if len({(x.dtype, x.shape) for x in xs})!=1: return None
+        self.asked = True
         if self.pid==os.getpid(): self._read_ahead()
         return self.read.typed(torch.stack(xs))
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import partial
-from itertools import islice, tee
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from random import Random
@@ -301,13 +301,18 @@ class PictureDL(TfmdDL):
         self.draw = copy(self.rng).getrandbits(63) if self.square=='random' and self.shuffle else None
         self.epochs += 1
 
-    def _read_ahead(self, idxs):
-        "Let a reader that keeps pictures begin to read those of this epoch; return their places"
-        follow = getattr(self.dataset.opener.read, 'follow', None) if isinstance(self.dataset, PictureData) else None
-        if not follow or self.fake_l.num_workers: return idxs
-        idxs,ahead = tee(idxs)
-        follow(self._readable(ahead))
+    def get_idxs(self):
+        "Draw the order; a reader that keeps pictures begins to read them"
+        idxs = super().get_idxs()
+        self.read_ahead(idxs)
         return idxs
+
+    def read_ahead(self,
+        idxs:list, # Places in the order in which they will be asked for
+    )->None:
+        "Let a reader that keeps pictures begin to read these"
+        follow = getattr(self.dataset.opener.read, 'follow', None) if isinstance(self.dataset, PictureData) else None
+        if follow and not self.fake_l.num_workers: follow(self._readable(idxs))
 
     def _readable(self, idxs):
         "Yield the items at these places, but those that are known to be bad"
@@ -326,7 +331,6 @@ class PictureDL(TfmdDL):
     def create_batches(self, samps):
         "Yield batches; with all its pictures in memory, one is made as a whole, unless a transform wants single items"
         data = self.dataset
-        samps = self._read_ahead(samps)   # here, not in `get_idxs`: in several processes these are the ones of this one
         if not _gives_items(data) or wants_items(self, PictureDL):
             yield from super().create_batches(samps)
             return
