@@ -68,6 +68,15 @@ def _why_taken(folder):
     release(folder)   # a run has ended meanwhile
     return 'holds a run already'
 
+def as_place(
+    value, # Path, or a list of them
+): # Absolute path, or a list; None for None
+    "Return the place that a path names, to compare it: 'pics/' is 'pics'"
+    if isinstance(value, (list,tuple)): return [as_place(o) for o in value]
+    return value if value is None else os.path.realpath(str(value))
+
+def _listed(value): return value if isinstance(value, (list,tuple)) else [value]
+
 @contextmanager
 def run_folder(
     out, # Folder to use
@@ -168,8 +177,6 @@ def _has_moved(name, value, was):
     if not len(pairs)==len(_listed(value))==len(_listed(was)): return False
     return all(as_place(new)==as_place(old) or _is_there(new) and not _is_there(old) for new,old in pairs)
 
-def _listed(value): return value if isinstance(value, (list,tuple)) else [value]
-
 def _is_there(place): return os.path.exists(place) or any(glob.iglob(str(place), recursive=True))
 
 def _names_place(name, value, cwd=''):
@@ -206,13 +213,6 @@ def _agrees(name, value, was):
 def _as_read(value):
     "Return a value as JSON reads it, with lists for tuples"
     return json.loads(json.dumps(value, default=str))
-
-def as_place(
-    value, # Path, or a list of them
-): # Absolute path, or a list; None for None
-    "Return the place that a path names, to compare it: 'pics/' is 'pics'"
-    if isinstance(value, (list,tuple)): return [as_place(o) for o in value]
-    return value if value is None else os.path.realpath(str(value))
 
 # Settings that may name files and folders, which may move
 places = 'path','init','labels','folder','holdout'
