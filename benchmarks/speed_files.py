@@ -105,7 +105,7 @@ def older(folder, px, bs, fast, turn):
     fit(make, turn)
 
 def ours(folder, px, bs, fast, turn):
-    "README: pictures are read a quarter larger than the views; `fast` adds `to_channelslast`, or `to_fast`, or that and one thing more"
+    "README: pictures are read a quarter larger than the views; `fast` adds `to_channelslast`, and one thing more"
     from self_supervised.data.images import image_dls
     from self_supervised.layers import create_encoder
     from self_supervised.lars import LARS
@@ -115,12 +115,11 @@ def ours(folder, px, bs, fast, turn):
         dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=0, device='cpu', keep=fast=='kept')
         model = create_byol_model(create_encoder('resnet18', pretrained=False, pool_type='avg'), hidden_size=1024 if fast=='narrow' else 4096)
         learn = byol_learner(dls, model, get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=turns)
-        if fast=='compiled': learn.to_fast(bf16=False, compile=True)
-        elif fast: learn.to_channelslast(use_amp=fast=='bfloat16', amp_mode='bf16')
+        if fast: learn.to_channelslast(use_amp=fast=='bfloat16', amp_mode='bf16')
         return learn
     fit(make, turn)
 
-FAST = dict(float32='float32', narrow='float32, heads of 1024', kept='float32, pictures kept', compiled='float32, compiled',
+FAST = dict(float32='float32', narrow='float32, heads of 1024', kept='float32, pictures kept',
             bfloat16='bfloat16')
 systems = {'ours':ours, 'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older}
 packages = {'ours':'self-supervised', 'older':'self-supervised'}

@@ -347,7 +347,7 @@ Wrong labels are often among them.</p>
 <figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}
 <figcaption><b>{{ o.predicted }}</b> {{ '%.2f'|format(o.probability) }}
 <br>is {{ o.label }}, loss {{ '%.2f'|format(o.loss) }}
-<br>{{ o.name }}</figcaption></figure>
+<br>{{ o.name|breakable }}</figcaption></figure>
 {% endfor %}
 </div>
 {% if curves %}

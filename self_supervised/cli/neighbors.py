@@ -79,7 +79,7 @@ that is a copy, or keep them on one side of a split.</p>
 {% for group in groups %}
 <div class="pictures">
 {% for o in group %}
-<figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}<figcaption>{{ o.name }}</figcaption></figure>
+<figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}<figcaption>{{ o.name|breakable }}</figcaption></figure>
 {% endfor %}
 </div>
 {% endfor %}
@@ -88,7 +88,7 @@ that is a copy, or keep them on one side of a split.</p>
 <div class="pictures">
 {% for o in far %}
 <figure>{% if o.src %}<img alt="" src="{{ o.src }}">{% endif %}
-<figcaption>{{ '%.1f'|format(o.far) }} × as far<br>{{ o.name }}</figcaption></figure>
+<figcaption>{{ '%.1f'|format(o.far) }} × as far<br>{{ o.name|breakable }}</figcaption></figure>
 {% endfor %}
 </div>
 ''')

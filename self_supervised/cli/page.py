@@ -6,10 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/84_cli.page.ipynb #imports
+import re
 from base64 import b64encode
 from io import BytesIO
 
 from jinja2 import Environment, Template
+from markupsafe import Markup, escape
 from PIL import Image
 
 from ..data.reading import BadPicture, open_picture
@@ -33,7 +35,8 @@ pre { padding: .8em; white-space: pre-wrap; overflow-wrap: anywhere }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22em, 1fr)); gap: 0 3em }
 .pictures { display: flex; flex-wrap: wrap; gap: 1em; margin: .8em 0 }
 figure { margin: 0; width: 128px; font-size: 12px; line-height: 1.3; overflow-wrap: anywhere }
-figure img { display: block; max-width: 128px; max-height: 128px; min-height: 48px; image-rendering: pixelated }
+figure img { display: block; width: 128px; height: 128px; object-fit: contain; object-position: left bottom;
+  image-rendering: pixelated }
 .curves { overflow-x: auto }
 .curves img { min-width: 44em; max-width: 100% }
 @media (max-width: 40em) { table { display: block; overflow-x: auto } td { min-width: 6em } }
@@ -53,6 +56,14 @@ BODY
 
 # A line that holds a {% tag %} alone leaves no line in the page
 environment = Environment(autoescape=True, trim_blocks=True)
+
+def breakable(
+    name:str, # Name of a file
+)->Markup: # The same, escaped
+    "Let a long name go on in the next line behind a sign that divides it, not within a word"
+    return Markup(re.sub('([/_.-]+)', r'\1<wbr>', escape(name)))
+
+environment.filters['breakable'] = breakable
 
 def page_template(
     body:str, # Jinja template of the page's body; `name` is its title

@@ -348,8 +348,9 @@ def _time_left(s, learn, begun):
     after = after_training(judged_dls(learn.dls), pace.step, s.bs)
     s.seconds = max(60*s.minutes-(time.perf_counter()-begun)-after, pace.step)
     s.steps = steps_within(learn, s.seconds, pace.step)
-    s.epochs = math.ceil(s.steps/len(learn.dls.train))
-    print(f'{counted(s.steps, "step")} of {pace.step:.2g} s, about {s.steps/len(learn.dls.train):.1f} epochs; '
+    passes = s.steps/len(learn.dls.train)
+    s.epochs = math.ceil(passes)
+    print(f'{counted(s.steps, "step")} of {pace.step:.2g} s, about {passes:,.{0 if passes>=10 else 1}f} epochs; '
           f'then {duration(after)} to measure and draw', flush=True)
     if s.steps<TOO_FEW_STEPS:
         print(f'That is too short to learn much. Pass more minutes, e.g. --minutes {FAIR_MINUTES}', flush=True)
