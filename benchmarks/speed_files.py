@@ -8,7 +8,7 @@ Each trains a ResNet-18 as its own documentation writes it, in a process of its 
 photographs. The processes take a step each in turn, the others wait; the loaders work in the process itself, so that nothing is read
 ahead while another's step is measured. A system that is not named is left out. The first seconds (imports, first batches) do not count.
 """
-import argparse, copy, importlib.metadata as metadata, json, os, platform, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, contextlib, copy, importlib.metadata as metadata, json, os, platform, statistics, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 def write_photos(folder, n=512, side=160):
@@ -112,15 +112,15 @@ def ours(folder, px, bs, fast, turn):
     from self_supervised.vision.byol import byol_learner, create_byol_model, get_byol_aug_pipelines
     from fastai.callback.channelslast import ChannelsLast
     def make(turns):
-        dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=0, device='cpu', keep=fast=='kept')
-        model = create_byol_model(create_encoder('resnet18', pretrained=False, pool_type='avg'), hidden_size=1024 if fast=='narrow' else 4096)
+        dls = image_dls(folder, px*5//4, bs=bs, valid=0., workers=0, device='cpu', keep='kept' in (fast or ''))
+        model = create_byol_model(create_encoder('resnet18', pretrained=False, pool_type='avg'), hidden_size=1024 if 'narrow' in (fast or '') else 4096)
         learn = byol_learner(dls, model, get_byol_aug_pipelines(px), opt_func=LARS, lr=.1, cbs=turns)
         if fast: learn.to_channelslast(use_amp=fast=='bfloat16', amp_mode='bf16')
         return learn
     fit(make, turn)
 
 FAST = dict(float32='float32', narrow='float32, heads of 1024', kept='float32, pictures kept',
-            bfloat16='bfloat16')
+            narrow_kept='float32, heads of 1024, pictures kept', bfloat16='bfloat16')
 systems = {'ours':ours, 'lightly':lightly, 'byol-pytorch':byol_pytorch, 'older':older}
 packages = {'ours':'self-supervised', 'older':'self-supervised'}
 
@@ -146,7 +146,7 @@ def race(runners, n, warmup):
     times = {k:[] for k in runners}
     for i in range(n+warmup):
         for k,p in runners.items():
-            p.stdin.write('\n'); p.stdin.flush()
+            with contextlib.suppress(BrokenPipeError): p.stdin.write('\n'); p.stdin.flush()
             answer = p.stdout.readline()
             if not answer: raise RuntimeError(f'{k} has ended: run it alone to see why (--serve {k})')
             if i>=warmup: times[k].append(json.loads(answer))
