@@ -68,7 +68,7 @@ def outliers(
 # %% ../../nbs/92_cli.neighbors.ipynb #page
 _page = page_template('''
 <h1>{{ name }}</h1>
-<p>{{ n }} pictures, compared by the features of <code>{{ encoder }}</code>.</p>
+<p>{{ '{:,}'.format(n) }} pictures, compared by the features of <code>{{ encoder }}</code>.</p>
 <h2>Near duplicates: {{ n_groups }} group{{ 's' if n_groups!=1 }}</h2>
 <p>Pictures much nearer to each other than pictures of this set usually are; the closest first. Look at them
 before you delete any: an encoder that has learned little takes pictures of like colours for the same. Keep one of each

@@ -11,7 +11,7 @@ from base64 import b64encode
 from io import BytesIO
 
 from jinja2 import Environment, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from ..data.reading import BadPicture, open_picture
@@ -61,7 +61,7 @@ def breakable(
     name:str, # Name of a file
 )->Markup: # The same, escaped
     "Let a long name go on in the next line behind a sign that divides it, not within a word"
-    return Markup(re.sub('([/_.-]+)', r'\1<wbr>', escape(name)))
+    return Markup('<wbr>').join(re.split('(?<=[/_.-])(?=[^/_.-])', name))   # which escapes the parts
 
 environment.filters['breakable'] = breakable
 
