@@ -1730,6 +1730,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'self_supervised/cli/run_folder.py'),
                                                 'self_supervised.cli.run_folder.settings_for': ( 'cli.run_folder.html#settings_for',
                                                                                                  'self_supervised/cli/run_folder.py'),
+                                                'self_supervised.cli.run_folder.started_in': ( 'cli.run_folder.html#started_in',
+                                                                                               'self_supervised/cli/run_folder.py'),
                                                 'self_supervised.cli.run_folder.update_settings': ( 'cli.run_folder.html#update_settings',
                                                                                                     'self_supervised/cli/run_folder.py'),
                                                 'self_supervised.cli.run_folder.write_pictures': ( 'cli.run_folder.html#write_pictures',

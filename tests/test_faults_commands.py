@@ -635,6 +635,24 @@ def test_what_was_held_out_is_found_from_another_folder(here, source, monkeypatc
     part = evaluate.part_to_test(Path('../out'), s.path, None, 'labels.csv', 1, {})
     assert len(part.held)==72 and 'tested on the 72 pictures' in capsys.readouterr().out
 
+@pytest.mark.parametrize('source,options', [('pics/train pics/valid',{}), ('pics/*/*/*.png',{}), ('t.csv',{}), ('t.csv',dict(folder='pics'))], ids=str)
+def test_what_a_run_on_a_list_held_out_is_found_from_another_folder(here, source, options, monkeypatch, capsys):
+    "The names of a list begin at the working directory: from another one, pictures were tested on that were trained on"
+    Path('lists').mkdir()
+    table = ['name', *(os.path.relpath(f, 'pics' if options else 'lists') for f in files_of('pics'))]
+    Path('lists/t.csv').write_text('\n'.join(table))
+    paths = files_of('pics') if '*' in source else ['lists/t.csv'] if source=='t.csv' else source.split()   # as a shell expands them
+    pretrain.pretrain(paths, 'out', **SMALL | options)
+    names = pictures.read_held_out('out')
+    Path('elsewhere').mkdir()
+    monkeypatch.chdir('elsewhere')
+    for path in ([f'../{o}' for o in paths] if len(paths)>1 else f'../{paths[0]}', '../pics', str(here/'pics')):
+        Path('l.csv').write_text('name,label\n'+''.join(f'{f},{Path(f).parent.name}\n' for f in files_of('../pics')))
+        how = evaluate.as_in_run(Path('../out'), path, {})
+        part = evaluate.part_to_test(Path('../out'), path, None, 'l.csv', 1, how)
+        assert len(part.held)==len(names)==72 and 'tested on the 72 pictures' in capsys.readouterr().out
+        assert {os.path.realpath(part.items[i]) for i in part.held}=={os.path.realpath(here/o) for o in names} or not os.path.exists(here/names[0])
+
 def test_names_without_suffix_and_titles(kaggle):
     "The first picture lost its label, or was trained on"
     for how in (dict(name='{}'), dict(name='x,{}'), dict(name=' {} ')):

@@ -44,7 +44,7 @@ from .pictures import (
     FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_of, looked_up,
     read_held_out, run_pictures, split_pictures, tell_left_out)
 from .report import as_text
-from .run_folder import as_place, read_settings, settings_for
+from .run_folder import as_place, read_settings, settings_for, started_in
 from .embed import encoder_settings, reading_options_of
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
@@ -210,7 +210,7 @@ def flip_of_run(
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
     items = run_pictures(s)
-    held = is_held_out(s.path, items, names, trained_on)
+    held = is_held_out(s.path, items, names, trained_on, started_in(run))
     labels = labels_of(s, items)
     labelled = {out for out,label in zip(held, labels) if label is not None}
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]

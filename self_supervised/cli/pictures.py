@@ -496,14 +496,16 @@ def is_held_out(
     items, # Those pictures
     names, # Names of held-out pictures, as `read_held_out` returns them
     trained_on, # Source of the pictures in training
+    cwd='', # Folder where relative paths began in training; empty for the working directory
 )->list[bool]: # One per picture
     "Find held-out pictures again, by their names below the source, or as the same file"
     here = names_below(source, items)
     exact = set(names)
     # Another file system may write é as two signs, and one may hold both
     known = {normalize('NFC', o) for o in exact.difference(here)}
-    # Older runs recorded pictures that a file lists by their whole paths
-    files = {os.path.realpath(os.path.join(top, name)) for name in names for top in (_top_of(trained_on), '')}
+    # Pictures of a list, or of a file that lists others, may have their whole paths, which begin at `cwd`
+    tops = dict.fromkeys([_top_of(trained_on), '', cwd])
+    files = {os.path.realpath(os.path.join(top, name)) for name in names for top in tops}
     def is_held(name, item):
         return name in exact or normalize('NFC', name) in known or os.path.realpath(os.fspath(item)) in files
     return list(map(is_held, here, items))

@@ -271,6 +271,12 @@ def settings_for(
     settings = record['settings']
     return settings | _found(settings, _other_cwd(record), path)
 
+def started_in(
+    run:Path, # Folder of a run
+)->str: # Empty for the present one, and for older runs
+    "Return the working directory in which a run was started, where relative paths in its record begin"
+    return _other_cwd(read_record(run/'settings.json'))
+
 def _other_cwd(record):
     "The working directory in which a run was started, if it is another one than now; older runs do not tell"
     cwd = str(record.get('cwd', ''))
