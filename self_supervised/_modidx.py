@@ -1438,6 +1438,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._is_named_file': ( 'cli.options.html#_is_named_file',
                                                                                              'self_supervised/cli/options.py'),
+                                             'self_supervised.cli.options._is_of_run': ( 'cli.options.html#_is_of_run',
+                                                                                         'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._is_run_as_file': ( 'cli.options.html#_is_run_as_file',
                                                                                               'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._needs_listing': ( 'cli.options.html#_needs_listing',

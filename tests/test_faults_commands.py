@@ -1099,6 +1099,35 @@ def test_an_array_that_is_read_as_a_picture_is_not_replaced(here, encoder, sourc
     assert array.read_bytes()==before
     assert options.check_out('pics/new.npz', source, encoder, options=how)==Path('pics/new.npz')
 
+def test_a_file_of_a_run_is_not_replaced(here, encoder):
+    "byol_evaluate run pics --out run/results.json took the verdict of the run; check and embed took other files"
+    Path('run').mkdir()
+    for o in options.RUN_FILES: Path(f'run/{o}').write_text('of the run')
+    os.symlink('run/report.html', 'page.html')
+    calls = [(partial(evaluate.byol_evaluate, encoder, ['pics']), ('results.json','settings.json')),
+             (partial(check.byol_check, ['pics'], n_in=1), ('skipped.csv','held_out.csv','history.csv')),
+             (partial(embed.byol_embed, encoder, ['pics'], neighbors=True), ('report.npz',))]
+    for call,names in calls:
+        for name in names:
+            with pytest.raises(CliError, match='is written by the run in that folder'): call(workers=0, out=f'run/{name}')
+    with pytest.raises(CliError, match='is written by the run in that folder'): calls[2][0](workers=0, out='page.npz')
+    assert {Path(f'run/{o}').read_text() for o in options.RUN_FILES}=={'of the run'} and not Path('run/report.npz').exists()
+    # other names, and a folder without a run
+    embed.byol_embed(encoder, ['pics'], workers=0, out='run/report.npz')
+    Path('results.json').write_text('of an evaluation')
+    evaluate.byol_evaluate(encoder, ['pics'], workers=0, draws=2, out='results.json')
+    assert 'rows' in json.loads(Path('results.json').read_text())
+
+@pytest.mark.parametrize('name', ['history.csv','held_out.csv','report.html','export.pkl'])
+def test_a_file_with_the_name_of_a_file_of_a_run_is_not_replaced(here, encoder, name):
+    "fastai writes history.csv and export.pkl, and a list of pictures to hold out may be called held_out.csv"
+    Path('mine').mkdir()
+    Path(f'mine/{name}').write_text('name\n'+'\n'.join(files_of('pics/valid')))
+    before = Path(f'mine/{name}').read_bytes()
+    how = dict(holdout=f'mine/{name}') if name=='held_out.csv' else {}
+    *_,out = pretrain.pretrain('pics', 'mine', **SMALL | how)
+    assert out==Path('mine-2') and Path(f'mine/{name}').read_bytes()==before
+
 @pytest.mark.parametrize('out', ['pics','pics/','./pics'])
 def test_a_run_is_not_written_among_the_pictures(here, encoder, out):
     "Its figures and checkpoints lay among the user's photographs"

@@ -1000,7 +1000,8 @@ def test_a_checkpoint_without_the_record_goes_on(tmp_path):
         with open(f, 'wb+') as file: write_sealed(state, file)
     assert_same(outcome(fit(tmp_path, epochs=1)), want)
 
-@pytest.mark.parametrize('name', ['checkpoints/fit000-step000000005.pt', 'checkpoints/best.pt', 'encoder.safetensors', 'results.json', 'settings.json'])
+@pytest.mark.parametrize('name', ['checkpoints/fit000-step000000005.pt', 'checkpoints/best.pt', 'encoder.safetensors', 'results.json', 'settings.json',
+                                  'held_out.csv', 'history.csv', 'report.html', 'export.pkl', 'classifier.onnx', 'views.png'])
 def test_a_folder_with_a_part_of_a_run_holds_a_run(name, tmp_path, capsys):
     (tmp_path/'run'/name).parent.mkdir(parents=True)
     (tmp_path/'run'/name).touch()
@@ -1008,6 +1009,16 @@ def test_a_folder_with_a_part_of_a_run_holds_a_run(name, tmp_path, capsys):
     (tmp_path/'run'/name).unlink()
     assert free_folder(tmp_path/'run')==tmp_path/'run'
     for o in ('run','run-2'): release(tmp_path/o)
+
+@pytest.mark.parametrize('out', ['.','../run','../run/.','./'])
+def test_the_working_directory_may_hold_a_run(out, tmp_path, monkeypatch):
+    "A folder without a name has no second one: ValueError"
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run/settings.json').touch()
+    monkeypatch.chdir(tmp_path/'run')
+    free = free_folder(out)
+    assert os.path.samefile(free, tmp_path/'run-2')
+    release(free)
 
 @pytest.mark.parametrize('make_it', [os.mkfifo, lambda path: socket.socket(socket.AF_UNIX).bind(path), lambda path: os.symlink('/dev/zero', path), os.mkdir])
 def test_facts_wait_for_no_pipe_or_device(make_it, tmp_path, monkeypatch):

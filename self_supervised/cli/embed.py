@@ -218,7 +218,9 @@ def byol_embed(
     run = partial(one_line_errors, 'byol_embed')
     run(_check_out, out)
     reading = reading_options(**kwargs)
-    run(check_out, out, path, run(encoder_file, encoder), options=reading)
+    page = Path(out).with_suffix('.html')
+    for file in (out,page) if neighbors else (out,):
+        run(check_out, file, path, run(encoder_file, encoder), options=reading)
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
     if Path(out).is_file(): print(f'{out} was there already, and is replaced')
@@ -228,5 +230,5 @@ def byol_embed(
     if not neighbors: return
     options = run(reading_options_of, encoder_file(encoder), reading)
     items = run(listed_pictures, path, options)
-    page = Path(out).with_suffix('.html')
+    if page.is_file(): print(f'{page} was there already, and is replaced')
     print(run(write_neighbors, page, names, feats, items, encoder, **how_to_read(options)))

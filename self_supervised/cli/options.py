@@ -148,13 +148,26 @@ def how_to_read(
     if isinstance(how.get('reader'), str): how['reader'] = load_reader(how['reader'])
     return how
 
+# Files that a run or a classifier writes into its folder
+RUN_FILES = (
+    'settings.json', 'results.json', 'history.csv', 'held_out.csv', 'skipped.csv', 'report.html', 'encoder.safetensors',
+    'start.safetensors', 'views.png', 'embedding.png', 'neighbors.png', 'export.pkl', 'classifier.onnx')
+
+def _is_of_run(file):
+    "Is it a file of a run, in its folder?"
+    folder,name = os.path.split(os.path.realpath(file))
+    return name in RUN_FILES and os.path.isfile(file) and os.path.isfile(os.path.join(folder, 'settings.json'))
+
 def check_out(
     out:str|Path, # File to be written
     path, # Pictures to be read: a source of `listed_pictures`
     *others, # Other files to be read: paths, lists of them, or None
     options:dict|None=None, # Result of `reading_options`, which may find files of any kind
 )->Path: # `out`
-    "Raise for a file that cannot be written, or that is read, or is a picture: it would be lost"
+    "Raise for a file that cannot be written, or that is read, or is a picture or a run's: it would be lost"
+    if _is_of_run(out):
+        raise invalid(f'out={str(out)!r}', 'is written by the run in that folder, and would be replaced',
+                      'Name another file')
     files = [o for place in (path,*others) for o in (place if isinstance(place, (list,tuple)) else [place])]
     # A table may be followed by a column
     names = [name for o in files if isinstance(o, (str,Path)) for name in (str(o),str(o).rpartition(':')[0])]

@@ -34,6 +34,7 @@ from ..plots import plot_embedding, plot_neighbors
 from ..transfer.encoder_file import save_encoder
 from .comparison import compare_parts
 from .mend import FATAL
+from .options import RUN_FILES
 from .pictures import as_part, csv_and_column, judged_dls
 from .report import write_report
 from .verdict import verdict
@@ -45,7 +46,8 @@ def free_folder(
     "Find a folder that holds no run, make it and claim it"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise invalid(f'out={str(out)!r}', 'is a file', 'Pass a folder')
-    names = chain([out], (out.with_name(f'{out.name}-{i}') for i in count(2)))
+    named = out if out.name.strip('.') else out.resolve()   # '.' has no name
+    names = chain([out], (named.with_name(f'{named.name}-{i}') for i in count(2)))
     taken = ''
     for free in names:
         why = _why_taken(free)
@@ -54,8 +56,9 @@ def free_folder(
     if free!=out: print(f'{out} {taken}: this one goes to {free}')
     return free
 
-# Each of them is lost if another run writes to the folder, or makes it go on where this one stopped
-_of_run = 'settings.json','results.json','encoder.safetensors','checkpoints/*.pt'
+# Each of them is lost if another run writes to the folder, or makes it go on where this one stopped.
+# A start that failed may leave the other two, which are written anew
+_of_run = *(o for o in RUN_FILES if o not in ('skipped.csv','start.safetensors')),'checkpoints/*.pt'
 
 def _holds_run(folder): return any(f for o in _of_run for f in folder.glob(o))
 
