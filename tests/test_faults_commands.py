@@ -955,6 +955,21 @@ def test_a_part_without_labels_is_no_test(kaggle):
     for f in (evaluate.evaluate_pictures, finetune.finetune):
         with pytest.raises(ValueError, match="valid='test' holds out no picture with a label"): f(kaggle, 'd', valid='test', workers=0)
 
+@pytest.mark.parametrize('valid', [.3,'valid','part'])
+def test_a_classifier_has_the_labels_of_the_run_whatever_is_tested(here, valid):
+    "With valid, folder names were its classes, though the run and byol_evaluate had those of the file"
+    rows = [(f, f'kind {i%3}', Path(f).parts[1]) for i,f in enumerate(files_of('pics'))]
+    with open('t.csv', 'w') as f: csv.writer(f).writerows([('name','kind','part'), *rows])
+    source,how = ('t.csv',dict(labels='kind', column='name')) if valid=='part' else ('pics',dict(labels='t.csv:kind'))
+    pretrain.pretrain(source, 'out', **SMALL | how)
+    want = {f'kind {i}' for i in range(3)}
+    results,folder = finetune.finetune('out', source, 'c', valid=valid, epochs=1, workers=0, progress=False)
+    assert set(results['vocab'])==want and sum(map(sum, results['confusion']))>60
+    # those that you name come first
+    Path('l.csv').write_text('name,label\n'+''.join(f'{f},{len(f)%2}{i%2}\n' for i,f in enumerate(files_of('pics'))))
+    results,_ = finetune.finetune('out', source, 'd', valid=valid, labels='l.csv', epochs=1, workers=0, progress=False)
+    assert not set(results['vocab']) & want
+
 def test_figures_of_a_run_are_no_pictures(here, capsys):
     "`cd pics; byol_pretrain .`: the next command took the figures in runs/byol for pictures"
     for folder,source in (('pics','.'),('.','**/*.png')):

@@ -141,7 +141,7 @@ def part_to_test(
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
-    labels = labels or _labels_of_run(settings, path, options)
+    labels = labels or labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
@@ -152,8 +152,12 @@ def part_to_test(
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
     return holdout if labels is None else split_pictures(s, run_pictures(s), fewest=fewest, what='are left out')
 
-def _labels_of_run(settings, path, options):
-    "Return the labels of the run if they label these pictures; None if folder names do"
+def labels_of_run(
+    settings:dict, # Settings of the run
+    path, # Pictures
+    options:dict, # Result of `reading_options`
+)->str|None: # Value of `--labels`; None for the names of folders
+    "Return the labels of a run if they label these pictures"
     labels = settings.get('labels')
     if labels is None or as_place(path)==as_place(settings.get('path')): return labels
     file = csv_and_column(labels)
