@@ -1375,6 +1375,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'self_supervised.cli.lists._stem': ('cli.lists.html#_stem', 'self_supervised/cli/lists.py'),
                                            'self_supervised.cli.lists.is_title': ( 'cli.lists.html#is_title',
                                                                                    'self_supervised/cli/lists.py'),
+                                           'self_supervised.cli.lists.real_file': ( 'cli.lists.html#real_file',
+                                                                                    'self_supervised/cli/lists.py'),
                                            'self_supervised.cli.lists.real_place': ( 'cli.lists.html#real_place',
                                                                                      'self_supervised/cli/lists.py')},
             'self_supervised.cli.mend': { 'self_supervised.cli.mend.Mend': ('cli.mend.html#mend', 'self_supervised/cli/mend.py'),

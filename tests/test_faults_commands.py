@@ -970,6 +970,35 @@ def test_a_classifier_has_the_labels_of_the_run_whatever_is_tested(here, valid):
     results,_ = finetune.finetune('out', source, 'd', valid=valid, labels='l.csv', epochs=1, workers=0, progress=False)
     assert not set(results['vocab']) & want
 
+@pytest.mark.parametrize('source', ['pics/*/*/*.png','l.csv','l.txt','pics','list'])
+@pytest.mark.parametrize('holdout', [.2,'valid','h.txt'])
+def test_links_to_a_picture_are_on_its_side_of_the_split(here, source, holdout):
+    "A pattern, a table and a list took a link to a picture for another one: trained on by one name, and tested on by the other"
+    Path('pics/valid/all').mkdir()
+    files = files_of('pics')
+    for i,f in enumerate(files): os.symlink(os.path.abspath(f), f'pics/valid/all/{i:03}.png')
+    if holdout=='valid': holdout = 'pics/valid/7'
+    Path('h.txt').write_text('\n'.join(f'pics/valid/all/{i:03}.png' for i in range(40)))
+    every = files_of('pics')
+    Path('l.csv').write_text('name\n'+'\n'.join(every))
+    Path('l.txt').write_text('\n'.join(every))
+    s = pretrain.AttrDict(path=every if source=='list' else source, labels=None, unlabelled=True, seed=42, holdout=holdout)
+    items = pictures.run_pictures(s)
+    assert len(items)==(len(files) if source in ('pics','pics/*/*/*.png') else 2*len(files))
+    split = pictures.split_pictures(s, items)
+    train,held = ({os.path.realpath(split.items[i]) for i in part} for part in (split.train,split.held))
+    assert held and not train & held and len(train | held)==len(files)
+    if holdout=='h.txt': assert held=={os.path.realpath(f) for f in files[:40]}
+
+def test_a_part_of_links_to_a_pool_is_held_out_by_its_path(here):
+    Path('farm/train').mkdir(parents=True)
+    Path('farm/valid').mkdir()
+    for i,f in enumerate(files_of('pics')[:40]): os.symlink(os.path.abspath(f), f'farm/{"valid" if i%4==0 else "train"}/{i}.png')
+    for path,holdout in (('farm','farm/valid'), ('farm','valid'), ('farm/*/*.png','farm/valid/')):
+        s = pretrain.AttrDict(path=path, labels=None, unlabelled=True, seed=42, holdout=holdout)
+        split = pictures.split_pictures(s, pictures.run_pictures(s))
+        assert {Path(split.items[i]).parent.name for i in split.held}=={'valid'} and len(split.held)==10
+
 def test_figures_of_a_run_are_no_pictures(here, capsys):
     "`cd pics; byol_pretrain .`: the next command took the figures in runs/byol for pictures"
     for folder,source in (('pics','.'),('.','**/*.png')):

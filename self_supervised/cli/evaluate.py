@@ -38,7 +38,7 @@ from ..evaluate.labelled import in_memory, n_pictures
 from ..transfer.encoder_file import encoder_file, encoder_info, load_encoder
 from ..evaluate.protocols import FINETUNE_LRS, KNN, crop_and_flip, evaluate_encoder
 from .comparison import compare_parts
-from .lists import real_place
+from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
     FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_of, looked_up,
@@ -56,8 +56,9 @@ def of_split(
     if not order:
         fix = 'Pass one with a folder of pictures per label, or labels'
         raise invalid('the source', 'has no labels of two kinds or more, both to learn from and to test on', fix)
-    once = {real_place(split.items[i]): i for i in reversed(order)}  # the first of each
-    kept = [i for i in order if once[real_place(split.items[i])]==i]
+    files = {i: real_file(split.items[i]) for i in order}
+    once = {files[i]: i for i in reversed(order)}  # the first of each
+    kept = [i for i in order if once[files[i]]==i]
     held = set(split.held)
     items = split.items[kept]
     labels = {os.fspath(o): split.labels[i] for o,i in zip(items, kept)}

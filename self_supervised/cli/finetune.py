@@ -485,7 +485,8 @@ def finetune(
     labels_per_class:int|None=None, # Labels per class to use, for a trial; None uses all
     # Part to test on, in (0,1), or the name of a folder in `path`; None: the part that the run held out, or a fifth
     valid=None,
-    # csv file with names and labels, or another value of `byol_pretrain --labels`; None takes the names of folders
+    # csv file with names and labels, or another value of `byol_pretrain --labels`; None takes those of the encoder's
+    # run, or the names of folders
     labels:str|Path|None=None,
     size=None, # Side in pixels, or (h,w); None for the size in the encoder's file
     compare:bool=False, # Train the same network from scratch, too?

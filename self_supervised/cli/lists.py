@@ -31,7 +31,7 @@ class PictureNames:
     @cached_property
     def by_name(self): return _positions(self.names)
     @cached_property
-    def by_place(self): return _positions(map(real_place, self.items))
+    def by_place(self): return _positions(map(real_file, self.items))
     @cached_property
     def by_base(self): return _positions(map(os.path.basename, self.names))
     @cached_property
@@ -45,7 +45,7 @@ class PictureNames:
     )->list: # Positions: none, or those of one picture
         "Find the picture that a name means; raise if it may be several"
         found = next(filter(None, (self.fitting(o, stems) for o in _spellings(text))), [])
-        places = {real_place(self.items[i]): self.names[i] for i in found}
+        places = {real_file(self.items[i]): self.names[i] for i in found}
         if len(places)<2: return found
         a,b,*_ = places.values()
         problem = f'names {text.strip()!r}, which may be {a!r} or {b!r}'
@@ -61,7 +61,7 @@ class PictureNames:
         if name in self.by_name: return self.by_name[name]
         has_folder = bool(os.path.dirname(name))
         begins = [self.folder,''] if has_folder else [self.folder]
-        places = {real_place(os.path.join(o, name)) for o in begins}
+        places = {real_file(os.path.join(o, name)) for o in begins}
         found = sorted(i for o in places for i in self.by_place.get(o, []))
         if not has_folder: found = found or self.by_base.get(name, [])
         if found or not stems: return found
@@ -132,6 +132,13 @@ def _spellings(text):
     if len(plain)>1 and plain[0]==plain[-1] and plain[0] in '"\'': plain = plain[1:-1].strip()
     forms = [normalize(form, plain) for form in ('NFC','NFD')]   # e.g. é as one sign or as two
     return dict.fromkeys([text, plain, from_csv_cell(plain), plain.replace('\\', '/'), *forms])
+
+def real_file(
+    path, # Path or picture
+)->str: # Absolute path without links
+    "Return the file that a path leads to: several links to one picture are the same picture"
+    place = real_place(path)
+    return os.path.realpath(place) if os.path.islink(place) else place
 
 def real_place(
     path, # Path or picture

@@ -36,7 +36,7 @@ from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
 from ..data.sources import (
     Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text, samples_of)
-from .lists import PictureNames, is_title, real_place
+from .lists import PictureNames, is_title, real_file, real_place
 from .options import how_to_read, listed_pictures
 
 # %% ../../nbs/83_cli.pictures.ipynb #labels
@@ -116,7 +116,7 @@ def _plain(o):
 def _labels_of_copies(given, items, labels):
     "Return the label of each picture; pictures of one file share it, or their labels are refused"
     found = dict[str,Number|str]()
-    places = [real_place(o) for o in items]
+    places = [real_file(o) for o in items]
     for place,label,item in zip(places, plain_labels(labels), items):
         if label is None: continue
         if found.setdefault(place, label)!=label: raise _contradiction(given, found[place], label, os.fspath(item))
@@ -265,7 +265,7 @@ def _held_by_name(s, items, labels, holdout, option='holdout'):
 
 def _places(items):
     "Return one place per picture, the same for copies of a picture and for the pictures of one sample of a tar"
-    return [real_place(o) for o in samples_of(items)]
+    return [real_file(o) for o in samples_of(items)]
 
 def _named_in(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column"

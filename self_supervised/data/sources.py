@@ -374,7 +374,10 @@ def _in_pattern(path, column, label, is_wanted):
     found = [f for f in fitting if os.path.isfile(f)]
     if found and all(map(_is_tar, found)): return _in_tars(found, column, label, is_wanted)
     _refuse_parts(column, label)
-    files = [Path(f) for f in found if is_wanted(f) and not _is_figure(f)]
+    files = {}  # real path → first path by name that leads to it
+    for f in found:
+        if is_wanted(f) and not _is_figure(f): files.setdefault(_real_path(f, os.path.abspath(f)), Path(f))
+    files = list(files.values())
     others = [f for f in found if not is_wanted(f) or _is_figure(f)]
     left_out = Counter(_count(others, is_wanted, _is_hidden_file))
     # A pattern with ** fits folders whose pictures it lists
