@@ -1615,6 +1615,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'self_supervised/cli/pretrain.py'),
                                               'self_supervised.cli.pretrain.share_batch': ( 'cli.pretrain.html#share_batch',
                                                                                             'self_supervised/cli/pretrain.py'),
+                                              'self_supervised.cli.pretrain.start_of': ( 'cli.pretrain.html#start_of',
+                                                                                         'self_supervised/cli/pretrain.py'),
                                               'self_supervised.cli.pretrain.starting_encoder': ( 'cli.pretrain.html#starting_encoder',
                                                                                                  'self_supervised/cli/pretrain.py'),
                                               'self_supervised.cli.pretrain.switched_off': ( 'cli.pretrain.html#switched_off',

@@ -1290,6 +1290,29 @@ def test_a_place_has_moved_if_it_is_gone_and_the_new_one_is_there(name, was, now
     Path('l.csv').write_text('name,kind\n')
     assert run_folder._has_moved(name, now, was)==moved
 
+@pytest.mark.parametrize('now', ['same','other','gone','torch'])
+def test_a_run_is_resumed_with_the_weights_that_it_started_from(here, monkeypatch, now):
+    "The file may be that of a training which goes on: its new weights were measured as the start, and took the place of start.safetensors"
+    def save(seed):
+        torch.manual_seed(seed)
+        return save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), 'latest.safetensors', size=8, stats=([.2],[.3]))
+    init = str(save(0))
+    if now=='torch':
+        torch.save(dict(state_dict=create_encoder('tiny_resnet', pretrained=False, n_in=1).state_dict()), 'latest.pth')
+        init = 'latest.pth'
+    kept = Path(init).read_bytes()
+    interrupted(monkeypatch, 'pics', init=init)
+    before = Path('run/start.safetensors').read_bytes()
+    if now=='other': save(1)
+    if now in ('gone','torch'): Path(init).unlink()
+    learn,feats,_ = pretrain.pretrain(out='run', resume=True, progress=False)
+    assert Path('run/start.safetensors').read_bytes()==before
+    Path(init).write_bytes(kept)
+    whole,want,_ = pretrain.pretrain('pics', 'whole', init=init, **SMALL | dict(epochs=2))
+    for name in want: torch.testing.assert_close(feats[name][1][0], want[name][1][0], rtol=0, atol=0)
+    assert encoder_info('run')==encoder_info('whole')
+    assert pretrain.record_of(learn.model.encoder).items()>=pretrain.record_of(whole.model.encoder).items()
+
 def test_a_change_of_the_settings_keeps_the_record_of_the_start(here, monkeypatch):
     "After a collapse as well, and if the record is gone there is a new one"
     run = Path('run')

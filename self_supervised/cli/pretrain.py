@@ -120,6 +120,7 @@ def complete_settings(
     minutes:float|None=None, # Length of the run in minutes, instead of epochs
     norm:str|None=None, # 'group' for small batches; None for batchnorm
     init:str|None=None, # Weights to start from: a file, or the folder of a run
+    start:Path|None=None, # Copy of these weights, of a run to resume
     **settings # Settings of `PICTURES` and `reading_options`, `labels` and `holdout`; None is the default
 )->AttrDict: # All settings of the run
     "Complete settings by the defaults for this kind of data"
@@ -127,7 +128,7 @@ def complete_settings(
     given = dict(path=path, seed=42 if seed is None else seed, workers=workers)
     given |= dict(pretrained=pretrained, unlabelled=unlabelled, bf16=bool(bf16), views=views, init=init,
                   minutes=minutes, norm=norm)
-    like = made_like(init)
+    like = made_like(start or init)
     if path is None: like = {k: v for k,v in like.items() if k not in ('ground','full_scale')}   # no files to read
     s = AttrDict(given | (DIGITS if path is None else PICTURES) | like | asked)
     s.update(typed({k: as_text_path(v) for k,v in s.items()}, _types))
@@ -243,13 +244,22 @@ def _note(out, s, mended):
 # %% ../../nbs/91_cli.pretrain.ipynb #start
 def starting_encoder(
     s, # Settings of the run
+    start:Path|None=None, # Copy of the starting weights, of a run to resume: the file they came from may have changed
 )->nn.Module: # Network to train
     "Make the network with its starting weights"
-    encoder = create_encoder(s.arch, s.pretrained, s.n_in, s.pool_type, size=s.size, norm=s.norm)
-    if not s.init: return encoder
-    load_weights(s.init, encoder)
-    if not rank_distrib(): print(f'starts from the weights in {printable(s.init)}')
+    encoder = create_encoder(s.arch, s.pretrained and not start, s.n_in, s.pool_type, size=s.size, norm=s.norm)
+    weights = start or s.init
+    if not weights: return encoder
+    load_weights(weights, encoder)
+    if not rank_distrib(): print(f'starts from the weights in {printable(weights)}')
     return encoder
+
+def start_of(
+    out, # Folder of a run to resume
+)->Path|None: # None if there is none
+    "Return the file in which a run keeps its starting weights"
+    file = Path(out)/'start.safetensors'
+    return file if file.is_file() else None
 
 def save_start(
     out:Path, # Folder of the run
@@ -453,7 +463,8 @@ def pretrain(
         as_in_training(reading_options(reader=settings['reader']), to_record(asked), f'out={str(out)!r}')
         asked.setdefault('slower', 1.)   # of a run before there was this setting
     else: asked['views'] = views
-    s = complete_settings(**asked)
+    start = start_of(out) if resume else None
+    s = complete_settings(**asked, start=start)
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
     items = None if s.path is None else run_pictures(s)
@@ -463,7 +474,7 @@ def pretrain(
     bs = share_batch(s.bs)
     seed_everything(s.seed)
     with run_folder(out, resume, s.path) as folder, steady_output():
-        try: return _run(s, items, bs, folder, resume, progress, begun)
+        try: return _run(s, items, bs, folder, resume, progress, begun, start)
         except KeyboardInterrupt: raise KeyboardInterrupt(folder) from None   # may be another one than `out`
 
 def _check_enough(path, items, least=4):
@@ -479,16 +490,16 @@ def _tell_labels(dls, most=8):
     more = ', …' if len(names)>most else ''
     print(f"To measure with, {counted(len(names), 'label')}: {printable(', '.join(names[:most]))}{more}", flush=True)
 
-def _run(s, items, bs, out, resume, progress, begun):
+def _run(s, items, bs, out, resume, progress, begun, start=None):
     "Train, measure, and write the results to the folder of the run"
     started = datetime.now().astimezone().isoformat(timespec='seconds')
     # Processes that read share one list of bad files
     dls = digit_dls(s, bs) if s.path is None else folder_dls(s, items, bs, out/'skipped.csv')
-    encoder = starting_encoder(s)
+    encoder = starting_encoder(s, start)
     normalise_as(s, encoder)
     as_started = deepcopy(encoder)
     first = not rank_distrib()
-    if first and (s.pretrained or s.init): save_start(out, as_started, s)
+    if first and (s.pretrained or s.init) and not start: save_start(out, as_started, s)
     if first and s.path is not None: _tell_labels(dls)
     learn = run_learner(s, dls, encoder, out, progress and not s.minutes)
     with noted_warnings() as early:
