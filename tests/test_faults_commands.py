@@ -705,6 +705,38 @@ def test_a_run_starts_from_the_folder_of_another(here):
     os.chdir('run')   # to a path, '' is the working directory
     with pytest.raises(FileNotFoundError, match="^encoder='' is not a file"): embed.embed_pictures('', '../pics')
 
+@pytest.mark.parametrize('change,n', [(dict(seed=7),True), (dict(holdout='valid'),True), ('more',True), ('above',True), ('moved',True), ('list',True), ({},0),
+                                      (dict(holdout='out/held_out.csv'),0), ('start',0), ('others',0)], ids=str)
+def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, monkeypatch, change, n):
+    "With another seed, or with pictures added, most of those held out had been trained on by the first run"
+    pretrain.pretrain('pics', 'out', **SMALL)
+    path,init,how = 'pics','out',change if isinstance(change, dict) else {}
+    if change=='more': shutil.copytree('pics/train', 'pics/more')
+    if change=='above': path,how = '.',dict(seed=7)
+    if change=='list': path = files_of('pics')[::-1]
+    if change=='others':
+        shutil.copytree('pics', 'copy')
+        path = 'copy'
+    if change=='start':
+        pretrain.pretrain('pics', 'second', init='out', **SMALL)
+        init,how = 'second/start.safetensors',dict(seed=7)
+    if change=='moved':
+        Path('sub').mkdir()
+        monkeypatch.chdir('sub')
+        path,init,how = '../pics','../out',dict(seed=7)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        *_,folder = pretrain.pretrain(path, 'new', init=init, **SMALL | how)
+    told = [str(o.message) for o in found if 'may be among those' in str(o.message)]
+    assert len(told)==bool(n), told
+    if not n: return
+    first = pictures.is_held_out(path, (items := [Path(o) for o in files_of(path)] if isinstance(path, str) else path), pictures.read_held_out(init), '../pics' if change=='moved' else 'pics')
+    names = pictures.read_held_out(folder)
+    now = pictures.is_held_out(path, items, names, path)
+    seen = sum(b and not a for a,b,o in zip(first, now, items) if 'more/' not in str(o))
+    assert told[0].startswith(f'{seen} of {len(names)} held-out pictures') and f'--holdout {init}/held_out.csv' in told[0] or change=='more'
+    assert any('may be among' in o for _,o in json.loads((folder/'results.json').read_text())['said'])
+
 def test_odd_findings_are_told_of_each_time(here, encoder):
     "In the second folder of a session they were not"
     for name in ('a','b'):

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import deepcopy
 from datetime import datetime
 from difflib import get_close_matches
@@ -21,6 +21,7 @@ from inspect import signature
 from itertools import product
 from numbers import Real
 from pathlib import Path
+from warnings import warn
 
 # Before fastai: it silences a warning of fastai's import
 from .terminal import History, Lines, noted_warnings, one_line_errors, steady_output
@@ -54,21 +55,24 @@ from ..callback.checkpoint import Checkpoint, checkpoint_files
 from ..callback.fast import computes_in_bfloat16
 from ..callback.gentle import HeadsFirst, KeepBatchNorm, encoder_splitter
 from ..callback.graphs import GraphedPasses
-from ..transfer.encoder_file import height_width, save_encoder
+from ..transfer.encoder_file import encoder_file, encoder_info, height_width, save_encoder
 from ..vision.byol import BYOL, create_byol_model, digit_views, get_byol_aug_pipelines
 from ..transfer.weights import load_weights, made_like
 from .comparison import features_of_parts
 from self_supervised.cli.budget import (
     NETWORKS, TimeLeft, after_training, choose, duration, estimate_text, native_side, picture_cost, pixels,
     with_network)
+from .lists import real_file
 from .mend import Mend
 from .options import (
-    as_in_training, as_text_path, command, how_to_read, reading_options, to_record)
-from .pictures import (
-    folder_dls, held_out_digest, judged_dls, kind_of, run_pictures, split_pictures, write_held_out)
+    as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record)
+from self_supervised.cli.pictures import (
+    folder_dls, held_out_digest, is_held_out, judged_dls, kind_of, read_held_out, run_pictures, split_pictures,
+    write_held_out)
 from .report import as_text
-from .run_folder import (
-    record_moved, recorded_settings, run_facts, run_folder, update_settings, write_run, write_settings)
+from self_supervised.cli.run_folder import (
+    record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings, write_run,
+    write_settings)
 from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
@@ -253,6 +257,31 @@ def starting_encoder(
     load_weights(weights, encoder)
     if not rank_distrib(): print(f'starts from the weights in {printable(weights)}')
     return encoder
+
+def seen_before(
+    s, # Settings of the run
+    items, # Its held-out pictures
+)->int: # 0 also where no run tells what it trained on
+    "Count the held-out pictures that the run of the starting weights may have trained on"
+    with suppress(ValueError, OSError):
+        file = encoder_file(s.init)
+        run = file.parent
+        digest = held_out_digest(run)
+        if digest is None or encoder_info(file).get('held_out')!=digest: return 0   # no run, or not its encoder
+        settings = settings_for(run, s.path)
+        out = is_held_out(s.path, items, read_held_out(run), settings['path'], started_in(run))
+        trained = set(map(real_file, listed_pictures(settings['path'], settings)))
+        return sum(real_file(o) in trained and not is_out for o,is_out in zip(items, out))
+    return 0
+
+def _warn_of_seen(s, items):
+    "Warn if the starting weights were trained on pictures that are held out now"
+    if not s.init or rank_distrib(): return
+    n = seen_before(s, items)
+    if not n: return
+    run = encoder_file(s.init).parent
+    warn(f'{n} of {len(items)} held-out pictures may be among those that {run} was trained on, so accuracy on them is '
+         f'too high. Hold out the same: --holdout {shlex.quote(str(run/"held_out.csv"))}')
 
 def start_of(
     out, # Folder of a run to resume
@@ -503,6 +532,7 @@ def _run(s, items, bs, out, resume, progress, begun, start=None):
     if first and s.path is not None: _tell_labels(dls)
     learn = run_learner(s, dls, encoder, out, progress and not s.minutes)
     with noted_warnings() as early:
+        if s.path is not None: _warn_of_seen(s, dls.valid_ds.items)
         if not resume: plan(s, learn, items, begun)
     if first: _begin(s, dls, out, resume)
     seed_everything(s.seed, dls)
