@@ -705,11 +705,11 @@ def test_a_run_starts_from_the_folder_of_another(here):
     os.chdir('run')   # to a path, '' is the working directory
     with pytest.raises(FileNotFoundError, match="^encoder='' is not a file"): embed.embed_pictures('', '../pics')
 
-@pytest.mark.parametrize('change,n', [(dict(seed=7),True), (dict(holdout='valid'),True), ('more',True), ('above',True), ('moved',True), ('list',True), ({},0),
+@pytest.mark.parametrize('change,n', [(dict(seed=7),True), (dict(holdout='valid'),True), ('more',True), ('above',True), ('nothing',True), ('moved',True), ('list',True), ({},0),
                                       (dict(holdout='out/held_out.csv'),0), ('start',0), ('others',0)], ids=str)
 def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, monkeypatch, change, n):
     "With another seed, or with pictures added, most of those held out had been trained on by the first run"
-    pretrain.pretrain('pics', 'out', **SMALL)
+    pretrain.pretrain('pics', 'out', **SMALL | (dict(holdout=0) if change=='nothing' else {}))
     path,init,how = 'pics','out',change if isinstance(change, dict) else {}
     if change=='more': shutil.copytree('pics/train', 'pics/more')
     if change=='above': path,how = '.',dict(seed=7)
@@ -729,7 +729,8 @@ def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, mo
         *_,folder = pretrain.pretrain(path, 'new', init=init, **SMALL | how)
     told = [str(o.message) for o in found if 'may be among those' in str(o.message)]
     assert len(told)==bool(n), told
-    if not n: return
+    if change=='nothing': assert 'It held out nothing' in told[0] and 'csv' not in told[0]
+    if not n or change=='nothing': return
     first = pictures.is_held_out(path, (items := [Path(o) for o in files_of(path)] if isinstance(path, str) else path), pictures.read_held_out(init), '../pics' if change=='moved' else 'pics')
     names = pictures.read_held_out(folder)
     now = pictures.is_held_out(path, items, names, path)

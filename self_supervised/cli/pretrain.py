@@ -280,8 +280,10 @@ def _warn_of_seen(s, items):
     n = seen_before(s, items)
     if not n: return
     run = encoder_file(s.init).parent
+    fix = f'Hold out the same: --holdout {shlex.quote(str(run/"held_out.csv"))}'
+    if not read_held_out(run): fix = 'It held out nothing: hold out pictures that are new'
     warn(f'{n} of {len(items)} held-out pictures may be among those that {run} was trained on, so accuracy on them is '
-         f'too high. Hold out the same: --holdout {shlex.quote(str(run/"held_out.csv"))}')
+         f'too high. {fix}.')
 
 def start_of(
     out, # Folder of a run to resume
