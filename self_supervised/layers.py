@@ -821,15 +821,23 @@ def _up_to(net, layer, pool_type, where):
 def _take(net, n_in, pool_type, size, where):
     "Return `net` as an encoder: itself if it returns vectors, else with its map or dict turned into one"
     unread = _unread(net, n_in)
-    if n_in != 3 and not unread and input_channels(net) != n_in:
+    if n_in != 3 and not unread and input_channels(net) != n_in and _probed(net, n_in, size) is None:
         problem = f'does not fit the network passed in, which takes {input_channels(net)} channels'
         raise invalid(f'{n_in=}', problem, f'Call adapt_input(net, {n_in}) first, or leave n_in out')
-    try: x,out = probe(net, unread, size)
-    except ValueError: return net  # inputs of its own kind, such as tables or tokens
+    # A first layer that looks at patches has other channels than the picture
+    seen = _probed(net, unread, size) or _probed(net, n_in, size)
+    if seen is None: return net  # inputs of its own kind, such as tables or tokens
+    x,out = seen
     vectors = isinstance(out, Tensor) and out.ndim == 2
     # In training mode some return the outputs of extra heads, too: GoogLeNet, Inception
     if vectors and not _has_main(_other_in_training(net, x)): return net
     return FlatEncoder(net, pool_type, **where)
+
+def _probed(net, n_in, size):
+    "Return an input of `n_in` channels and its output; None if `net` does not take it"
+    try: return probe(net, n_in, size)
+    except Unflattenable: raise
+    except ValueError: return None
 
 def _unread(net, n_in):
     "Return `n_in` if no layer of `net` tells its channels, as with an LSTM; else None"

@@ -17,7 +17,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .core import check_stats, invalid, unwrapped, warn_once
-from .layers import ClipEncoder, FlatEncoder
+from .layers import ClipEncoder, FlatEncoder, Unflattenable, input_channels, probe
 
 # %% ../nbs/06_record.ipynb #find
 def record_of(
@@ -102,6 +102,26 @@ def _warn_of_inner(net):
     if any(vars(m).get('meta') and record_of(m).get('stats') for m in net.modules()):
         warn_once(f'{type(net).__name__} holds an encoder that was trained on normalised pictures, and gets them in '
                   '[0,1]. Pass stats=(mean,std), or stats=None if it normalises by itself.')
+
+# %% ../nbs/06_record.ipynb #channels
+def channels_of(
+    encoder:nn.Module, # Encoder, or a classifier or segmenter on one
+)->int: # Channels of the pictures that it takes
+    "Return the channels of its first layer; those that its record or its `spec` states if it does not take the former"
+    for m in encoder.modules():
+        if type(m).__name__=='NormalizeInput': return len(m.mean)
+    own,record = input_channels(encoder),record_of(encoder)
+    stated = record.get('n_in') or (getattr(unwrapped(encoder), 'spec', None) or {}).get('n_in')
+    if stated in (None,own): return own
+    sizes = dict.fromkeys([record.get('size'), None])   # a recorded size of clips has no frames
+    return own if any(_takes(encoder, own, size) for size in sizes) else stated
+
+def _takes(encoder, n_in, size):
+    "Does `encoder` take pictures of `n_in` channels?"
+    try: probe(encoder, n_in, size)
+    except Unflattenable: return True
+    except ValueError: return False
+    return True
 
 # %% ../nbs/06_record.ipynb #views
 def views_stats(

@@ -10,6 +10,7 @@ import fastai.callback.schedule  # noqa: F401, gives `Learner` its `lr_find`
 import numpy as np, pytest, timm, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize, parent_label
+from fastai.learner import Learner
 from fastcore.script import CliError
 from fastai.vision.core import PILImage, imagenet_stats
 from PIL import Image
@@ -1319,3 +1320,52 @@ def test_pictures_that_the_loader_normalises_are_embedded_alike(folder, clip):
         if clip: return   # values are lost, which is an alarm of its own
         torch.testing.assert_close(torch.tensor(record_of(model.encoder)['stats']), torch.tensor(stats))
         torch.testing.assert_close(embed(model.encoder, dls().train)[0], embed(model.encoder, d.train)[0])
+
+class Patches(nn.Module):
+    "A transformer's way to begin: patches of four by four pixels, and a linear layer on each"
+    def __init__(self, n_in=3):
+        super().__init__()
+        self.norm = nn.LayerNorm(16*n_in)
+        self.lin = nn.Linear(16*n_in, 12)
+    def forward(self, x): return self.lin(self.norm(nn.functional.unfold(x, 4, stride=4).transpose(1,2))).mean(1)
+
+class Unshuffled(nn.Module):
+    def __init__(self, n_in=3):
+        super().__init__()
+        self.net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4*n_in, 12, 3, padding=1))
+    def forward(self, x): return self.net(x).mean((2,3))
+
+class Recurrent(nn.Module):
+    def __init__(self, n_in=3):
+        super().__init__()
+        self.rnn = nn.GRU(n_in, 20, batch_first=True)
+        self.lin = nn.Linear(20, 12)
+    def forward(self, x): return self.lin(self.rnn(x.transpose(1,2))[1][-1])
+
+@pytest.mark.parametrize('make,shape', [(Patches,(16,16)), (Unshuffled,(16,16)), (Recurrent,(10,))])
+def test_an_encoder_whose_first_layer_has_other_channels_than_the_picture_is_fine_tuned(make, shape, tmp_path):
+    x,y = torch.rand(32,3,*shape),torch.arange(32)%2
+    dls = tensor_dls(x, y, splits=(range(16),range(16,32)), bs=8)
+    model = create_byol_model(make(), 16, 8, n_in=3, size=shape)
+    augs = get_byol_aug_pipelines(16) if len(shape)==2 else [lambda x: x+.1*torch.randn_like(x)]*2
+    learn = Learner(dls, model, cbs=BYOL(augs))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    e = model.encoder
+    classes = class_learner(dls, e, n_out=2)
+    with classes.no_bar(), classes.no_logging(): classes.fit(1, 1e-3)
+    assert classes.model(x).shape==(32,2)
+    want = e.eval()(x if len(shape)==1 else (x-torch.tensor(imagenet_stats[0]).view(3,1,1))/torch.tensor(imagenet_stats[1]).view(3,1,1))
+    assert torch.allclose(embed(e, x)[0], want, atol=1e-5)
+    tuned = fine_tuned(e, x, y, epochs=1, views=lambda x: x)
+    assert tuned(x).shape==(32,2)
+
+def test_a_network_by_name_that_unshuffles_pixels_is_fine_tuned():
+    e = create_encoder('tresnet_m', pretrained=False, pool_type='avg')
+    remember(e, stats=[list(o) for o in imagenet_stats])
+    assert classifier(e, 2)(torch.rand(2,3,64,64)).shape==(2,2)
+
+def test_maps_of_a_network_that_looks_at_patches_are_pooled():
+    net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 7, 3, padding=1))
+    assert create_encoder(net, pool_type='avg')(torch.rand(2,3,16,16)).shape==(2,7)
+    four = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(16, 7, 3, padding=1))
+    assert create_encoder(four, n_in=4, pool_type='avg')(torch.rand(2,4,16,16)).shape==(2,7)

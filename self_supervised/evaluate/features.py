@@ -27,8 +27,8 @@ from torch.utils.data import BatchSampler, DataLoader as TorchLoader, IterableDa
 from ..core import (
     brief_repr, check_whole, checked, checked_but, device_of, dtype_of, first_line, invalid, is_list, number_of,
     of_bytes, per_channel, tensor_of, undisturbed, unwrapped, warn_once)
-from ..layers import ClipEncoder, copy_without_hooks, create_encoder, input_channels, input_dims
-from ..record import record_of, recorded_stats, remember
+from ..layers import ClipEncoder, copy_without_hooks, create_encoder, input_dims
+from ..record import channels_of, record_of, recorded_stats, remember
 from ..data.batches import outside_unit, peek, picture_and_label
 from ..data.reading import PictureReader
 from ..data.skipped import reading_of
@@ -154,7 +154,7 @@ def _misfit(encoder, x, reason):
     "Make the error for a single picture, or for other channels; None for another cause"
     dims = 3 if isinstance(encoder, ClipEncoder) else input_dims(encoder)
     if not dims: return None
-    shape,n_in = tuple(x.shape),input_channels(encoder)
+    shape,n_in = tuple(x.shape),channels_of(encoder)
     if x.ndim==dims+1:
         return invalid(f'x.shape={shape}', f'is one picture, and a batch is needed ({reason})', 'Pass x[None]')
     if x.ndim!=dims+2:

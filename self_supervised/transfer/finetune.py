@@ -20,13 +20,13 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..core import brief_repr, check_one_of, check_whole, checked, invalid, per_channel
-from ..layers import check_vectors, copy_without_hooks, create_cls_module, input_channels, num_features
+from ..layers import ClipEncoder, check_vectors, copy_without_hooks, create_cls_module, input_dims, num_features
 from ..evaluate.features import check_classes, check_features, embed, warn_of_reading, warn_of_stats
 from ..data.skipped import reading_of
 from ..data.batches import batch_parts, outside_unit, peek
 from ..vision.checks import channels_last, prepare
 from ..record import (
-    forget, loader_stats, record_of, recorded_stats, remember, stats_lists, unwrapped)
+    channels_of, forget, loader_stats, record_of, recorded_stats, remember, stats_lists, unwrapped)
 from .encoder_file import check_encoder
 
 # %% ../../nbs/71_transfer.finetune.ipynb #31c022
@@ -69,9 +69,9 @@ def classifier(
 )->nn.Sequential: # `normalize`, `encoder`, `head`: (bs,n_in,h,w) in [0,1] → (bs,n_out)
     "Put a head on a copy of `encoder`"
     stats = recorded_stats(encoder, stats, needed=True)
-    normalize = NormalizeInput(stats, input_channels(encoder))
+    normalize = NormalizeInput(stats, channels_of(encoder))
     encoder = copy_encoder(encoder)
-    check_vectors(encoder, user='classifier')
+    check_vectors(encoder, channels_of(encoder), _picture_size(encoder), user='classifier')
     remember(encoder, stats=stats_lists(stats))  # what it is trained on from here
     head = create_cls_module(_width(encoder), n_out, lin_ftrs, ps, use_bn)
     return nn.Sequential(OrderedDict(normalize=normalize, encoder=encoder, head=head))
@@ -79,8 +79,16 @@ def classifier(
 # %% ../../nbs/71_transfer.finetune.ipynb #copy
 def _width(encoder):
     "Return the number of features, of pictures of the recorded size: that of a flattened map depends on it"
-    try: return num_features(encoder, size=record_of(encoder).get('size'))
-    except ValueError: return num_features(encoder)   # of clips the record has the frames
+    n_in = channels_of(encoder)
+    for size in dict.fromkeys([_picture_size(encoder), None, (64,)]):   # the last is a series
+        try: return num_features(encoder, n_in, size)
+        except ValueError as e: error = e
+    raise error
+
+def _picture_size(encoder):
+    "Return the recorded size of pictures; None for other inputs, since a record of clips has only that of the frames"
+    is_of_clips = isinstance(encoder, ClipEncoder) or input_dims(encoder) in (1,3)
+    return None if is_of_clips else record_of(encoder).get('size')
 
 def copy_encoder(
     encoder:nn.Module, # Pretrained network
@@ -124,7 +132,7 @@ def check_loaders(
     # fastai's `Normalize` does nothing to a plain tensor
     done = loader_stats(dls.train) if isinstance(x, TensorImage) else None
     x = prepare(x)
-    n_in = input_channels(model)
+    n_in = channels_of(model)
     if x.shape[1]!=n_in:
         problem = f'holds pictures of {x.shape[1]} channels, shape {tuple(x.shape)}, and the encoder takes {n_in}'
         raise invalid(given, problem, channels_last(model, x) or f'Read them with n_in={n_in}')

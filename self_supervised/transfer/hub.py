@@ -16,8 +16,7 @@ from torch import nn
 
 from .. import __version__
 from ..core import checked, invalid, per_channel, undisturbed, write_atomic
-from ..layers import input_channels
-from ..record import record_of, recorded_stats, unwrapped
+from ..record import channels_of, record_of, recorded_stats, unwrapped
 from .encoder_file import check_encoder, height_width, network_name
 
 # %% ../../nbs/73_transfer.hub.ipynb #31c018
@@ -58,7 +57,7 @@ An encoder `{arch}`, trained without labels by self_supervised {version}:
 
 def _data_config(encoder, stats, size):
     "Describe the preparation of pictures in timm's words"
-    n_in = input_channels(encoder)
+    n_in = channels_of(encoder)
     recorded = record_of(encoder).get('size')
     spec = getattr(encoder, 'spec', None) or {}
     hw = height_width(size or recorded or spec.get('size') or encoder.pretrained_cfg['input_size'][-1])

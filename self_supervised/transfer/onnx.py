@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..core import check_place, checked, first_line, invalid, write_atomic
-from ..layers import copy_without_hooks, input_channels
+from ..layers import copy_without_hooks
 from ..surgery import bake_weights
-from ..record import record_of, unwrapped
+from ..record import channels_of, record_of, unwrapped
 from .encoder_file import height_width, meta_text, network_name
 
 # %% ../../nbs/74_transfer.onnx.ipynb #31c037
@@ -39,7 +39,7 @@ def export_onnx(
     # The file takes this size alone, whatever that of the training was
     if 'size' in facts: facts = facts | dict(size=size)
     meta = facts | meta
-    shape = (n_in or input_channels(net), *height_width(size))
+    shape = (n_in or channels_of(net), *height_width(size))
     with torch.random.fork_rng(devices=[]): pics = [torch.rand(n, *shape) for n in (2,1,5)]
     proto = _to_onnx(net, pics[0])
     onnx.helper.set_model_props(proto, dict(self_supervised=meta_text(dict(version=__version__, **meta))))

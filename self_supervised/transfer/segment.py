@@ -15,9 +15,9 @@ from fastcore.meta import delegates
 from torch import nn
 
 from ..core import checked, device_of, dtype_of, invalid, undisturbed, unwrapped
-from ..layers import FlatEncoder, input_channels
+from ..layers import FlatEncoder
 from ..vision.checks import first_batch
-from ..record import recorded_stats
+from ..record import channels_of, recorded_stats
 from .encoder_file import height_width, network_name
 from .finetune import NormalizeInput, class_count, copy_encoder, frozen_learner, split_layers
 
@@ -53,7 +53,7 @@ def _opened(net):
 def _chain_outputs(encoder, layers, hw):
     "Return every output of `layers` on two random pictures; None if the last is not the output of `encoder`"
     with undisturbed(encoder):
-        x = torch.rand(2, input_channels(encoder), *hw, device=device_of(encoder)).to(dtype_of(encoder))
+        x = torch.rand(2, channels_of(encoder), *hw, device=device_of(encoder)).to(dtype_of(encoder))
         try:
             outs = _run(layers, x)
             want = encoder(x).flatten(1)
@@ -84,7 +84,7 @@ def segmenter(
 )->nn.Sequential: # `normalize`, `unet`: (bs,n_in,h,w) in [0,1] → (bs,n_out,h,w)
     "Put the decoder of a U-Net on a copy of `encoder` (arXiv:1505.04597, with pixel shuffle)"
     hw = height_width(size)
-    normalize = NormalizeInput(recorded_stats(encoder, stats, needed=True), input_channels(encoder))
+    normalize = NormalizeInput(recorded_stats(encoder, stats, needed=True), channels_of(encoder))
     body = unet_body(copy_encoder(encoder), max(128, *hw))
     return nn.Sequential(OrderedDict(normalize=normalize, unet=DynamicUnet(body, n_out, hw, **kwargs)))
 

@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader as TorchLoader
 from ..core import batch_size_of, brief_repr, device_of, first_line, invalid, is_list, plain, undisturbed, unwrapped
 from ..budget import StepTimer
 from ..surgery import batchnorms
-from ..layers import ClipEncoder, input_channels, input_dims
+from ..layers import ClipEncoder, input_dims
+from ..record import channels_of
 from ..augmentations import Views, warn_of_one_draw
 from ..data.batches import batch_parts, check_leads, is_second_view, outside_unit, peek
 from ..fit import check_recipe, is_in_fit, loader_bs, not_in_optimizer
@@ -482,7 +483,7 @@ def check_views_differ(
 
 def _channels(encoder, v):
     "Return the channels that `encoder` takes; those of the view `v` if it does not tell"
-    try: return input_channels(encoder)
+    try: return channels_of(encoder)
     except ValueError: return v.shape[1]
 
 def channels_last(
