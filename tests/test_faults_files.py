@@ -26,6 +26,7 @@ from fastai.vision.all import (
     Adam, Brightness, Callback, CancelFitException, CSVLogger, DataLoader, DataLoaders, EarlyStoppingCallback, ImageDataLoaders, Learner, Normalize,
     ProgressCallback, ReduceLROnPlateau, Resize, ValueMetric, aug_transforms, parent_label)
 from fastcore.script import CliError
+from fasttransform import Pipeline
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL
@@ -1502,3 +1503,54 @@ def test_what_was_trained_is_there_before_it_is_measured(tmp_path, monkeypatch, 
     pretrain(None, 'out', resume=True, progress=False)
     got = load_encoder('out/encoder.safetensors').state_dict()
     assert Path('out/results.json').exists() and all(torch.equal(v, was[k]) for k,v in got.items())
+
+RNG = np.random.default_rng(5)
+def noisy(x): return x+.1*torch.from_numpy(RNG.normal(size=x.shape)).float()
+
+class OwnNoise(nn.Module):
+    "A layer with a generator of its own"
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+    def forward(self, x): return x*(torch.rand(x.shape, generator=self.generator)>.2)
+
+class Dimmed:
+    def __init__(self): self.settings = dict(rng=random.Random(3))
+    def __call__(self, x): return x*(.5+self.settings['rng'].random()/2)
+
+def with_generator(kind):
+    "Views, layers and the step of a loader that draw from a generator which a module, an object or a closure holds"
+    g = np.random.default_rng(7)
+    def in_closure(x): return x+.1*float(g.normal())
+    views = dict(beside=[noisy]*2, closure=[in_closure, lambda x: x], partial=[partial(lambda o,x: o(x), Dimmed()), lambda x: x],
+                 xtra=get_multi_aug_pipelines(2, 8, jitter=False, bw=False, blur=False, solarize=False, stats=None, xtra_tfms=Dimmed()))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.ReLU(), OwnNoise() if kind=='layer' else nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    dls = tensor_dls(digits()[0][:64], bs=16, seed=0)
+    if kind=='loader': dls.train.after_batch = Pipeline([Dimmed()])
+    learn = byol_learner(dls, create_byol_model(net, 16, 8), views.get(kind, [lambda x: x+.1*torch.randn_like(x)]*2))
+    learn.remove_cb(ProgressCallback)
+    return learn
+
+class Interrupted(Callback):
+    order = 2000
+    def after_batch(self):
+        if self.train_iter==6: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('every', [1, None])
+@pytest.mark.parametrize('kind', ['beside','closure','partial','xtra','layer','loader'])
+def test_a_generator_in_views_layers_and_transforms_goes_on(tmp_path, kind, every):
+    def run(*cbs):
+        global RNG
+        RNG = np.random.default_rng(5)
+        seed_everything(1)
+        learn = with_generator(kind)
+        try:
+            with redirect_stdout(io.StringIO()), learn.no_logging(): learn.fit(3, 1e-2, cbs=cbs)
+        except KeyboardInterrupt:
+            for cb in cbs: learn.remove_cb(cb)
+        return learn.model.state_dict()
+    want = run()
+    run(Checkpoint(tmp_path, every=every), Interrupted())
+    got = run(Checkpoint(tmp_path, every=every))
+    assert all(torch.equal(v, got[k]) for k,v in want.items())

@@ -6,16 +6,25 @@
 __all__ = []
 
 # %% ../../nbs/47_callback.replay.ipynb #imports
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from inspect import getclosurevars, isfunction, ismethod
 from itertools import islice
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.load import DataLoader
-from fastai.torch_core import get_random_states, rank_distrib, set_random_states
+from fastai.learner import Learner
+from fastai.torch_core import get_model, get_random_states, rank_distrib, set_random_states
 from fastcore.basics import GetAttr
+from fastcore.foundation import L
+from torch import nn
 
+from ..facts import steps_of
 from .ranks import gather
 from .state import GENERATORS, get_rng, pack, plain_settings, set_rng, unpack
 
@@ -32,13 +41,48 @@ def generators(
 
 def held_generators(
     dls, # `DataLoaders`, or loaders
+    others=(), # Views, losses, networks and other objects that may hold some
 )->list: # Random generators, without those of `generators`
-    "List the generators in attributes of data sets and samplers"
+    "List the generators in attributes of data sets and samplers, and those in `others`"
     known = {id(g) for dl in dls for g in generators(dl)}
     found = {}
     for o in (o for dl in dls for o in _parts(dl)):
         found |= {id(v): v for v in vars(o).values() if isinstance(v, GENERATORS) and id(v) not in known}
+    seen = set()
+    for o in others: found |= {id(g): g for g in _generators_in(o, seen) if id(g) not in known}
     return list(found.values())
+
+def _generators_in(o, seen, depth=9)->Iterator:
+    "Yield the generators in an object of yours, a function, or a list of them"
+    if id(o) in seen or depth<0: return
+    seen.add(id(o))
+    if isinstance(o, GENERATORS) and not isinstance(o, random.SystemRandom): yield o
+    else:
+        for v in _held_in(o): yield from _generators_in(v, seen, depth-1)
+
+def _held_in(o):
+    "List what an object holds that may be, or hold, a generator"
+    if isinstance(o, nn.Module): return [v for m in o.modules() for k,v in vars(m).items() if k[0]!='_']
+    if isinstance(o, (list,tuple,L)): return o[:100]
+    if isinstance(o, dict): return list(o.values())[:100]
+    if isinstance(o, partial): return [o.func, *o.args, *o.keywords.values()]
+    if ismethod(o): return [o.__self__]
+    if isfunction(o): return _held_by_function(o)
+    left_out = str,torch.Tensor,np.ndarray,type,Callback,Learner,DataLoader
+    return [] if isinstance(o, left_out) else list(getattr(o, '__dict__', {}).values())[:100]
+
+def _held_by_function(f):
+    with suppress(ValueError, TypeError):   # a cell may be empty
+        used = getclosurevars(f)
+        return [*used.nonlocals.values(), *(g for g in used.globals.values() if isinstance(g, GENERATORS))]
+    return []
+
+def drawing_parts(
+    learn:Learner, # Learner in a fit
+)->list: # Steps of the training loader, views, loss, network
+    "List what may draw from random generators of its own in this process"
+    views = [getattr(cb, 'augs', None) for cb in learn.cbs if cb.name=='byol']
+    return [*steps_of(learn.dls.train), *views, learn.loss_func, get_model(learn.model)]
 
 def _parts(dl):
     "The loader, what it wraps, its samplers and its data set"
@@ -48,19 +92,21 @@ def _parts(dl):
 
 def rng_state(
     dls, # `DataLoaders`, or loaders
+    others=(), # Result of `drawing_parts`
 )->dict: # Packed
-    "Return the random state of this process and of its loaders"
+    "Return the random state of this process, of its loaders, and of generators in other objects"
     loaders = [get_rng(g) for dl in dls for g in generators(dl)]
-    return pack(dict(get_random_states(), loaders=loaders, held=[get_rng(g) for g in held_generators(dls)]))
+    return pack(dict(get_random_states(), loaders=loaders, held=[get_rng(g) for g in held_generators(dls, others)]))
 
 def set_rng_state(
     state:dict, # From `rng_state`
     dls, # The same kind of loaders
+    others=(), # The same kind of objects
 )->None:
-    "Set the random state of this process and of its loaders"
+    "Set the random state of this process, of its loaders, and of generators in other objects"
     state = unpack(state)
     for g,s in zip([g for dl in dls for g in generators(dl)], state.pop('loaders')): set_rng(g, s)
-    for g,s in zip(held_generators(dls), state.pop('held', [])): set_rng(g, s)   # an older checkpoint has none
+    for g,s in zip(held_generators(dls, others), state.pop('held', [])): set_rng(g, s)   # an older checkpoint has none
     state['torch_cuda_state'] = state['torch_cuda_state'][:torch.cuda.device_count()]   # there may be fewer now
     set_random_states(**state)
 
@@ -195,7 +241,7 @@ class Replay:
     def begin_epoch(self)->None:
         "Note the random state at the start of an epoch"
         end_workers(self.callback.dls)
-        self.start = rng_state(self.callback.dls)
+        self.start = self._now()
         if self.order: self.order.begin()
 
     def enter_epoch(self,
@@ -220,7 +266,7 @@ class Replay:
         batches:int, # Number of batches of this epoch that are trained; 0 between two epochs
     )->list: # One entry per rank, for `go_on`
         "Return the random states of all ranks, and how far each is in its order"
-        now = rng_state(self.callback.dls)
+        now = self._now()
         start = self.start if batches else None
         return gather(dict(now=now, start=start, taken=self.order.taken if self.order else 0))
 
@@ -232,7 +278,8 @@ class Replay:
         self.epochs = 0
         self.batches = 0
 
-    def _set(self, when): set_rng_state(self.rng[when], self.callback.dls)
+    def _now(self): return rng_state(self.callback.dls, drawing_parts(self.callback.learn))
+    def _set(self, when): set_rng_state(self.rng[when], self.callback.dls, drawing_parts(self.callback.learn))
 
     def _continue(self): self._set('now')
 
