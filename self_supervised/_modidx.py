@@ -3360,6 +3360,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'self_supervised/transfer/encoder_file.py'),
                                                        'self_supervised.transfer.encoder_file._other_features': ( 'transfer.encoder_file.html#_other_features',
                                                                                                                   'self_supervised/transfer/encoder_file.py'),
+                                                       'self_supervised.transfer.encoder_file._own_facts': ( 'transfer.encoder_file.html#_own_facts',
+                                                                                                             'self_supervised/transfer/encoder_file.py'),
                                                        'self_supervised.transfer.encoder_file._parametrized': ( 'transfer.encoder_file.html#_parametrized',
                                                                                                                 'self_supervised/transfer/encoder_file.py'),
                                                        'self_supervised.transfer.encoder_file._read': ( 'transfer.encoder_file.html#_read',

@@ -1369,3 +1369,17 @@ def test_maps_of_a_network_that_looks_at_patches_are_pooled():
     assert create_encoder(net, pool_type='avg')(torch.rand(2,3,16,16)).shape==(2,7)
     four = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(16, 7, 3, padding=1))
     assert create_encoder(four, n_in=4, pool_type='avg')(torch.rand(2,4,16,16)).shape==(2,7)
+
+@pytest.mark.parametrize('layer', [None, 'layer3'])
+def test_a_file_describes_an_encoder_that_began_with_local_or_hub_weights(tmp_path, layer):
+    torch.save(timm.create_model('resnet10t', pretrained=False).state_dict(), tmp_path/'own.pth')
+    make = partial(create_encoder, 'resnet10t', pool_type='avg', layer=layer)
+    local = make(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path/'own.pth')))
+    of_hub = make(pretrained=False)
+    of_hub.spec['arch'] = 'hf-hub:timm/resnet10t.c3_in1k'   # as create_encoder names it when the hub can be reached
+    x = torch.rand(2,3,64,64)
+    for e in (local, of_hub):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            again = load_encoder(save_encoder(e, tmp_path/'e.safetensors', stats=None))
+        assert torch.allclose(again(x), e.eval()(x), atol=1e-5)

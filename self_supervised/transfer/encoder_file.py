@@ -116,7 +116,7 @@ def _as_lists(o):
 # %% ../../nbs/70_transfer.encoder_file.ipynb #readable
 def _to_write(net, size):
     "Return the weights of `net` on the CPU, under the names `load_encoder` expects, and its spec; None if it misfits"
-    spec = getattr(net, 'spec', None)
+    spec = _own_facts(net)
     problem = _no_text(spec or {})
     shapes = _layout(spec) if spec and not problem else None
     # Copies: safetensors refuses tensors that share memory, as tied weights do
@@ -127,6 +127,18 @@ def _to_write(net, size):
     if not problem: return weights,spec
     warn(f'{problem}. So the file does not describe it. Load it with load_encoder(path, encoder=net).')
     return weights,None
+
+# Arguments that would make timm read another file or ask the network
+_beyond = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
+
+def _own_facts(net):
+    "Return the spec of `net` without the arguments that told where its first weights came from; None without a spec"
+    spec = getattr(net, 'spec', None)
+    if not spec: return spec
+    spec = {k: v for k,v in spec.items() if k not in _beyond}
+    cfg = getattr(getattr(net, 'net', net), 'pretrained_cfg', None) or {}   # of the network inside a `LayerEncoder`
+    if ':' in str(spec.get('arch')) and cfg.get('architecture'): spec['arch'] = cfg['architecture']   # of the hub
+    return spec
 
 def _no_text(spec):
     "Name the arguments that a file cannot hold, such as a class; empty if there are none"
@@ -309,9 +321,6 @@ def load_encoder(
     net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
     if device is not None: encoder.to(device)
     return encoder.eval()
-
-# Arguments that would make timm read another file or ask the network
-_beyond = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
 
 def _build(spec, weights, path):
     "Make the network that a file describes, from that file alone"
