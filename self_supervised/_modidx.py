@@ -1999,6 +1999,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'self_supervised/data/batches.py'),
                                               'self_supervised.data.batches.is_second_view': ( 'data.batches.html#is_second_view',
                                                                                                'self_supervised/data/batches.py'),
+                                              'self_supervised.data.batches.iterator_of_its_own': ( 'data.batches.html#iterator_of_its_own',
+                                                                                                    'self_supervised/data/batches.py'),
                                               'self_supervised.data.batches.outside_unit': ( 'data.batches.html#outside_unit',
                                                                                              'self_supervised/data/batches.py'),
                                               'self_supervised.data.batches.peek': ( 'data.batches.html#peek',

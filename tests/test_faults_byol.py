@@ -42,6 +42,7 @@ from self_supervised.evaluate.features import embed
 from self_supervised.fit import batch_size
 from self_supervised.lars import LARS
 from self_supervised.layers import ClipEncoder, PoolFlat, create_encoder
+from self_supervised.record import record_of
 from self_supervised.recipes import Recipe, byol_recipe
 from self_supervised.surgery import to_group_norm
 from self_supervised.transfer.encoder_file import load_encoder, save_encoder
@@ -1447,3 +1448,36 @@ def test_the_encoder_rests_and_then_learns_with_and_without_a_schedule(fit):
             self.was = now
     learn = learner(splitter=encoder_splitter, cbs=[HeadsFirst(), Watch()])
     quiet(fit, learn); assert moved==[False, False, True, True, True] and len({h['lr'] for h in learn.opt.hypers})==1
+
+class ReadsBeside(Callback):
+    "Draw views and embed pictures after the second batch of an epoch"
+    order = 500
+    def __init__(self, on): self.on,self.seen = on,[]
+    def after_batch(self):
+        if not self.training: return
+        self.seen.append((self.epoch, self.iter))
+        if not self.on or self.iter!=1: return
+        self.learn.byol.show(1)
+        plt.close('all')
+        embed(self.model.encoder, self.dls.train)
+
+def test_an_epoch_of_a_torch_loader_that_keeps_its_workers_is_not_begun_anew_by_what_reads_beside_it():
+    class Kept(DataLoader): "One of your own is read as it is"
+    def run(on):
+        torch.manual_seed(0)
+        dl = Kept(TensorDataset(torch.rand(32,3,8,8), torch.arange(32)), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+        net = create_encoder('tiny_resnet', pretrained=False, widths=(4,8))
+        learn = byol_learner(dl, create_byol_model(net, 16, 8), get_byol_aug_pipelines(8), cbs=ReadsBeside(on))
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+        return learn.reads_beside.seen
+    assert run(True)==run(False)==[(e,i) for e in range(2) for i in range(4)]
+
+def test_a_model_that_is_filled_from_a_state_dict_does_not_know_its_normalisation():
+    def make(): return create_byol_model(create_encoder('tiny_resnet', pretrained=False, widths=(4,8)), 16, 8)
+    model = make()
+    model.load_state_dict(make().state_dict())
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='come from a state dict'): embed(model.encoder, torch.rand(4,3,16,16))
+    dls = tensor_dls(torch.rand(16,3,16,16), bs=8)
+    Learner(dls, model, cbs=BYOL(get_byol_aug_pipelines(16)))
+    assert record_of(model.encoder)['stats']   # the learner's views tell

@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/16_data.batches.ipynb #imports
 import re
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Number
 
 import numpy as np
@@ -179,6 +180,17 @@ def _named_label(b):
     return b[rows[0]] if len(rows)==1 else None
 
 # %% ../../nbs/16_data.batches.ipynb #peek
+@contextmanager
+def iterator_of_its_own(
+    dl, # Loader of fastai or torch
+)->Iterator[None]:
+    "Let a loader of torch that keeps its workers be read beside an epoch: it would begin that epoch anew"
+    kept = getattr(dl, '_iterator', None)
+    if kept is not None: dl._iterator = None
+    try: yield
+    finally:
+        if kept is not None: dl._iterator = kept
+
 def peek(
     dl, # Loader of fastai or torch, or a list of batches
 ): # A batch
@@ -187,7 +199,8 @@ def peek(
     generator = getattr(dl, 'generator', None)   # torch's may have one
     state = rng.getstate() if rng else None
     drawn = generator.get_state() if isinstance(generator, torch.Generator) else None
-    try: return dl.one_batch() if hasattr(dl, 'one_batch') else _first(dl)
+    try:
+        with iterator_of_its_own(dl): return dl.one_batch() if hasattr(dl, 'one_batch') else _first(dl)
     finally:
         if rng: dl.rng.setstate(state)
         if drawn is not None: generator.set_state(drawn)

@@ -29,7 +29,7 @@ from ..core import (
     of_bytes, per_channel, tensor_of, undisturbed, unwrapped, warn_once)
 from ..layers import ClipEncoder, copy_without_hooks, create_encoder, input_dims
 from ..record import channels_of, record_of, recorded_stats, remember
-from ..data.batches import outside_unit, peek, picture_and_label
+from ..data.batches import iterator_of_its_own, outside_unit, peek, picture_and_label
 from ..data.reading import PictureReader
 from ..data.skipped import reading_of
 
@@ -45,7 +45,8 @@ def _in_order(dl):
     # A torch loader may draw from a generator of its own
     generator = getattr(dl, 'generator', None)
     state = None if generator is None else generator.get_state()
-    try: yield dl
+    try:
+        with iterator_of_its_own(dl): yield dl
     finally:
         if generator is not None: generator.set_state(state)
 
