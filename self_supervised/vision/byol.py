@@ -183,7 +183,11 @@ class BYOLModel(nn.Module):
         "Load weights; those of a run take the record of the learner's views in place of that of the weights before"
         result = super().load_state_dict(*args, **kwargs)
         nets = [o for o in (self.online, self.target) if o is not None]
-        if self.views_record is None or self.began is None: return result
+        if self.views_record is None:   # no learner tells of views
+            for net in nets:
+                if 'stats' not in record_of(net.encoder): remember(net.encoder, weights_from='a state dict')
+            return result
+        if self.began is None: return result
         if torch.equal(_numbers_of(nets[-1]), self.began): return result   # as they were made: `lr_find` is over
         for net in nets:
             forget(net.encoder, 'stats')
