@@ -429,6 +429,12 @@ def num_features(
     return out.shape[-1 if channels_at_end(encoder, x, out) else 1]
 
 # %% ../nbs/02_layers.ipynb #00c023d
+def first_layer(
+    net:nn.Module, # Any network
+)->nn.Module|None: # None without one
+    "Find the first convolution or linear layer of `net`"
+    return _first_layer(net)[0]
+
 def channels_at_end(
     encoder:nn.Module, # Any network
     x:Tensor, # An input that it takes

@@ -17,7 +17,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .core import check_stats, invalid, unwrapped, warn_once
-from .layers import ClipEncoder, FlatEncoder, Unflattenable, input_channels, probe
+from .layers import ClipEncoder, FlatEncoder, Unflattenable, first_layer, input_channels, probe
 
 # %% ../nbs/06_record.ipynb #find
 def record_of(
@@ -45,14 +45,21 @@ def remember(
 )->None:
     "Write into the record of an encoder"
     # A new dictionary: an encoder that was wrapped or copied keeps its own
-    unwrapped(encoder).meta = record_of(encoder) | facts
+    _set_record(encoder, record_of(encoder) | facts)
 
 def forget(
     encoder:nn.Module, # Encoder with new weights, changed in place
     *names:str, # Facts to forget; all without a name
 )->None:
     "Clear the record of an encoder, or some facts of it"
-    unwrapped(encoder).meta = {k:v for k,v in record_of(encoder).items() if names and k not in names}
+    _set_record(encoder, {k:v for k,v in record_of(encoder).items() if names and k not in names})
+
+def _set_record(encoder, meta):
+    "Set the record of an encoder, and mark its first layer, which stays in a network made of some of its layers"
+    net = unwrapped(encoder)
+    net.meta = meta
+    first = first_layer(net)
+    if first is not None: first.sees_normalised = bool(meta.get('stats'))
 
 # %% ../nbs/06_record.ipynb #resolve
 def recorded_stats(
@@ -99,9 +106,10 @@ def _warn_of_inner(net):
     "Warn if a part of `net` has a record that cannot be used, since the layers before it are unknown"
     inside = [type(m).__name__ for m in net.modules()]
     if any('Normaliz' in name for name in inside): return  # it normalises by itself
-    if any(vars(m).get('meta') and record_of(m).get('stats') for m in net.modules()):
-        warn_once(f'{type(net).__name__} holds an encoder that was trained on normalised pictures, and gets them in '
-                  '[0,1]. Pass stats=(mean,std), or stats=None if it normalises by itself.')
+    def sees_normalised(m): return vars(m).get('sees_normalised') or vars(m).get('meta') and record_of(m).get('stats')
+    if any(map(sees_normalised, net.modules())):
+        warn_once(f'{type(net).__name__} holds an encoder, or layers of one, trained on normalised pictures, and '
+                  'gets them in [0,1]. Pass stats=(mean,std), or stats=None if it normalises by itself.')
 
 # %% ../nbs/06_record.ipynb #channels
 def channels_of(

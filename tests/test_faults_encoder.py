@@ -1383,3 +1383,16 @@ def test_a_file_describes_an_encoder_that_began_with_local_or_hub_weights(tmp_pa
             warnings.simplefilter('error')
             again = load_encoder(save_encoder(e, tmp_path/'e.safetensors', stats=None))
         assert torch.allclose(again(x), e.eval()(x), atol=1e-5)
+
+@pytest.mark.parametrize('through_file', [False, True])
+def test_layers_cut_from_an_encoder_are_known_to_see_normalised_pictures(tmp_path, through_file):
+    e = tiny()
+    if through_file: e = load_encoder(save_encoder(e, tmp_path/'e.safetensors'))
+    for cut in (nn.Sequential(e[:-1], layers.PoolFlat()), nn.Sequential(*[*e.children()][:-2], layers.PoolFlat())):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match='layers of one'): embed(cut, X[:4])
+    remember(e, stats=None)
+    warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        embed(nn.Sequential(e[:-1], layers.PoolFlat()), X[:4])

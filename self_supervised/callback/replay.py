@@ -61,7 +61,7 @@ def _generators_in(o, seen, depth=9)->Iterator:
         for v in _held_in(o): yield from _generators_in(v, seen, depth-1)
 
 def _held_in(o):
-    "List what an object holds that may be, or hold, a generator"
+    "List the values in an object that may be, or hold, a generator"
     if isinstance(o, nn.Module): return [v for m in o.modules() for k,v in vars(m).items() if k[0]!='_']
     if isinstance(o, (list,tuple,L)): return o[:100]
     if isinstance(o, dict): return list(o.values())[:100]
@@ -80,7 +80,7 @@ def _held_by_function(f):
 def drawing_parts(
     learn:Learner, # Learner in a fit
 )->list: # Steps of the training loader, views, loss, network
-    "List what may draw from random generators of its own in this process"
+    "List the objects that may draw from random generators of their own in this process"
     views = [getattr(cb, 'augs', None) for cb in learn.cbs if cb.name=='byol']
     return [*steps_of(learn.dls.train), *views, learn.loss_func, get_model(learn.model)]
 

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from .. import __version__
 from ..core import brief_repr, checked, first_line, invalid, is_list, shape_in_words, undisturbed, write_atomic
 from ..layers import Unflattenable, alike, create_encoder, output_for, probe, random_picture
-from ..record import check_record, record_of, unwrapped
+from ..record import check_record, forget, record_of, remember, unwrapped
 
 # %% ../../nbs/70_transfer.encoder_file.ipynb #31c006
 @checked
@@ -318,7 +318,8 @@ def load_encoder(
     fill_weights(net, weights, path, spec.get('arch'))
     # A file of others records nothing, also not how its pictures were normalised
     if not meta: meta = dict(weights_from=Path(path).name)
-    net.meta = {k:v for k,v in meta.items() if k not in ('spec','version')}
+    forget(net)
+    remember(net, **{k:v for k,v in meta.items() if k not in ('spec','version')})
     if device is not None: encoder.to(device)
     return encoder.eval()
 
