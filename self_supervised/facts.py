@@ -26,14 +26,22 @@ OPENED = 20      # of those that have to be opened, look at each 20th
 
 def data_facts(
     data, # A data set
-)->dict: # 'names' and 'labels' as text, 'contents' a list of numbers; unknown facts are left out
+)->dict: # 'names', 'below' and 'labels' as text, 'contents' a list of numbers; unknown facts are left out
     "Return the facts of a data set that must be the same when a run is resumed"
     if (inner := _subset(data)) is not None: return _part_facts(*inner)
     if (inner := _wrapped_data(data)) is not None: return data_facts(inner)
     items = _items(data)
-    names = None if items is None else _digest(_from_common([os.fspath(o) for o in items]))
-    facts = dict(names=names, labels=_labels(data), contents=_of_array(data) if items is None else _of_files(items))
+    facts = dict(labels=_labels(data), contents=_of_array(data) if items is None else _of_files(items))
+    if items is not None: facts = _name_facts([os.fspath(o) for o in items]) | facts
     return {k: v for k,v in facts.items() if v is not None}
+
+def same_names(
+    was:dict, # Facts of a data set
+    now:dict, # Facts of another one
+)->bool:
+    "Are the names those of the same items, also if they begin in another working directory?"
+    a,b = ({o[k] for k in ('names','below') if k in o} for o in (was,now))
+    return a==b or bool(a & b)
 
 def n_changed(
     was:list, # 'contents' of a data set
@@ -66,6 +74,7 @@ def _part_facts(inner, idxs):
     "Return the facts of a part: those of the whole, and the part's positions"
     part = _digest(map(str, np.asarray(idxs).tolist()))
     facts = data_facts(inner)
+    if 'below' in facts: facts['below'] += part
     return facts | dict(names=f"{facts.get('names', '')}{part}")
 
 def _items(data):
@@ -109,11 +118,15 @@ def _wrapped_data(data):
     def is_data(v): return isinstance(v, torch.utils.data.Dataset) or hasattr(v, 'tls')
     return next((v for v in getattr(data, '__dict__', {}).values() if is_data(v)), None)
 
-def _from_common(names):
-    "Return names relative to their common folder, which may move"
+def _name_facts(names):
+    """Return the facts of names, relative to their common folder, which may move
+
+    a/1.png and b/1.png have none, but from another working directory they do: ../a/1.png and ../b/1.png. So 'below' has
+    what their names would be there."""
     # the first and the last of a sorted list share what all share
     common = os.path.commonprefix([min(names), max(names)]).rpartition(os.sep)[0]
-    return [o[len(common):] for o in names]
+    facts = dict(names=_digest(o[len(common):] for o in names))
+    return facts if common or os.path.isabs(names[0]) else facts | dict(below=_digest(os.sep+o for o in names))
 
 def _of_files(items):
     "Return checksums of some items: of bytes and arrays, of a file's size and both ends; -1 if nothing is known"

@@ -1288,6 +1288,17 @@ def test_a_run_goes_on_if_the_list_of_those_held_out_has_moved_too(here, monkeyp
     now = json.loads(Path('../run/settings.json').read_text())
     assert now['cwd']==os.getcwd() and now['settings'] | asked==now['settings']
 
+@pytest.mark.parametrize('sources', [['a','b'], '.', '[ab]/*/*.png'])
+def test_a_run_on_relative_sources_goes_on_from_another_folder(here, monkeypatch, capsys, sources):
+    "Their names have no common folder there and one here, and the resume was refused as one of other pictures"
+    for old,new in (('train','a'), ('valid','b')): Path('pics',old).rename(new)
+    Path('pics').rmdir()
+    interrupted(monkeypatch, sources)
+    Path('sub').mkdir()
+    monkeypatch.chdir('sub')
+    pretrain.pretrain(out='../run', resume=True, progress=False)
+    assert 'going on with epoch' in capsys.readouterr().out
+
 def test_a_run_goes_on_with_pictures_that_have_moved(here, monkeypatch, capsys):
     "Also from another working directory, where a relative path names nothing; other pictures are refused"
     interrupted(monkeypatch, 'pics')

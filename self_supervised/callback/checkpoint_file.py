@@ -29,7 +29,7 @@ from torch import nn
 from ..core import (
     batch_size_of, checked, first_line, how_to_write, invalid, second_name, shape_in_words, write_atomic)
 from ..owner import claim
-from ..facts import Texts, as_made, codes_of, data_facts, n_changed, settings_of, steps_of
+from ..facts import Texts, as_made, codes_of, data_facts, n_changed, same_names, settings_of, steps_of
 from .ranks import once
 from ..data.kept import Kept
 from ..data.reading import OpenPicture
@@ -392,7 +392,7 @@ def check_same(
 def _check_data(was, now, given):
     "Raise if pictures or labels have changed; warn if the contents of some files have"
     for k in ('names','labels'):
-        if was.get(k)==now.get(k) or k not in was: continue   # an older checkpoint may not have found them
+        if k not in was or (same_names(was, now) if k=='names' else was[k]==now.get(k)): continue   # older ones lack some
         raise invalid(given, f'holds a fit on other data: the {k} of its pictures differ from those of now',
                       'Put the data back, or pass another folder')
     then,here = was.get('contents') or [],now.get('contents') or []
