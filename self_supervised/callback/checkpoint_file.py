@@ -392,7 +392,8 @@ def check_same(
 def _check_data(was, now, given):
     "Raise if pictures or labels have changed; warn if the contents of some files have"
     for k in ('names','labels'):
-        if k not in was or (same_names(was, now) if k=='names' else was[k]==now.get(k)): continue   # older ones lack some
+        if k not in was: continue   # an older checkpoint may not have found them
+        if same_names(was, now) if k=='names' else was[k]==now.get(k): continue
         raise invalid(given, f'holds a fit on other data: the {k} of its pictures differ from those of now',
                       'Put the data back, or pass another folder')
     then,here = was.get('contents') or [],now.get('contents') or []
