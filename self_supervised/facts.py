@@ -121,8 +121,8 @@ def _wrapped_data(data):
 def _name_facts(names):
     """Return the facts of names, relative to their common folder, which may move
 
-    a/1.png and b/1.png have none, but from another working directory they do: ../a/1.png and ../b/1.png. So 'below' has
-    what their names would be there."""
+    a/1.png and b/1.png have none, but from another working directory they do: ../a/1.png and ../b/1.png. So 'below' is
+    that of the names as seen from there."""
     # the first and the last of a sorted list share what all share
     common = os.path.commonprefix([min(names), max(names)]).rpartition(os.sep)[0]
     facts = dict(names=_digest(o[len(common):] for o in names))
