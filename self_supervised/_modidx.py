@@ -1549,6 +1549,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.labels_of': ( 'cli.pictures.html#labels_of',
                                                                                           'self_supervised/cli/pictures.py'),
+                                              'self_supervised.cli.pictures.labels_to_judge': ( 'cli.pictures.html#labels_to_judge',
+                                                                                                'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.looked_up': ( 'cli.pictures.html#looked_up',
                                                                                           'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.names_below': ( 'cli.pictures.html#names_below',

@@ -1475,6 +1475,14 @@ def test_a_run_that_held_out_one_label_is_evaluated_on_a_part_drawn_by_chance(he
     assert rows
     assert finetune.finetune('run', 'two', 'c', epochs=1, labels_per_class=2, workers=0, progress=False)[0]['vocab']==['a','b']
 
+def test_a_run_on_a_tar_of_folders_is_judged_by_their_names(here):
+    "As with --valid; its pictures were left out for want of a label, and the message asked for folders"
+    with tarfile.open('pics.tar', 'w') as t: t.add('pics/train', arcname='.')
+    pretrain.pretrain('pics.tar', 'run', **SMALL)
+    held = Path('run/held_out.csv').read_text().split()
+    res = evaluate.evaluate_pictures('run', 'pics.tar', draws=2, workers=0)
+    assert res['n_test']==len(held)>20
+
 def test_pictures_of_one_sample_of_a_tar_are_held_out_together(tmp_path, monkeypatch):
     "A run tested on samples of which it had trained on another picture"
     monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ from .comparison import compare_parts
 from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_of, looked_up,
+    FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_to_judge, looked_up,
     read_held_out, run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings, settings_for, started_in
@@ -216,7 +216,7 @@ def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
     items = run_pictures(s)
     held = is_held_out(s.path, items, names, trained_on, started_in(run))
-    labels = labels_of(s, items)
+    labels = labels_to_judge(s, items)
     labelled = {out for out,label in zip(held, labels) if label is not None}
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)

@@ -345,13 +345,20 @@ def tell_left_out(
     n = len(left_out)-n
     if n: print(one_line(f"{n} {plural(n, 'picture')} {is_one+': it has' if n==1 else are+': they have'} no label"))
 
+def labels_to_judge(
+    s, # Settings: path, labels, and options of reading
+    items, # Pictures, as `run_pictures` lists them
+)->list: # One label per picture, None for pictures without one
+    "Label pictures for an evaluation or a classifier; folders label those in a tar or a table as well"
+    return labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
+
 def labelled_split(
     s, # Settings: path, labels, and options of reading
     items, # Pictures, as `run_pictures` lists them
     valid, # Name of a folder or column, or file that lists names; a part is left to `image_dls`
 )->Split: # Labels and held-out pictures, however few a label has
-    "Label pictures for a classifier; folders label those in a tar or a table as well"
-    labels = labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
+    "Label pictures for a classifier"
+    labels = labels_to_judge(s, items)
     held = [False]*len(items)
     if isinstance(valid, str):
         items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
