@@ -41,8 +41,8 @@ from .comparison import compare_parts
 from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_to_judge, looked_up,
-    read_held_out, run_pictures, split_pictures, tell_left_out)
+    FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_to_judge,
+    looked_up, read_held_out, run_pictures, split_pictures, tell_left_out)
 from .report import as_text
 from .run_folder import as_place, read_settings, settings_for, started_in
 from .embed import encoder_settings, reading_options_of
