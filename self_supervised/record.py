@@ -118,8 +118,12 @@ def channels_of(
     "Return the channels of its first layer; those that its record or its `spec` states if it does not take the former"
     for m in encoder.modules():
         if type(m).__name__=='NormalizeInput': return len(m.mean)
-    own,record = input_channels(encoder),record_of(encoder)
+    record = record_of(encoder)
     stated = record.get('n_in') or (getattr(unwrapped(encoder), 'spec', None) or {}).get('n_in')
+    try: own = input_channels(encoder)
+    except ValueError:   # no layer tells, as with an LSTM alone
+        if stated is None: raise
+        return stated
     if stated in (None,own): return own
     sizes = dict.fromkeys([record.get('size'), None])   # a recorded size of clips has no frames
     return own if any(_takes(encoder, own, size) for size in sizes) else stated

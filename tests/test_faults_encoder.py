@@ -1342,7 +1342,12 @@ class Recurrent(nn.Module):
         self.lin = nn.Linear(20, 12)
     def forward(self, x): return self.lin(self.rnn(x.transpose(1,2))[1][-1])
 
-@pytest.mark.parametrize('make,shape', [(Patches,(16,16)), (Unshuffled,(16,16)), (Recurrent,(10,))])
+class Alone(nn.GRU):
+    "No layer tells the channels of its input"
+    def __init__(self, n_in=3): super().__init__(n_in, 12, batch_first=True)
+    def forward(self, x): return super().forward(x.transpose(1,2))[1][-1]
+
+@pytest.mark.parametrize('make,shape', [(Patches,(16,16)), (Unshuffled,(16,16)), (Recurrent,(10,)), (Alone,(10,))])
 def test_an_encoder_whose_first_layer_has_other_channels_than_the_picture_is_fine_tuned(make, shape, tmp_path):
     x,y = torch.rand(32,3,*shape),torch.arange(32)%2
     dls = tensor_dls(x, y, splits=(range(16),range(16,32)), bs=8)

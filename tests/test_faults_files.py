@@ -1514,6 +1514,24 @@ class OwnNoise(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
     def forward(self, x): return x*(torch.rand(x.shape, generator=self.generator)>.2)
 
+class PrivateNoise(OwnNoise):
+    "A layer that hides it"
+    def __init__(self):
+        super().__init__()
+        self._drawn = vars(self).pop('generator')
+    def forward(self, x): return x*(torch.rand(x.shape, generator=self._drawn)>.2)
+
+class ModuleNoise:
+    "A view that draws from a generator of its module"
+    def __call__(self, x): return x+.1*float(RNG.normal())
+
+class LateNoise(nn.Module):
+    "A view that makes one for each size when it comes"
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+    def forward(self, x): return x+.1*torch.randn(x.shape, generator=self.made.setdefault(x.shape, torch.Generator()))
+
 class Dimmed:
     def __init__(self): self.settings = dict(rng=random.Random(3))
     def __call__(self, x): return x*(.5+self.settings['rng'].random()/2)
@@ -1522,10 +1540,12 @@ def with_generator(kind):
     "Views, layers and the step of a loader that draw from a generator which a module, an object or a closure holds"
     g = np.random.default_rng(7)
     def in_closure(x): return x+.1*float(g.normal())
+    def by_default(x, g=random.Random(5)): return x+.1*g.random()
     views = dict(beside=[noisy]*2, closure=[in_closure, lambda x: x], partial=[partial(lambda o,x: o(x), Dimmed()), lambda x: x],
+                 default=[by_default, lambda x: x], module=[ModuleNoise(), lambda x: x], late=[LateNoise(), Dimmed()],
                  xtra=get_multi_aug_pipelines(2, 8, jitter=False, bw=False, blur=False, solarize=False, stats=None, xtra_tfms=Dimmed()))
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.ReLU(), OwnNoise() if kind=='layer' else nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.ReLU(), dict(layer=OwnNoise, private=PrivateNoise).get(kind, nn.Identity)(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     dls = tensor_dls(digits()[0][:64], bs=16, seed=0)
     if kind=='loader': dls.train.after_batch = Pipeline([Dimmed()])
     learn = byol_learner(dls, create_byol_model(net, 16, 8), views.get(kind, [lambda x: x+.1*torch.randn_like(x)]*2))
@@ -1537,8 +1557,16 @@ class Interrupted(Callback):
     def after_batch(self):
         if self.train_iter==6: raise KeyboardInterrupt
 
+def test_a_generator_that_is_made_late_takes_no_other_s_place(tmp_path):
+    "The resume ended in a TypeError: a generator of Python was given the state of one of torch"
+    def run(*cbs):
+        learn = with_generator('late')
+        with redirect_stdout(io.StringIO()), learn.no_logging(): learn.fit(3, 1e-2, cbs=cbs)
+    with pytest.raises(KeyboardInterrupt): run(Checkpoint(tmp_path), Interrupted())
+    with pytest.warns(UserWarning, match='1 random generator in your views, layers or loss, e.g. .* cannot go on'): run(Checkpoint(tmp_path))
+
 @pytest.mark.parametrize('every', [1, None])
-@pytest.mark.parametrize('kind', ['beside','closure','partial','xtra','layer','loader'])
+@pytest.mark.parametrize('kind', ['beside','closure','partial','default','module','xtra','layer','private','loader'])
 def test_a_generator_in_views_layers_and_transforms_goes_on(tmp_path, kind, every):
     def run(*cbs):
         global RNG

@@ -24,6 +24,7 @@ from fastcore.basics import GetAttr
 from fastcore.foundation import L
 from torch import nn
 
+from ..core import counted, warn_once
 from ..facts import steps_of
 from .ranks import gather
 from .state import GENERATORS, get_rng, pack, plain_settings, set_rng, unpack
@@ -41,47 +42,67 @@ def generators(
 
 def held_generators(
     dls, # `DataLoaders`, or loaders
-    others=(), # Views, losses, networks and other objects that may hold some
 )->list: # Random generators, without those of `generators`
-    "List the generators in attributes of data sets and samplers, and those in `others`"
+    "List the generators in attributes of data sets and samplers"
     known = {id(g) for dl in dls for g in generators(dl)}
     found = {}
     for o in (o for dl in dls for o in _parts(dl)):
         found |= {id(v): v for v in vars(o).values() if isinstance(v, GENERATORS) and id(v) not in known}
-    seen = set()
-    for o in others: found |= {id(g): g for g in _generators_in(o, seen) if id(g) not in known}
     return list(found.values())
 
-def _generators_in(o, seen, depth=9)->Iterator:
-    "Yield the generators in an object of yours, a function, or a list of them"
+def own_generators(
+    dls, # `DataLoaders`, or loaders
+    others, # Views, losses, networks and other objects that may hold some
+)->dict: # Place in `others`, e.g. '0.rng' → random generator, without those of `generators` and `held_generators`
+    "Find the generators in objects and functions of yours"
+    known = {id(g) for g in [*(g for dl in dls for g in generators(dl)), *held_generators(dls)]}
+    seen:set = set()
+    found = (pair for i,o in enumerate(others) for pair in _generators_in(o, str(i), seen))
+    return {place: g for place,g in found if id(g) not in known}
+
+def _generators_in(o, place, seen, depth=9)->Iterator:
+    "Yield place and generator for those in an object of yours, a function, or a list of them"
     if id(o) in seen or depth<0: return
     seen.add(id(o))
-    if isinstance(o, GENERATORS) and not isinstance(o, random.SystemRandom): yield o
+    if isinstance(o, GENERATORS) and not isinstance(o, random.SystemRandom): yield place,o
     else:
-        for v in _held_in(o): yield from _generators_in(v, seen, depth-1)
+        for name,v in _held_in(o): yield from _generators_in(v, f'{place}.{name}', seen, depth-1)
+
+_of_torch = vars(nn.Module()).keys()
 
 def _held_in(o):
-    "List the values in an object that may be, or hold, a generator"
-    if isinstance(o, nn.Module): return [v for m in o.modules() for k,v in vars(m).items() if k[0]!='_']
-    if isinstance(o, (list,tuple,L)): return o[:100]
-    if isinstance(o, dict): return list(o.values())[:100]
-    if isinstance(o, partial): return [o.func, *o.args, *o.keywords.values()]
-    if ismethod(o): return [o.__self__]
+    "List name and value of everything in an object that may be, or hold, a generator"
+    if isinstance(o, nn.Module):
+        return [(f'{at}.{k}', v) for at,m in o.named_modules() for k,v in [*vars(m).items(), *_called(m, 'forward')]
+                if k not in _of_torch]
+    if isinstance(o, (list,tuple,L)): return list(enumerate(o[:100]))
+    if isinstance(o, dict): return [(repr(k), v) for k,v in list(o.items())[:100]]
+    if isinstance(o, partial): return [('func', o.func), *enumerate(o.args), *o.keywords.items()]
+    if ismethod(o): return [('self', o.__self__), ('function', o.__func__)]
     if isfunction(o): return _held_by_function(o)
     left_out = str,torch.Tensor,np.ndarray,type,Callback,Learner,DataLoader
-    return [] if isinstance(o, left_out) else list(getattr(o, '__dict__', {}).values())[:100]
+    if isinstance(o, left_out) or not hasattr(o, '__dict__'): return []
+    return [*list(vars(o).items())[:100], *_called(o, '__call__')]
+
+def _called(o, name):
+    "List the function that calling an object runs; empty if it is not written in Python"
+    f = getattr(type(o), name, None)
+    return [(name, f)] if isfunction(f) else []
 
 def _held_by_function(f):
+    "List default arguments, variables of the function around it, and the generators of its module that a function uses"
+    held = [*enumerate(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).items()]
     with suppress(ValueError, TypeError):   # a cell may be empty
         used = getclosurevars(f)
-        return [*used.nonlocals.values(), *(g for g in used.globals.values() if isinstance(g, GENERATORS))]
-    return []
+        of_module = [(k, g) for k,g in used.globals.items() if isinstance(g, GENERATORS)]
+        return [*held, *used.nonlocals.items(), *of_module]
+    return held
 
 def drawing_parts(
     learn:Learner, # Learner in a fit
 )->list: # Steps of the training loader, views, loss, network
     "List the objects that may draw from random generators of their own in this process"
-    views = [getattr(cb, 'augs', None) for cb in learn.cbs if cb.name=='byol']
+    views = [cb.augs for cb in learn.cbs if 'augs' in vars(cb)]
     return [*steps_of(learn.dls.train), *views, learn.loss_func, get_model(learn.model)]
 
 def _parts(dl):
@@ -96,7 +117,19 @@ def rng_state(
 )->dict: # Packed
     "Return the random state of this process, of its loaders, and of generators in other objects"
     loaders = [get_rng(g) for dl in dls for g in generators(dl)]
-    return pack(dict(get_random_states(), loaders=loaders, held=[get_rng(g) for g in held_generators(dls, others)]))
+    own = {place: get_rng(g) for place,g in own_generators(dls, others).items()}
+    return pack(dict(get_random_states(), loaders=loaders, held=[get_rng(g) for g in held_generators(dls)], own=own))
+
+def _set_own(found, states):
+    "Set generators of yours by their places; warn of those that are not there yet, or are others now"
+    lost = [place for place in states if place not in found]
+    for place,g in found.items():
+        if place not in states: continue
+        try: set_rng(g, states[place])
+        except (TypeError, ValueError, RuntimeError): lost.append(place)   # of another kind
+    if lost:
+        warn_once(f'{counted(len(lost), "random generator")} in your views, layers or loss, e.g. {lost[0]!r}, cannot go on '
+                  'where the run stopped, so it will not end as an uninterrupted one. Make each when its object is made.')
 
 def set_rng_state(
     state:dict, # From `rng_state`
@@ -106,7 +139,8 @@ def set_rng_state(
     "Set the random state of this process, of its loaders, and of generators in other objects"
     state = unpack(state)
     for g,s in zip([g for dl in dls for g in generators(dl)], state.pop('loaders')): set_rng(g, s)
-    for g,s in zip(held_generators(dls, others), state.pop('held', [])): set_rng(g, s)   # an older checkpoint has none
+    for g,s in zip(held_generators(dls), state.pop('held', [])): set_rng(g, s)   # an older checkpoint has none
+    _set_own(own_generators(dls, others), state.pop('own', {}))
     state['torch_cuda_state'] = state['torch_cuda_state'][:torch.cuda.device_count()]   # there may be fewer now
     set_random_states(**state)
 

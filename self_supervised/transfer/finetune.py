@@ -79,11 +79,11 @@ def classifier(
 # %% ../../nbs/71_transfer.finetune.ipynb #copy
 def _width(encoder):
     "Return the number of features, of pictures of the recorded size: that of a flattened map depends on it"
-    n_in = channels_of(encoder)
+    n_in,errors = channels_of(encoder),[]
     for size in dict.fromkeys([_picture_size(encoder), None, (64,)]):   # the last is a series
         try: return num_features(encoder, n_in, size)
-        except ValueError as e: error = e
-    raise error
+        except ValueError as e: errors.append(e)
+    raise errors[0]
 
 def _picture_size(encoder):
     "Return the recorded size of pictures; None for other inputs, since a record of clips has only that of the frames"

@@ -185,7 +185,8 @@ class BYOLModel(nn.Module):
         nets = [o for o in (self.online, self.target) if o is not None]
         if self.views_record is None:   # no learner tells of views
             for net in nets:
-                if 'stats' not in record_of(net.encoder): remember(net.encoder, weights_from='a state dict')
+                if {'stats','weights_from'}.isdisjoint(record_of(net.encoder)):
+                    remember(net.encoder, weights_from='a state dict')
             return result
         if self.began is None: return result
         if torch.equal(_numbers_of(nets[-1]), self.began): return result   # as they were made: `lr_find` is over
