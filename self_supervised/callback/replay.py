@@ -128,8 +128,9 @@ def _set_own(found, states):
         try: set_rng(g, states[place])
         except (TypeError, ValueError, RuntimeError): lost.append(place)   # of another kind
     if lost:
-        warn_once(f'{counted(len(lost), "random generator")} in your views, layers or loss, e.g. {lost[0]!r}, cannot go on '
-                  'where the run stopped, so it will not end as an uninterrupted one. Make each when its object is made.')
+        n = counted(len(lost), 'random generator')
+        warn_once(f'{n} in your views, layers or loss, e.g. {lost[0]!r}, cannot go on where the run stopped, '
+                  'so it will not end as an uninterrupted one. Make each when its object is made.')
 
 def set_rng_state(
     state:dict, # From `rng_state`
