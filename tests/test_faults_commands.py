@@ -1023,6 +1023,27 @@ def test_links_to_a_picture_are_on_its_side_of_the_split(here, source, holdout):
     assert held and not train & held and len(train | held)==len(files)
     if holdout=='h.txt': assert held=={os.path.realpath(f) for f in files[:40]}
 
+@pytest.mark.parametrize('how', ['column','names','paths'])
+def test_links_to_one_file_of_a_store_have_labels_of_their_own(here, how):
+    "DVC, git-annex and the cache of Hugging Face keep equal pictures once: two names of one file with two labels in a table were refused"
+    Path('store').mkdir()
+    Path('data').mkdir()
+    rows = ['name,kind']
+    for i,f in enumerate(files_of('pics')[:20]):
+        shutil.copy(f, f'store/{i:03}')
+        for kind in 'ab':
+            os.symlink(os.path.abspath(f'store/{i:03}'), f'data/{kind}{i:03}.png')
+            rows.append(f'data/{kind}{i:03}.png,{kind}' if how!='names' else f'{kind}{i:03}.png,{kind}')
+    Path('l.csv').write_text('\n'.join(rows))
+    every = files_of('data')
+    s = pretrain.AttrDict(path='l.csv' if how=='column' else every, column='name' if how=='column' else None, labels='kind' if how=='column' else 'l.csv', unlabelled=False, seed=42, holdout=.2)
+    if how=='paths': s.path = [os.path.abspath(o) for o in every]
+    items = pictures.run_pictures(s)
+    assert pictures.labels_of(s, items)==[Path(o).name[0] for o in items] and len(items)==40
+    split = pictures.split_pictures(s, items)
+    train,held = ({os.path.realpath(split.items[i]) for i in part} for part in (split.train,split.held))
+    assert held and not train & held
+
 def test_a_part_of_links_to_a_pool_is_held_out_by_its_path(here):
     Path('farm/train').mkdir(parents=True)
     Path('farm/valid').mkdir()

@@ -31,7 +31,9 @@ class PictureNames:
     @cached_property
     def by_name(self): return _positions(self.names)
     @cached_property
-    def by_place(self): return _positions(map(real_file, self.items))
+    def by_place(self): return _positions(map(real_place, self.items))
+    @cached_property
+    def by_file(self): return _positions(map(real_file, self.items))
     @cached_property
     def by_base(self): return _positions(map(os.path.basename, self.names))
     @cached_property
@@ -61,8 +63,9 @@ class PictureNames:
         if name in self.by_name: return self.by_name[name]
         has_folder = bool(os.path.dirname(name))
         begins = [self.folder,''] if has_folder else [self.folder]
-        places = {real_file(os.path.join(o, name)) for o in begins}
-        found = sorted(i for o in places for i in self.by_place.get(o, []))
+        paths = [os.path.join(o, name) for o in begins]
+        # Several links to one file are told apart by their paths
+        found = _at(map(real_place, paths), self.by_place) or _at(map(real_file, paths), self.by_file)
         if not has_folder: found = found or self.by_base.get(name, [])
         if found or not stems: return found
         return (self.by_stem if has_folder else self.by_base_stem).get(name, [])
@@ -111,6 +114,10 @@ class PictureNames:
     )->bool: # Does it fit a picture or several?
         "Is a cell the name of a picture?"
         return any(self.fitting(o, stems) for o in _spellings(text))
+
+def _at(places, positions):
+    "Return the positions of some places"
+    return sorted(i for o in set(places) for i in positions.get(o, []))
 
 def _positions(keys):
     "Return key → positions"

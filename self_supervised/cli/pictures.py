@@ -114,9 +114,10 @@ def _plain(o):
     return o if o is None or isinstance(o, Number) else str(o).strip()
 
 def _labels_of_copies(given, items, labels):
-    "Return the label of each picture; pictures of one file share it, or their labels are refused"
+    "Return the label of each picture; pictures of one path share it, or their labels are refused"
     found = dict[str,Number|str]()
-    places = [real_file(o) for o in items]
+    # A store keeps equal pictures once, and links to one of its files have labels of their own
+    places = [real_place(o) for o in items]
     for place,label,item in zip(places, plain_labels(labels), items):
         if label is None: continue
         if found.setdefault(place, label)!=label: raise _contradiction(given, found[place], label, os.fspath(item))
