@@ -1461,6 +1461,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._is_of_run': ( 'cli.options.html#_is_of_run',
                                                                                          'self_supervised/cli/options.py'),
+                                             'self_supervised.cli.options._is_record': ( 'cli.options.html#_is_record',
+                                                                                         'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._is_run_as_file': ( 'cli.options.html#_is_run_as_file',
                                                                                               'self_supervised/cli/options.py'),
                                              'self_supervised.cli.options._needs_listing': ( 'cli.options.html#_needs_listing',

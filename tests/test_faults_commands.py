@@ -1200,7 +1200,8 @@ def test_an_array_that_is_read_as_a_picture_is_not_replaced(here, encoder, sourc
 def test_a_file_of_a_run_is_not_replaced(here, encoder):
     "byol_evaluate run pics --out run/results.json took the verdict of the run; check and embed took other files"
     Path('run').mkdir()
-    for o in options.RUN_FILES: Path(f'run/{o}').write_text('of the run')
+    kept = dict.fromkeys(options.RUN_FILES, 'of the run') | {'settings.json': '{"settings": {}}'}
+    for o,text in kept.items(): Path(f'run/{o}').write_text(text)
     os.symlink('run/report.html', 'page.html')
     calls = [(partial(evaluate.byol_evaluate, encoder, ['pics']), ('results.json','settings.json')),
              (partial(check.byol_check, ['pics'], n_in=1), ('skipped.csv','held_out.csv','history.csv')),
@@ -1209,12 +1210,20 @@ def test_a_file_of_a_run_is_not_replaced(here, encoder):
         for name in names:
             with pytest.raises(CliError, match='is written by the run in that folder'): call(workers=0, out=f'run/{name}')
     with pytest.raises(CliError, match='is written by the run in that folder'): calls[2][0](workers=0, out='page.npz')
-    assert {Path(f'run/{o}').read_text() for o in options.RUN_FILES}=={'of the run'} and not Path('run/report.npz').exists()
+    assert {o: Path(f'run/{o}').read_text() for o in kept}==kept and not Path('run/report.npz').exists()
     # other names, and a folder without a run
     embed.byol_embed(encoder, ['pics'], workers=0, out='run/report.npz')
     Path('results.json').write_text('of an evaluation')
     evaluate.byol_evaluate(encoder, ['pics'], workers=0, draws=2, out='results.json')
     assert 'rows' in json.loads(Path('results.json').read_text())
+
+@pytest.mark.parametrize('text', ['{"python.linting": true}','[1]','{"settings": [1]}','{"settings": {}','\xff',None])
+def test_settings_of_another_program_make_no_run(here, encoder, text):
+    "With a settings.json of an editor in the working directory, the second `byol_evaluate … --out results.json` was refused"
+    if text is None: Path('settings.json').mkdir()
+    else: Path('settings.json').write_text(text, encoding='latin-1')
+    Path('results.json').write_text('of an evaluation')
+    assert options.check_out('results.json', 'pics', encoder)==Path('results.json')
 
 @pytest.mark.parametrize('name', ['history.csv','held_out.csv','report.html','export.pkl'])
 def test_a_file_with_the_name_of_a_file_of_a_run_is_not_replaced(here, encoder, name):

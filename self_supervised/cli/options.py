@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/82_cli.options.ipynb #imports
+import json
 import os
 import sys
 from argparse import ArgumentParser, HelpFormatter
@@ -156,7 +157,14 @@ RUN_FILES = (
 def _is_of_run(file):
     "Is it a file of a run, in its folder?"
     folder,name = os.path.split(os.path.realpath(file))
-    return name in RUN_FILES and os.path.isfile(file) and os.path.isfile(os.path.join(folder, 'settings.json'))
+    return name in RUN_FILES and os.path.isfile(file) and _is_record(os.path.join(folder, 'settings.json'))
+
+def _is_record(file):
+    "Is it the record of a run? Other programs have a settings.json, too"
+    if not os.path.isfile(file): return False
+    try: record = json.loads(Path(file).read_text())
+    except (OSError, ValueError, RecursionError): return False
+    return isinstance(record, dict) and isinstance(record.get('settings'), dict)
 
 def check_out(
     out:str|Path, # File to be written
