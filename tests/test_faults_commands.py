@@ -729,7 +729,7 @@ def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, mo
         *_,folder = pretrain.pretrain(path, 'new', init=init, **SMALL | how)
     told = [str(o.message) for o in found if 'may be among those' in str(o.message)]
     assert len(told)==bool(n), told
-    if change=='nothing': assert 'It held out nothing' in told[0] and 'csv' not in told[0]
+    if change=='nothing': assert 'It held out nothing: pass --holdout with pictures that it did not have' in told[0] and 'csv' not in told[0]
     if not n or change=='nothing': return
     first = pictures.is_held_out(path, (items := [Path(o) for o in files_of(path)] if isinstance(path, str) else path), pictures.read_held_out(init), '../pics' if change=='moved' else 'pics')
     names = pictures.read_held_out(folder)
@@ -737,6 +737,51 @@ def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, mo
     seen = sum(b and not a for a,b,o in zip(first, now, items) if 'more/' not in str(o))
     assert told[0].startswith(f'{seen} of {len(names)} held-out pictures') and f'--holdout {init}/held_out.csv' in told[0] or change=='more'
     assert any('may be among' in o for _,o in json.loads((folder/'results.json').read_text())['said'])
+
+@pytest.mark.parametrize('change', [None,['pics',5],{'a': 1},5,'gone'], ids=str)
+def test_a_damaged_record_of_the_starting_weights_ends_no_run(here, change):
+    "The run whose weights are taken may have a settings.json that was changed by hand: the check of its pictures only warns"
+    pretrain.pretrain('pics', 'out', **SMALL)
+    record = json.loads(Path('out/settings.json').read_text())
+    if change is None: del record['settings']['path']
+    else: record['settings']['path'] = change
+    Path('out/settings.json').write_text(json.dumps(record))
+    *_,folder = pretrain.pretrain('pics', 'new', init='out', **SMALL | dict(seed=7))
+    assert (folder/'results.json').exists()
+
+def test_the_pictures_of_the_starting_weights_are_listed_once(here, monkeypatch):
+    "A source of millions was listed again, also on resume; the warning of the first start is in the results of the resumed run, and in one line"
+    pretrain.pretrain('pics', 'out\x1b', **SMALL)
+    lists = []
+    monkeypatch.setattr(pretrain, 'listed_pictures', lambda source, options: lists.append(source) or options_listed(source, options))
+    options_listed = options.listed_pictures
+    with pytest.warns(UserWarning, match='may be among those that out.x1b was') as found: interrupted(monkeypatch, './pics/', init='out\x1b', seed=7)
+    told, = [str(o.message) for o in found if 'may be among those' in str(o.message)]
+    assert told.isprintable() and not lists
+    monkeypatch.setattr(pretrain, 'seen_before', None)
+    with pytest.warns(UserWarning, match='may be among those'): pretrain.pretrain(out='run', resume=True, progress=False)
+    assert [None,told] in json.loads(Path('run/results.json').read_text())['said']
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    # Other endings are other pictures
+    monkeypatch.setattr(pretrain, 'listed_pictures', lambda source, options: lists.append(source) or options_listed(source, options))
+    with pytest.warns(UserWarning, match='may be among those'): pretrain.pretrain('pics', 'third', init='out\x1b', **SMALL | dict(seed=7, suffixes='.png,.tif'))
+    assert lists==['pics']
+
+@pytest.mark.parametrize('arch', ['tiny_resnet','resnet18'])
+def test_starting_weights_that_another_start_left_are_not_taken(here, monkeypatch, arch):
+    "A start with --init that ended before its settings were written: the next run without took its weights for its own untrained ones when it was resumed"
+    def leave():
+        torch.manual_seed(1)
+        save_encoder(create_encoder(arch, pretrained=False, n_in=1), 'run/start.safetensors', size=8, stats=None)
+    Path('run').mkdir()
+    leave()
+    interrupted(monkeypatch, 'pics')
+    assert not Path('run/start.safetensors').exists()
+    leave()   # of an older run
+    _,feats,_ = pretrain.pretrain(out='run', resume=True, progress=False)
+    _,want,_ = pretrain.pretrain('pics', 'whole', **SMALL | dict(epochs=2))
+    for name in want: torch.testing.assert_close(feats[name][1][0], want[name][1][0], rtol=0, atol=0)
 
 def test_odd_findings_are_told_of_each_time(here, encoder):
     "In the second folder of a session they were not"

@@ -47,7 +47,7 @@ from self_supervised.cli.run_folder import free_folder, recorded_settings
 from self_supervised.cli.terminal import History, steady_output
 from self_supervised.core import seed_everything
 from self_supervised.data.arrays import tensor_dls
-from self_supervised.data.demo import digits
+from self_supervised.data.demo import digits, write_mnist_tiny
 from self_supervised.facts import Texts, as_made, codes_of, data_facts, described, steps_of
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
@@ -1006,10 +1006,25 @@ def test_a_checkpoint_without_the_record_goes_on(tmp_path):
 def test_a_folder_with_a_part_of_a_run_holds_a_run(name, tmp_path, capsys):
     (tmp_path/'run'/name).parent.mkdir(parents=True)
     (tmp_path/'run'/name).touch()
-    assert free_folder(tmp_path/'run')==tmp_path/'run-2' and 'holds a run already' in capsys.readouterr().out
+    # Files of other names may be yours
+    what = 'a run' if name.endswith('.pt') or name in ('encoder.safetensors','results.json','settings.json') else name
+    assert free_folder(tmp_path/'run')==tmp_path/'run-2' and f'/run holds {what} already: ' in capsys.readouterr().out
     (tmp_path/'run'/name).unlink()
     assert free_folder(tmp_path/'run')==tmp_path/'run'
     for o in ('run','run-2'): release(tmp_path/o)
+
+@pytest.mark.parametrize('error', [OSError,KeyboardInterrupt])
+def test_a_start_without_settings_leaves_its_folder_free(error, tmp_path, monkeypatch):
+    "The list of those held out is written before; it made the folder a run's, and the next run went to another"
+    monkeypatch.chdir(tmp_path)
+    write_mnist_tiny('pics')
+    def fail(*args): raise error('disk full')
+    how = dict(arch='tiny_resnet', size=16, n_in=1, bs=32, epochs=1, workers=0, hidden_size=32, projection_size=16, progress=False)
+    with monkeypatch.context() as m, pytest.raises(error):
+        m.setattr(pretrain_room, 'write_settings', fail)
+        pretrain('pics', 'run', **how)
+    assert not Path('run').exists()
+    assert pretrain('pics', 'run', **how)[2]==Path('run') and read_held_out('run')
 
 @pytest.mark.parametrize('out', ['.','../run','../run/.','./'])
 def test_the_working_directory_may_hold_a_run(out, tmp_path, monkeypatch):

@@ -65,13 +65,13 @@ from self_supervised.cli.budget import (
 from .lists import real_file
 from .mend import Mend
 from .options import (
-    as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record)
+    as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record, where_to_look)
 from self_supervised.cli.pictures import (
     folder_dls, held_out_digest, is_held_out, judged_dls, kind_of, read_held_out, run_pictures, split_pictures,
     write_held_out)
 from .report import as_text
 from self_supervised.cli.run_folder import (
-    record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings, write_run,
+    as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings, write_run,
     write_settings)
 from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
 
@@ -261,29 +261,38 @@ def starting_encoder(
 def seen_before(
     s, # Settings of the run
     items, # Its held-out pictures
+    listed, # All pictures of its source
 )->int: # 0 also where no run tells what it trained on
     "Count the held-out pictures that the run of the starting weights may have trained on"
-    with suppress(ValueError, OSError):
+    # A record that was changed by hand may hold values of any kind
+    with suppress(ValueError, OSError, TypeError, LookupError, AttributeError):
         file = encoder_file(s.init)
         run = file.parent
         digest = held_out_digest(run)
         if digest is None or encoder_info(file).get('held_out')!=digest: return 0   # no run, or not its encoder
         settings = settings_for(run, s.path)
-        out = is_held_out(s.path, items, read_held_out(run), settings['path'], started_in(run))
-        trained = set(map(real_file, listed_pictures(settings['path'], settings)))
+        source = settings.get('path')
+        is_same = as_place(source)==as_place(s.path) and where_to_look(settings)==where_to_look(s)
+        out = is_held_out(s.path, items, read_held_out(run), source, started_in(run))
+        trained = set(map(real_file, listed if is_same else listed_pictures(source, settings)))
         return sum(real_file(o) in trained and not is_out for o,is_out in zip(items, out))
     return 0
 
-def _warn_of_seen(s, items):
-    "Warn if the starting weights were trained on pictures that are held out now"
+def _warn_of_seen(s, items, listed, resume):
+    "Warn if the starting weights were trained on pictures that are held out now; a resumed run repeats its warning"
     if not s.init or rank_distrib(): return
-    n = seen_before(s, items)
-    if not n: return
+    if not resume: s.seen = _told_of_seen(s, items, listed)
+    if s.get('seen'): warn(s.seen)
+
+def _told_of_seen(s, items, listed):
+    "Return the warning; None if there is nothing to warn of"
+    n = seen_before(s, items, listed)
+    if not n: return None
     run = encoder_file(s.init).parent
-    fix = f'Hold out the same: --holdout {shlex.quote(str(run/"held_out.csv"))}'
-    if not read_held_out(run): fix = 'It held out nothing: hold out pictures that are new'
-    warn(f'{n} of {len(items)} held-out pictures may be among those that {run} was trained on, so accuracy on them is '
-         f'too high. {fix}.')
+    fix = f'Hold out the same: --holdout {printable(shlex.quote(str(run/"held_out.csv")))}'
+    if not read_held_out(run): fix = 'It held out nothing: pass --holdout with pictures that it did not have'
+    return (f'{n} of {len(items)} held-out pictures may be among those that {printable(run)} was trained on, '
+            f'so accuracy on them is too high. {fix}.')
 
 def start_of(
     out, # Folder of a run to resume
@@ -443,11 +452,17 @@ def _begin(s, dls, out, resume):
     "Record the settings of a new run, workers included; print if a resumed one has no checkpoint"
     is_new = not checkpoint_files(out/'checkpoints')
     if resume and is_new: print(f'{out}: no checkpoint yet, the run begins anew')
-    # Pictures may have come since a start without a checkpoint
-    if is_new and s.path is not None: write_held_out(out, s, dls)
-    if resume: return
+    if resume:
+        # Pictures may have come since a start without a checkpoint
+        if is_new and s.path is not None: write_held_out(out, s, dls)
+        return
     s.workers = dls.train.fake_l.num_workers
-    write_settings(out, s)
+    try:
+        if s.path is not None: write_held_out(out, s, dls)
+        write_settings(out, s)
+    except BaseException:   # without settings it is no run, and the list alone would keep others out of the folder
+        (out/'held_out.csv').unlink(missing_ok=True)
+        raise
 
 def _to_record(s):
     "Return what the encoder's file records of a run, of the reading options those that are not defaults"
@@ -494,7 +509,7 @@ def pretrain(
         as_in_training(reading_options(reader=settings['reader']), to_record(asked), f'out={str(out)!r}')
         asked.setdefault('slower', 1.)   # of a run before there was this setting
     else: asked['views'] = views
-    start = start_of(out) if resume else None
+    start = start_of(out) if resume and (asked.get('init') or asked.get('pretrained')) else None
     s = complete_settings(**asked, start=start)
     check_settings(s)
     # Errors of the pictures are raised before a folder is made
@@ -531,10 +546,11 @@ def _run(s, items, bs, out, resume, progress, begun, start=None):
     as_started = deepcopy(encoder)
     first = not rank_distrib()
     if first and (s.pretrained or s.init) and not start: save_start(out, as_started, s)
+    elif first and not resume: (out/'start.safetensors').unlink(missing_ok=True)   # of a start that failed
     if first and s.path is not None: _tell_labels(dls)
     learn = run_learner(s, dls, encoder, out, progress and not s.minutes)
     with noted_warnings() as early:
-        if s.path is not None: _warn_of_seen(s, dls.valid_ds.items)
+        if s.path is not None: _warn_of_seen(s, dls.valid_ds.items, items, resume)
         if not resume: plan(s, learn, items, begun)
     if first: _begin(s, dls, out, resume)
     seed_everything(s.seed, dls)

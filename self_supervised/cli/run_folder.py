@@ -42,7 +42,7 @@ from .verdict import verdict
 # %% ../../nbs/90_cli.run_folder.ipynb #50c012
 def free_folder(
     out, # Folder to use
-)->Path: # `out`; or `out-2`, `out-3`, … if that holds a run already, or belongs to another process
+)->Path: # `out`; or `out-2`, `out-3`, … if that holds files of a run, or belongs to another process
     "Find a folder that holds no run, make it and claim it"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise invalid(f'out={str(out)!r}', 'is a file', 'Pass a folder')
@@ -56,20 +56,27 @@ def free_folder(
     if free!=out: print(f'{out} {taken}: this one goes to {free}')
     return free
 
-# Each of them is lost if another run writes to the folder, or makes it go on where this one stopped.
-# A start that failed may leave the other two, which are written anew
-_of_run = *(o for o in RUN_FILES if o not in ('skipped.csv','start.safetensors')),'checkpoints/*.pt'
+# No run is without one of them; the other files of a run may be yours
+_signs = 'settings.json','results.json','encoder.safetensors','checkpoints/*.pt'
 
-def _holds_run(folder): return any(f for o in _of_run for f in folder.glob(o))
+# Each of them is lost if another run writes to the folder, or makes it go on where this one stopped.
+# A start that failed may leave the other two, which the next one removes or writes anew
+_of_run = *_signs,*(o for o in RUN_FILES if o not in (*_signs,'skipped.csv','start.safetensors'))
+
+def _held_in(folder):
+    "Tell of the files of a run in a folder; empty if there are none"
+    found = next((o for o in _of_run if any(folder.glob(o))), None)
+    return f"holds {'a run' if found in _signs else found} already" if found else ''
 
 def _why_taken(folder):
     "Return why a folder is not free; empty if it is free, and now claimed"
-    if _holds_run(folder): return 'holds a run already'
+    held = _held_in(folder)
+    if held: return held
     owner = claim(folder)
     if owner: return f'is in use by {owner}'
-    if not _holds_run(folder): return ''
-    release(folder)   # a run has ended meanwhile
-    return 'holds a run already'
+    held = _held_in(folder)
+    if held: release(folder)   # a run has ended meanwhile
+    return held
 
 def as_place(
     value, # Path, or a list of them
