@@ -71,8 +71,8 @@ from self_supervised.cli.pictures import (
     write_held_out)
 from .report import as_text
 from self_supervised.cli.run_folder import (
-    as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings, write_run,
-    write_settings)
+    as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings,
+    write_run, write_settings)
 from .verdict import FAIR_MINUTES, TOO_FEW_STEPS, verdict_text
 
 # %% ../../nbs/91_cli.pretrain.ipynb #50c006
