@@ -350,16 +350,19 @@ def labels_to_judge(
     s, # Settings: path, labels, and options of reading
     items, # Pictures, as `run_pictures` lists them
 )->list: # One label per picture, None for pictures without one
-    "Label pictures for an evaluation or a classifier; folders label those in a tar or a table as well"
-    return labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
+    "Label pictures as a run does; two or more folders label those in a tar as well"
+    labels = labels_of(s, items)
+    if s.get('labels') is not None or any(o is not None for o in labels): return labels
+    by_folder = labels_by_folder(items)
+    return by_folder if len(set(by_folder)-{None})>1 else labels
 
 def labelled_split(
     s, # Settings: path, labels, and options of reading
     items, # Pictures, as `run_pictures` lists them
     valid, # Name of a folder or column, or file that lists names; a part is left to `image_dls`
 )->Split: # Labels and held-out pictures, however few a label has
-    "Label pictures for a classifier"
-    labels = labels_to_judge(s, items)
+    "Label pictures for a classifier; folders label those in a tar or a table as well"
+    labels = labels_by_folder(items) if s.get('labels') is None else labels_of(s, items)
     held = [False]*len(items)
     if isinstance(valid, str):
         items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
