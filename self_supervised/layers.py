@@ -809,9 +809,7 @@ def _not_pooled_here(arch, where):
 
 def _settle(net, n_in, size):
     "Find the layout of a `FlatEncoder` now, if an empty input can tell it"
-    try: probe(net, _unread(net, n_in), size)
-    except Unflattenable: raise
-    except ValueError: pass  # inputs of its own kind: the first of them will tell
+    _probed(net, _unread(net, n_in), size)  # of inputs of its own kind the first will tell
 
 def _too_late(kwargs):
     "Make the error for options of an existing network"
@@ -847,7 +845,7 @@ def _probed(net, n_in, size):
 
 def _unread(net, n_in):
     "Return `n_in` if no layer of `net` tells its channels, as with an LSTM; else None"
-    return n_in if _first_layer(net)[0] is None else None
+    return n_in if first_layer(net) is None else None
 
 # %% ../nbs/02_layers.ipynb #00c036d
 create_timm_encoder = create_encoder

@@ -69,17 +69,18 @@ def classifier(
 )->nn.Sequential: # `normalize`, `encoder`, `head`: (bs,n_in,h,w) in [0,1] → (bs,n_out)
     "Put a head on a copy of `encoder`"
     stats = recorded_stats(encoder, stats, needed=True)
-    normalize = NormalizeInput(stats, channels_of(encoder))
+    n_in = channels_of(encoder)
+    normalize = NormalizeInput(stats, n_in)
     encoder = copy_encoder(encoder)
-    check_vectors(encoder, channels_of(encoder), _picture_size(encoder), user='classifier')
+    check_vectors(encoder, n_in, _picture_size(encoder), user='classifier')
     remember(encoder, stats=stats_lists(stats))  # what it is trained on from here
-    head = create_cls_module(_width(encoder), n_out, lin_ftrs, ps, use_bn)
+    head = create_cls_module(_width(encoder, n_in), n_out, lin_ftrs, ps, use_bn)
     return nn.Sequential(OrderedDict(normalize=normalize, encoder=encoder, head=head))
 
 # %% ../../nbs/71_transfer.finetune.ipynb #copy
-def _width(encoder):
+def _width(encoder, n_in):
     "Return the number of features, of pictures of the recorded size: that of a flattened map depends on it"
-    n_in,errors = channels_of(encoder),[]
+    errors = []
     for size in dict.fromkeys([_picture_size(encoder), None, (64,)]):   # the last is a series
         try: return num_features(encoder, n_in, size)
         except ValueError as e: errors.append(e)
