@@ -1009,6 +1009,26 @@ def test_a_last_batch_of_one_picture_is_refused_before_the_fit(load, bs):
     fast = DataLoaders(FastLoader(TensorDataset(x), bs=bs), device='cpu')
     with pytest.raises(ValueError, match='leaves one picture'): learner(fast).fit(1)
 
+@pytest.mark.parametrize('views', [1, 2])
+@pytest.mark.parametrize('kind', ['stream','batch sampler'])
+def test_a_stream_may_end_with_one_picture(kind, views):
+    "Only its number of batches is known before: the epoch ended with an error, and its work was lost"
+    both = [torch.rand(17,*X.shape[1:]) for _ in range(views)]
+    data = OneByOne(*both) if kind=='stream' else TensorDataset(*both)
+    how = dict(batch_size=8) if kind=='stream' else dict(batch_sampler=torch.utils.data.BatchSampler(range(17), 8, False))
+    learn = learner(DataLoaders(DataLoader(data, **how), device='cpu'), AUGS if views==1 else None, cbs=(seen := Seen()))
+    with pytest.warns(UserWarning, match='One picture is left for the last batch.*drop_last=True'): learn.fit(2)
+    assert len(learn.recorder.losses)==4 and np.isfinite(learn.recorder.losses).all()
+    assert [len(x) for xs in seen.xs for x in xs]==[8]*8
+    first = learner(DataLoaders(DataLoader(OneByOne(both[0][:1]), batch_size=8), device='cpu'))
+    with pytest.raises(ValueError, match='holds 1 picture, and batchnorm compares at least two'): first.fit(1)
+
+class OneByOne(IterableDataset):
+    "A stream of the rows of tensors"
+    def __init__(self, *rows): self.rows = rows
+    def __iter__(self): return iter(zip(*self.rows))
+    def __len__(self): return len(self.rows[0])
+
 def test_a_last_batch_of_one_picture_needs_no_batchnorm_to_be_trained():
     "Group norm compares nothing"
     net = model(encoder=nn.Sequential(nn.Conv2d(1,6,3), nn.GroupNorm(2,6), nn.AdaptiveAvgPool2d(1), nn.Flatten()), create=partial(create_byol_model, bn=False))

@@ -463,6 +463,7 @@ def test_pictures_beside_the_folders_of_classes_have_no_label(tmp_path, monkeypa
     assert evaluate.labelled_pictures(source, 12, workers=0)[2]==['cat','dog']
     read = finetune.read_labels(source, pretrain.AttrDict(finetune.FINETUNE | dict(size=12, n_in=3, valid=.3, labels=None, labels_per_class=None, workers=0, seed=3, reading={})))
     assert read.vocab==['cat','dog'] and capsys.readouterr().out.count('15 of 39 pictures without a label: left out')==2
+    assert pictures.labels_by_folder(['p/cat/0.png','p/cat /1.png'])==['cat','cat ']   # as the loaders' labels
     assert pictures.labels_by_folder(['p/0.png','p/1.png'])==['p','p'] and pictures.labels_by_folder(['a/0.png','b/0.png','b/c/0.png'])==['a','b','c']
 
 @pytest.mark.parametrize('blank', ['', '  ', 'NaN'])
@@ -1033,7 +1034,7 @@ def test_a_part_without_labels_is_no_test(kaggle):
     for f in (evaluate.evaluate_pictures, finetune.finetune):
         with pytest.raises(ValueError, match="valid='test' holds out no picture with a label"): f(kaggle, 'd', valid='test', workers=0)
 
-@pytest.mark.parametrize('valid', [.3,'valid','part'])
+@pytest.mark.parametrize('valid', [None,.3,'valid','part'])
 def test_a_classifier_has_the_labels_of_the_run_whatever_is_tested(here, valid):
     "With valid, folder names were its classes, though the run and byol_evaluate had those of the file"
     rows = [(f, f'kind {i%3}', Path(f).parts[1]) for i,f in enumerate(files_of('pics'))]
@@ -1043,6 +1044,7 @@ def test_a_classifier_has_the_labels_of_the_run_whatever_is_tested(here, valid):
     want = {f'kind {i}' for i in range(3)}
     results,folder = finetune.finetune('out', source, 'c', valid=valid, epochs=1, workers=0, progress=False)
     assert set(results['vocab'])==want and sum(map(sum, results['confusion']))>60
+    assert json.loads((folder/'settings.json').read_text())['settings']['labels']==how['labels']   # it was null
     # those that you name come first
     Path('l.csv').write_text('name,label\n'+''.join(f'{f},{len(f)%2}{i%2}\n' for i,f in enumerate(files_of('pics'))))
     results,_ = finetune.finetune('out', source, 'd', valid=valid, labels='l.csv', epochs=1, workers=0, progress=False)

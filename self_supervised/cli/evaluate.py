@@ -135,14 +135,13 @@ def part_to_test(
     run, # Folder of the encoder's file
     path, # Pictures
     valid, # Value of `--valid`, or None
-    labels, # Value of `--labels`; None for the names of folders
+    labels, # Result of `labels_to_use`; None for the names of folders
     seed:int, # Random seed of a part drawn by chance
     options:dict, # Result of `reading_options`
     fewest:int=FEWEST, # Smallest number of pictures of a label, for a part drawn by chance
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
-    labels = labels or labels_of_run(settings, path, options)
     holdout = .2 if valid is None else valid
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
@@ -153,12 +152,15 @@ def part_to_test(
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
     return holdout if labels is None else split_pictures(s, run_pictures(s), fewest=fewest, what='are left out')
 
-def labels_of_run(
-    settings:dict, # Settings of the run
+def labels_to_use(
+    run:Path, # Folder of the encoder's file
     path, # Pictures
+    labels, # Value of `--labels`, or None
     options:dict, # Result of `reading_options`
 )->str|None: # Value of `--labels`; None for the names of folders
-    "Return the labels of a run if they label these pictures"
+    "Return the labels that are asked for, or else those of the run if they label these pictures"
+    if labels is not None or not has_record(run): return labels
+    settings = settings_for(run, path)
     labels = settings.get('labels')
     if labels is None or as_place(path)==as_place(settings.get('path')): return labels
     file = csv_and_column(labels)
@@ -358,6 +360,7 @@ def evaluate_pictures(
     asked = {name: kwargs.pop(name) for name in signature(reading_options).parameters if name in kwargs}
     run = run_of(encoder) if valid is None else encoder.parent
     options = as_in_run(run, path, reading_options_of(encoder, asked))
+    labels = labels_to_use(run, path, labels, options)
     part = part_to_test(run, path, valid, labels, seed, options)
     how = dict(bs=bs, workers=workers, seed=seed, progress=progress)
     train,test,vocab = labelled_pictures(path, size, spec['n_in'], part, **how, **options)

@@ -50,11 +50,11 @@ from .options import as_text_path, command, how_to_read, reading_options
 from .pictures import Split
 from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
-from .run_folder import run_folder, run_record, settings_for, write_settings
+from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_settings, reading_options_of
 from .evaluate import (
-    as_in_run, flip_of_run, has_record, labelled_items, labels_of_run, of_split, part_to_test, run_of)
+    as_in_run, flip_of_run, has_record, labelled_items, labels_to_use, of_split, part_to_test, run_of)
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -102,10 +102,9 @@ def read_labels(
 
 def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
-    if s.valid is not None:
-        # Folders may be named after something else
-        if s.labels is None and has_record(run): s.labels = labels_of_run(settings_for(run, path), path, s.reading)
-        return None
+    # Folders may be named after something else
+    s.labels = labels_to_use(run, path, s.labels, s.reading)
+    if s.valid is not None: return None
     part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
     s.valid = part

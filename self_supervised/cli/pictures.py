@@ -78,7 +78,7 @@ def labels_by_folder(
     parts = [o.parts for o in set(folders)]
     top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
     no_classes = {top} | _parts_among(set(folders)) | _shards_among(set(folders))
-    labels = plain_labels([None if o in no_classes else o.name for o in folders])
+    labels = known_labels([None if o in no_classes else o.name for o in folders])
     kinds = {str(o).lower() for o in labels if o is not None}
     # A folder of pictures without labels may be split into train and test
     return [None]*len(labels) if len(kinds)>1 and kinds<=_parts else labels

@@ -12,9 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from random import SystemRandom
+from warnings import warn
 
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import CancelBatchException
 from fastai.data.core import DataLoaders
 from fastai.imports import noop as fastai_noop
 from fastai.learner import CastToTensor, Learner
@@ -46,11 +48,11 @@ from self_supervised.callback.put_back import (
     keep_out_of_optimizer)
 from ..plots import decode_view, show_views
 from ..callback.loggers import set_up_loggers
-from self_supervised.vision.checks import (
+from .checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
     check_online, check_optimizer, check_pipelines, check_ranks, check_stated, check_views_differ, check_watches,
-    first_batch, first_parts, loss_for_labels, prepare, ready_views, split_batch, states_labels, warn_of_record,
-    warn_of_trackers)
+    first_batch, first_parts, is_too_small, loss_for_labels, prepare, ready_views, split_batch, states_labels,
+    warn_of_record, warn_of_trackers)
 # Not used here: they were in this module before, and code may import them from it
 from ..core import without_hooks # noqa: F401
 from ..callback.put_back import precision_of # noqa: F401
@@ -626,19 +628,28 @@ class BYOL(BYOLSetup):
     def _ready_views(self):
         "Return the views of the batch; the first ones are checked"
         views,self.labels = ready_views(self.xb, self.yb)
-        check_batch(views[0], self.model)
+        self._check_size(views[0])
         if not self.looked:
             check_online(self.byol_model, views[0], views)
             check_views_differ(views)
             self.look_at_range(views)
         return views
 
+    def _check_size(self, x):
+        "Raise for a batch of one picture, or leave it out at the end of a stream, where no check could see it before"
+        if not self.looked or (num_distrib() or 1)>1: return check_batch(x, self.model)
+        if not is_too_small(x, self.model): return
+        warn('One picture is left for the last batch, and batchnorm compares at least two: it is left out. '
+             'Pass drop_last=True to the training loader.')
+        self.learn.yb = ()   # fastai's recorder passes over such a batch
+        raise CancelBatchException()
+
     def _new_views(self):
         "Return new views of the pictures of the batch; the first ones are checked"
         if not self.looked: check_inputs(self.xb, self.yb, states_labels(self.dls))
         x,self.labels = split_batch(self.xb, self.yb)
         self.pictures = prepare(x)
-        check_batch(self.pictures, self.model)
+        self._check_size(self.pictures)
         if not self.looked: check_layout(self.pictures, self.byol_model)
         views = self.views(self.pictures)
         if not self.looked:

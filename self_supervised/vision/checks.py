@@ -378,12 +378,19 @@ def check_ranks(
                   'Write `with learn.distrib_ctx(): learn.fit(...)`', RuntimeError)
 
 # %% ../../nbs/60_vision.checks.ipynb #batchcode
+def is_too_small(
+    x:Tensor, # Pictures
+    model:nn.Module, # Model to train on them
+)->bool:
+    "Has batchnorm only one picture to compare?"
+    return len(x)<2 and model.training and _norms_batches(model)
+
 def check_batch(
     x:Tensor, # Pictures
     model:nn.Module, # Model to train on them
 )->None:
     "Raise if batchnorm has only one picture to compare"
-    if len(x)>1 or not model.training or not _norms_batches(model): return
+    if not is_too_small(x, model): return
     raise invalid(f'x.shape={tuple(x.shape)}', f'holds {len(x)} picture, and batchnorm compares at least two',
                   'Pass bs=2 or more, drop_last=True to the training loader, or a model with group norm')
 
