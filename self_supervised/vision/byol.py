@@ -628,28 +628,19 @@ class BYOL(BYOLSetup):
     def _ready_views(self):
         "Return the views of the batch; the first ones are checked"
         views,self.labels = ready_views(self.xb, self.yb)
-        self._check_size(views[0])
+        _check_size(self, views[0])
         if not self.looked:
             check_online(self.byol_model, views[0], views)
             check_views_differ(views)
             self.look_at_range(views)
         return views
 
-    def _check_size(self, x):
-        "Raise for a batch of one picture, or leave it out at the end of a stream, where no check could see it before"
-        if not self.looked or (num_distrib() or 1)>1: return check_batch(x, self.model)
-        if not is_too_small(x, self.model): return
-        warn('One picture is left for the last batch, and batchnorm compares at least two: it is left out. '
-             'Pass drop_last=True to the training loader.')
-        self.learn.yb = ()   # fastai's recorder passes over such a batch
-        raise CancelBatchException()
-
     def _new_views(self):
         "Return new views of the pictures of the batch; the first ones are checked"
         if not self.looked: check_inputs(self.xb, self.yb, states_labels(self.dls))
         x,self.labels = split_batch(self.xb, self.yb)
         self.pictures = prepare(x)
-        self._check_size(self.pictures)
+        _check_size(self, self.pictures)
         if not self.looked: check_layout(self.pictures, self.byol_model)
         views = self.views(self.pictures)
         if not self.looked:
@@ -716,6 +707,15 @@ class BYOL(BYOLSetup):
                 x = prepare(first_batch(self.dls.train, self.byol_model))[:n]
                 views = self.views(x)
             return _draw_views(self.augs, x, views, n, **kwargs)
+
+def _check_size(cb, x):
+    "Raise for a batch of one picture, or leave it out at the end of a stream, where no check could see it before"
+    if not cb.looked or (num_distrib() or 1)>1: return check_batch(x, cb.model)
+    if not is_too_small(x, cb.model): return
+    warn('One picture is left for the last batch, and batchnorm compares at least two: it is left out. '
+         'Pass drop_last=True to the training loader.')
+    cb.learn.yb = ()   # fastai's recorder passes over such a batch
+    raise CancelBatchException()
 
 def _copy_for(aug, x):
     "Copy `x` for a pipeline of yours, which may dispatch on fastai's types, or work in place"
