@@ -1547,9 +1547,25 @@ class LateNoise(nn.Module):
         self.made = {}
     def forward(self, x): return x+.1*torch.randn(x.shape, generator=self.made.setdefault(x.shape, torch.Generator()))
 
+class SlotNoise:
+    "A view without a dictionary of its attributes"
+    __slots__ = ('rng',)
+    def __init__(self): self.rng = np.random.default_rng(9)
+    def __call__(self, x): return x+.1*float(self.rng.normal())
+
 class Dimmed:
     def __init__(self): self.settings = dict(rng=random.Random(3))
     def __call__(self, x): return x*(.5+self.settings['rng'].random()/2)
+
+class Around:
+    def __init__(self): self.rng = random.Random(4)
+    def __call__(self): return self.rng.random()
+
+class Called:
+    "A view that calls a function, which calls another, which draws"
+    def __call__(self, x): return x+.1*amount()
+def amount(): return deeper()/2
+def deeper(): return float(RNG.normal())+AROUND()
 
 def with_generator(kind):
     "Views, layers and the step of a loader that draw from a generator which a module, an object or a closure holds"
@@ -1557,7 +1573,8 @@ def with_generator(kind):
     def in_closure(x): return x+.1*float(g.normal())
     def by_default(x, g=random.Random(5)): return x+.1*g.random()
     views = dict(beside=[noisy]*2, closure=[in_closure, lambda x: x], partial=[partial(lambda o,x: o(x), Dimmed()), lambda x: x],
-                 default=[by_default, lambda x: x], module=[ModuleNoise(), lambda x: x], late=[LateNoise(), Dimmed()],
+                 default=[by_default, lambda x: x], module=[ModuleNoise(), lambda x: x],
+                 slots=[SlotNoise(), lambda x: x], called=[Called(), lambda x: amount()+x], late=[LateNoise(), Dimmed()],
                  xtra=get_multi_aug_pipelines(2, 8, jitter=False, bw=False, blur=False, solarize=False, stats=None, xtra_tfms=Dimmed()))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1,8,3,2), nn.ReLU(), dict(layer=OwnNoise, private=PrivateNoise).get(kind, nn.Identity)(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -1581,11 +1598,12 @@ def test_a_generator_that_is_made_late_takes_no_other_s_place(tmp_path):
     with pytest.warns(UserWarning, match='1 random generator in your views, layers or loss, e.g. .* cannot go on'): run(Checkpoint(tmp_path))
 
 @pytest.mark.parametrize('every', [1, None])
-@pytest.mark.parametrize('kind', ['beside','closure','partial','default','module','xtra','layer','private','loader'])
+@pytest.mark.parametrize('kind', ['beside','closure','partial','default','module','slots','called','xtra','layer','private','loader'])
 def test_a_generator_in_views_layers_and_transforms_goes_on(tmp_path, kind, every):
     def run(*cbs):
-        global RNG
+        global AROUND,RNG
         RNG = np.random.default_rng(5)
+        AROUND = Around()
         seed_everything(1)
         learn = with_generator(kind)
         try:

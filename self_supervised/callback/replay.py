@@ -20,7 +20,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model, get_random_states, rank_distrib, set_random_states
-from fastcore.basics import GetAttr
+from fastcore.basics import GetAttr, listify
 from fastcore.foundation import L
 from torch import nn
 
@@ -81,8 +81,13 @@ def _held_in(o):
     if ismethod(o): return [('self', o.__self__), ('function', o.__func__)]
     if isfunction(o): return _held_by_function(o)
     left_out = str,torch.Tensor,np.ndarray,type,Callback,Learner,DataLoader
-    if isinstance(o, left_out) or not hasattr(o, '__dict__'): return []
-    return [*list(vars(o).items())[:100], *_called(o, '__call__')]
+    if isinstance(o, left_out) or not (hasattr(o, '__dict__') or hasattr(o, '__slots__')): return []
+    return [*list(getattr(o, '__dict__', {}).items())[:100], *_in_slots(o), *_called(o, '__call__')]
+
+def _in_slots(o):
+    "List name and value of the attributes in the slots of a class and those above it"
+    names = [k for c in type(o).__mro__ for k in listify(vars(c).get('__slots__', ()))]
+    return [(k, getattr(o, k)) for k in names if hasattr(o, k)]
 
 def _called(o, name):
     "List the function that calling an object runs; empty if it is not written in Python"
@@ -90,13 +95,17 @@ def _called(o, name):
     return [(name, f)] if isfunction(f) else []
 
 def _held_by_function(f):
-    "List default arguments, variables of the function around it, and the generators of its module that a function uses"
+    "List default arguments, variables of the function around it, and generators, functions and objects it uses of its module"
     held = [*enumerate(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).items()]
     with suppress(ValueError, TypeError):   # a cell may be empty
         used = getclosurevars(f)
-        of_module = [(k, g) for k,g in used.globals.items() if isinstance(g, GENERATORS)]
+        of_module = [(k, g) for k,g in used.globals.items() if isinstance(g, GENERATORS) or _is_beside(g, f)]
         return [*held, *used.nonlocals.items(), *of_module]
     return held
+
+def _is_beside(g, f):
+    "Is a function, or the class of an object, of the module of another function?"
+    return (g if isfunction(g) else type(g)).__module__==f.__module__
 
 def drawing_parts(
     learn:Learner, # Learner in a fit
