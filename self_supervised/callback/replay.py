@@ -95,11 +95,11 @@ def _called(o, name):
     return [(name, f)] if isfunction(f) else []
 
 def _held_by_function(f):
-    "List default arguments, variables of the function around it, and generators, functions and objects it uses of its module"
+    "List default arguments, variables of the function around it, and generators, functions, objects of its module"
     held = [*enumerate(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).items()]
     with suppress(ValueError, TypeError):   # a cell may be empty
         used = getclosurevars(f)
-        of_module = [(k, g) for k,g in used.globals.items() if isinstance(g, GENERATORS) or _is_beside(g, f)]
+        of_module = [(k, o) for k,o in used.globals.items() if isinstance(o, GENERATORS) or _is_beside(o, f)]
         return [*held, *used.nonlocals.items(), *of_module]
     return held
 
