@@ -2181,6 +2181,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading._jpeg_ends_early': ( 'data.reading.html#_jpeg_ends_early',
                                                                                                  'self_supervised/data/reading.py'),
+                                              'self_supervised.data.reading._load': ( 'data.reading.html#_load',
+                                                                                      'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading._note_deep': ( 'data.reading.html#_note_deep',
                                                                                            'self_supervised/data/reading.py'),
                                               'self_supervised.data.reading._note_pages': ( 'data.reading.html#_note_pages',

@@ -44,6 +44,25 @@ def smooth(h=24, w=24):
 @pytest.fixture(autouse=True)
 def forget_remarks(): reading._warned.clear()
 
+# K1: orientation
+
+turns = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+
+@pytest.mark.parametrize('mode', ['L','P','RGB','RGBA','CMYK','I;16'])
+@pytest.mark.parametrize('orientation', turns)
+def test_a_tiff_with_its_sides_swapped_is_turned_whether_it_is_compressed_or_not(tmp_path, mode, orientation):
+    "PIL maps an uncompressed one into memory with rows of the other length, which shreds it"
+    grey = rng.integers(0, 256, (12,20), np.uint8)
+    im = Image.fromarray(grey*np.uint16(257)) if mode=='I;16' else Image.fromarray(grey).convert(mode)
+    want = open_picture(im.transpose(turns[orientation]))
+    for compression in None,'tiff_lzw':
+        exif = Image.Exif()
+        exif[274] = orientation
+        f = tmp_path/f'{compression}.tif'
+        im.save(f, exif=exif, compression=compression)
+        got = [open_picture(o) for o in (f, f.read_bytes(), Image.open(f))]
+        for o in got: torch.testing.assert_close(o, want, msg=f'{mode} {orientation} {compression}')
+
 # K1: colours under alpha
 
 shape = np.zeros((24,24), bool)

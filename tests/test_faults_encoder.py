@@ -413,6 +413,8 @@ def from_hf(d):
     return image_dls(ds, 16, label_func='label', bs=4, workers=0, device='cpu')
 
 kinds = dict(Path=lambda f: f, str=str, PIL=Image.open, PILImage=PILImage.create, numpy=lambda f: np.array(Image.open(f)), bytes=lambda f: f.read_bytes(),
+             file=lambda f: f.open('rb'), memory=lambda f: BytesIO(f.read_bytes()), bytearray=lambda f: bytearray(f.read_bytes()),
+             view=lambda f: memoryview(f.read_bytes()),
              tensor=lambda f: torch.tensor(np.array(Image.open(f))).permute(2,0,1), floats=lambda f: torch.tensor(np.array(Image.open(f))).permute(2,0,1)/255)
 
 @pytest.mark.parametrize('source', [from_folder, from_frame, from_tar, from_hf])

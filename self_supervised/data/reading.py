@@ -43,11 +43,14 @@ class Unreadable(Exception):
         if fix: self.fix = fix
 
 def _where(f):
-    "Follow a `Picture`, a function, and a dictionary of 'bytes' and 'path'"
+    "Follow a `Picture`, a function, a dictionary of 'bytes' and 'path', and an open file"
     if isinstance(f, Picture): f = f.where
     if callable(f): f = f()
     if isinstance(f, dict): f = f['path'] if f.get('bytes') is None else f['bytes']
-    return f
+    if hasattr(f, 'read') and hasattr(f, 'seek'):
+        f.seek(0)   # it may be read once more, in another epoch
+        f = f.read()
+    return bytes(f) if isinstance(f, (bytearray,memoryview)) else f
 
 def _open(f):
     "Open the item `f`; a file is not decoded yet"
@@ -178,6 +181,16 @@ def _check_pixels(im, limit):
 
 def _pils_limit():
     with _limit: return Image.MAX_IMAGE_PIXELS
+
+def _load(im):
+    "Decode a picture; of a TIFF that is turned, PIL maps the bytes into memory as if its sides were swapped already"
+    name = getattr(im, 'filename', None)
+    if im.format!='TIFF' or not name:
+        im.load()
+        return
+    im.filename = ''   # only a file with a name is mapped
+    try: im.load()
+    finally: im.filename = name
 
 def _check_bands(im):
     "Raise if PIL would drop a band of a TIFF, or take one for alpha that is not marked as alpha"
@@ -507,8 +520,8 @@ class PictureReader:
         _check_pixels(im, limit)
         _check_bands(im)
         is_deep = _is_deep(im)   # a loaded picture no longer tells
+        _load(im)
         if is_own:
-            im.load()
             if not is_large: _check_whole(im, file)   # which decodes in full
             if note: _note_pages(im, file, note)
         if im.mode[0] not in 'IF': return self._from_pil(im, at, note, is_own, is_deep)
