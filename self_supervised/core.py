@@ -349,6 +349,21 @@ def tensor_of(
     "Make a tensor of numbers, as `checked` does"
     return _fit(name, v, [_kinds[Tensor]], False)
 
+def as_tensor(
+    v, # Anything that `torch.as_tensor` takes
+)->Tensor: # The same as a tensor
+    "Make a tensor, also of an array that torch refuses: turned around, or with the bytes of another machine"
+    return _of_numbers(v) if isinstance(v, np.ndarray) and v.dtype.kind in 'biuf' else torch.as_tensor(v)
+
+# torch knows few operations on these, and takes none of them for classes
+_rare_types = {torch.bool, torch.uint16, torch.uint32, torch.uint64}
+
+def as_classes(
+    y:Tensor, # Labels of any type
+)->Tensor: # The same, int64 instead of bool and of unsigned integers of 16 bits and more
+    "Give labels a type that torch can compute with"
+    return y.long() if y.dtype in _rare_types else y
+
 def number_of(
     name:str, # Of the argument, for the error
     v, # A number of Python, NumPy or torch

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader as TorchLoader, Subset
+from torch.utils.data import DataLoader as TorchLoader, Subset, TensorDataset
 
 from self_supervised import layers
 from self_supervised.augmentations import NormalizeViews, get_batch_augs
@@ -34,6 +34,7 @@ from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import reading_of
 from self_supervised.evaluate.features import embed, knn_accuracy, untrained
+from self_supervised.evaluate.labelled import in_memory
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
 from self_supervised.record import record_of, recorded_stats, remember, views_stats
@@ -1403,3 +1404,61 @@ def test_layers_cut_from_an_encoder_are_known_to_see_normalised_pictures(tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         embed(nn.Sequential(e[:-1], layers.PoolFlat()), X[:4])
+
+# K3: types of pictures and labels
+
+def turned(a):
+    "The same numbers in an array with a negative stride, as of x[:, ::-1]"
+    return np.ascontiguousarray(a[::-1])[::-1]
+
+wide = np.random.default_rng(0).random((24,3,12,12)).astype('f4')
+classes = np.arange(24)%2
+same_pictures = dict(turned=turned(wide), big_endian=wide.astype('>f4'), double=wide.astype('f8'), with_graph=torch.tensor(wide)*torch.ones(1, requires_grad=True),
+                     listed=list(torch.tensor(wide)))
+same_classes = dict(uint16=classes.astype('u2'), uint32=classes.astype('u4'), uint64=classes.astype('u8'), bool=classes>0, turned=turned(classes), big_endian=classes.astype('>i8'))
+
+def fine_tuned_on(x, y):
+    "The probabilities of a classifier after an epoch of each kind"
+    torch.manual_seed(0)
+    learn = class_learner(tensor_dls(x, y, splits=(range(16), range(16,24)), bs=8, seed=0, device='cpu'), tiny(([.5]*3,[.2]*3), n_in=3), n_out=2)
+    learn.remove_cb(learn.progress)
+    with learn.no_logging(): learn.fine_tune(1)
+    return learn.get_preds()[0],learn.predict(x[0])[2]
+
+def test_a_classifier_takes_pictures_and_classes_of_every_type():
+    want,first = fine_tuned_on(wide, classes)
+    for kind,x,y in [*((k, o, classes) for k,o in same_pictures.items()), *((k, wide, o) for k,o in same_classes.items())]:
+        got,one = fine_tuned_on(x, y)
+        torch.testing.assert_close(got, want, msg=kind)
+        torch.testing.assert_close(one, first, msg=kind)
+
+def test_protocols_take_pictures_and_classes_of_every_type():
+    encoder = tiny(([.5]*3,[.2]*3), n_in=3)
+    test = wide[:8],classes[:8]
+    def measured(train):
+        how = dict(seeds=(0,), lrs=.1, epochs=1, bs=8)
+        linear = linear_eval(encoder, train, test, **how).accuracy.mean
+        tuned = finetune_eval(encoder, train, test, fractions=.5, **how)[.5].accuracy.mean
+        knn = knn_accuracy(*embed(encoder, in_memory(train)), *embed(encoder, test), k=3)
+        return linear,tuned,knn
+    want = measured((wide, classes))
+    for kind,x in same_pictures.items(): assert measured((x, classes))==pytest.approx(want), kind
+    for kind,y in same_classes.items(): assert measured((wide, y))==pytest.approx(want), kind
+    assert measured([torch.tensor(wide), torch.tensor(classes)])==pytest.approx(want)   # as `next(iter(loader))` of torch
+
+def test_a_batch_of_a_torch_loader_is_embedded_with_its_labels():
+    encoder = tiny(n_in=3)
+    batch = next(iter(TorchLoader(TensorDataset(torch.tensor(wide), torch.tensor(classes)), 24)))
+    assert isinstance(batch, list)
+    want = embed(encoder, (wide, classes))
+    for o in batch,[wide, classes]:
+        got = embed(encoder, o)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    assert embed(encoder, [torch.tensor(wide[:12]), torch.tensor(wide[12:])])[1] is None   # two batches
+
+def test_batches_of_arrays_of_every_layout_are_embedded():
+    encoder = tiny(n_in=3)
+    want = embed(encoder, (wide, classes))
+    for x,y in ((turned(wide), classes), (wide.astype('>f4'), classes.astype('>i8')), (wide, turned(classes))):
+        got = embed(encoder, [(x[:12], y[:12]), (x[12:], y[12:])])
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])

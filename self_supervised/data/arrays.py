@@ -16,7 +16,7 @@ from fastai.torch_core import default_device, show_images
 from fastcore.all import chunked
 from torch import Tensor
 
-from ..core import brief_repr, checked, counted, invalid, seed_loaders, sent
+from ..core import as_classes, as_tensor, brief_repr, checked, counted, invalid, seed_loaders, sent
 from ..image_ops import to_picture
 
 # %% ../../nbs/10_data.arrays.ipynb #no_labels
@@ -37,8 +37,9 @@ class TensorData:
         y:Tensor|None=None, # (n,) labels, or None
         idxs:Tensor|None=None, # Indices of this subset, None for all; no item is copied
     ):
-        self.x = x
-        self.y = y
+        # Without the graph that made them: the second step would go back through it once more
+        self.x = x.detach() if x.requires_grad else x
+        self.y = None if y is None else as_classes(y)
         self.idxs = torch.arange(len(x)) if idxs is None else torch.as_tensor(idxs)
         self.n_inp = 1  # of a batch (x,y), fastai passes this many to the model
         # Default of a `Learner`; masks have their classes at axis 1 of the predictions
@@ -86,8 +87,8 @@ class TensorDL(TfmdDL):
         **kwargs
     ):
         if isinstance(dataset, (list,tuple)):  # `learn.predict(x)` asks for a loader of [x]
-            dataset = torch.stack([torch.as_tensor(o) for o in dataset])
-        if isinstance(dataset, (Tensor,np.ndarray)): dataset = TensorData(torch.as_tensor(dataset))
+            dataset = torch.stack([as_tensor(o) for o in dataset])
+        if isinstance(dataset, (Tensor,np.ndarray)): dataset = TensorData(dataset)
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     def do_item(self, s):

@@ -14,9 +14,9 @@ from fastai.torch_core import num_distrib
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader, Subset
 
-from ..core import batch_size_of, checked, invalid
+from ..core import as_classes, as_tensor, batch_size_of, checked, invalid, tensor_of
 from ..data.arrays import tensor_dls
-from .features import check_lengths, check_two_classes, clean_batches, embed
+from .features import as_pair, check_lengths, check_two_classes, clean_batches, embed
 
 # %% ../../nbs/31_evaluate.labelled.ipynb #check
 def n_pictures(
@@ -24,7 +24,7 @@ def n_pictures(
     name:str='data', # Name of the argument, for the error
 )->int: # Number of pictures
     "Count pictures without reading them"
-    items = data[0] if isinstance(data, tuple) else data.dataset
+    items = data[0] if isinstance(data, (tuple,list)) else data.dataset
     try: return len(items)
     except TypeError as e:
         raise invalid(f'{name}={type(data).__name__}', 'must have a length to draw from',
@@ -58,7 +58,7 @@ def labels_missing(
 
 def _pair(name, x, y, whole):
     "Return pictures on their device, and labels on the CPU"
-    try: x,y = torch.as_tensor(x),torch.as_tensor(y).cpu()
+    try: x,y = tensor_of(name, x).detach(),as_classes(tensor_of(name, y)).cpu()
     except (TypeError, ValueError, RuntimeError) as e:
         given = f'{name}=({type(x).__name__},{type(y).__name__})'
         raise invalid(given, 'must be pictures and labels as tensors or arrays of numbers',
@@ -194,12 +194,13 @@ def in_memory(
     data, # Labelled loader of fastai or torch; or (x,y), which is returned as it is
 )->tuple: # (x,y): clean pictures (n,c,h,w), uint8 where all are of 8 bits, else float32 in [0,1], and labels (n,)
     "Read the pictures of a loader once, without augmentation; one byte, or four, per pixel and channel"
+    data = as_pair(data)
     if isinstance(data, tuple): return data
     xs,ys = [],[]
     for x,*y in clean_batches(data, 'cpu'):
         if not y: raise labels_missing('data')
         xs.append(_as_bytes(x))
-        ys.append(torch.as_tensor(y[0]).cpu().as_subclass(Tensor))
+        ys.append(as_tensor(y[0]).cpu().as_subclass(Tensor))
     if not xs: raise labels_missing('data')
     _check_one_size('data', [x.shape[1:] for x in xs])
     if len({x.dtype for x in xs})>1: xs = [x.float()/255 if x.dtype==torch.uint8 else x for x in xs]
@@ -291,7 +292,7 @@ def looked_at(
     _check_one_size(name, look.shapes)
     if in_ram: return data
     if read is None: raise labels_missing(name)
-    y = read.as_subclass(Tensor)
+    y = as_classes(read.as_subclass(Tensor))
     check_labels(name, y)
     return OnDisk(data, next(iter(look.shapes))),y
 

@@ -45,6 +45,7 @@ class NormalizeInput(nn.Module):
 
     def forward(self, x):
         if x.dtype==torch.uint8: x = x.float()/255
+        if x.dtype==torch.float64: x = x.to(self.mean.dtype)   # NumPy's own
         mean,std = (self._like(o, x) for o in (self.mean, self.std))
         return (x-mean)/std
 
