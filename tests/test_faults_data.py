@@ -1230,3 +1230,69 @@ def test_numbers_behind_a_dot_in_class_folders_do_not_make_samples(tmp_path):
     tar = write_tar(tmp_path/'0.tar', {f'c{k:02}/scan.{i:03}.png': png for k in range(20) for i in range(15)})
     dls = image_dls(tar, 8, label_func=parent_label, valid=.2, bs=3, workers=0)
     assert (len(dls.train_ds),len(dls.valid_ds))==(240,60)
+
+# K3: rows and labels in other containers
+
+class Rows(torch.utils.data.Dataset):
+    "A data set whose items are made by a function of the index"
+    def __init__(self, make): self.make = make
+    def __len__(self): return 12
+    def __getitem__(self, i): return self.make(i)
+
+def shade(i): return np.full((8,8,3), 20*i, np.uint8)
+def shades(dls):
+    "Shade of each picture → its label"
+    found = {}
+    for dl in dls.train.new(shuffle=False, drop_last=False),dls.valid:
+        for x,y in dl: found |= {round(o.mean().item()*255/20): dls.vocab[k] for o,k in zip(x, y)}
+    return found
+
+even = ['odd' if i%2 else 'even' for i in range(12)]
+how = dict(bs=2, workers=0, device='cpu', valid=[0,1])
+
+@pytest.mark.parametrize('wrap', [lambda o: o, lambda o: Subset(o, range(12)), lambda o: torch.utils.data.ConcatDataset([o])])
+def test_a_data_set_of_dictionaries_has_labels(wrap):
+    rows = wrap(Rows(lambda i: dict(picture=shade(i), kind=even[i], part='valid' if i<2 else 'train')))
+    assert shades(image_dls(rows, column='picture', label_func='kind', **how))==dict(enumerate(even))
+    assert image_dls(rows, column='picture', **how|dict(valid='part')).valid.n==2
+
+def test_pairs_may_be_lists_or_rows_of_a_table(tmp_path):
+    pairs = [[shade(i), kind] for i,kind in enumerate(even)]
+    for i,(a,_) in enumerate(pairs): Image.fromarray(a).save(tmp_path/f'{i}.png')
+    named = [[str(tmp_path/f'{i}.png'), kind] for i,kind in enumerate(even)]
+    for source in pairs,Rows(pairs.__getitem__),named,pd.DataFrame(named).values:
+        assert shades(image_dls(source, label_func=1, **how))==dict(enumerate(even))
+
+def test_labels_and_masks_of_another_index_are_refused(tmp_path):
+    for i in range(12): Image.fromarray(shade(i)).save(tmp_path/f'{i}.png')
+    frame = pd.DataFrame(dict(name=[f'{i}.png' for i in range(12)], kind=even))
+    mixed = frame.sample(frac=1, random_state=0)
+    mine = dict(how, folder=tmp_path)
+    for names in mixed.name,mixed[['name']]:
+        assert shades(image_dls(names, label_func=mixed.kind, **mine))==dict(enumerate(even))
+        with pytest.raises(ValueError, match='label_func=Series of shape .* has another index than the source. Pass .*reindex'):
+            image_dls(names, label_func=frame.kind, **mine)
+        with pytest.raises(ValueError, match='valid=Series of shape .* has another index'):
+            image_dls(names, **mine|dict(valid=pd.Series(frame.index<2, frame.index)))
+    files = [tmp_path/name for name in frame.name]
+    by_name = pd.Series(even, frame.name)
+    with pytest.raises(ValueError, match='has names as its index, and labels of a list are taken in order'):
+        image_dls(files[::-1], label_func=by_name, **how)
+    for labels in by_name,by_name.loc[[o.name for o in files]],lambda o: by_name[o.name]:
+        assert shades(image_dls(files, label_func=labels, **how))==dict(enumerate(even))
+    part = frame.iloc[::-1]   # as of scikit-learn's `train_test_split`, which keeps the numbers of the rows
+    assert shades(image_dls(files[::-1], label_func=part.kind, **how))==dict(enumerate(even))
+
+def test_labels_that_make_no_classes_are_named():
+    pictures = [shade(i) for i in range(12)]
+    with pytest.raises(ValueError, match="label_func gives 'odd' and 0, which have no order"): image_dls(pictures, label_func=[0,'odd']*6, **how)
+    with pytest.raises(ValueError, match=r'label_func gives tensor\(0\), and a label is one word or number'):
+        image_dls(pictures, label_func=lambda o: torch.tensor(0), **how)
+    with pytest.raises(ValueError, match=r"label_func gives \('a', 1\), and a label is one word or number"):
+        image_dls(pictures, label_func=lambda o: ('a',1), **how)
+
+def test_a_source_of_another_kind_says_what_to_pass(tmp_path):
+    Image.fromarray(shade(1)).save(tmp_path/'a.png')
+    for source in tmp_path.glob("*.png"),{tmp_path/"a.png"}:
+        with pytest.raises(ValueError, match=r'Pass a list of its items, e.g. sorted\(folder.glob'): picture_items(source)
+    with pytest.raises(ValueError, match='source=bytes .*Pass os.fsdecode'): picture_items(os.fsencode(tmp_path))

@@ -136,6 +136,25 @@ def _label_tfms(labels, splits, label_func):
     _check_classes(labels, splits)
     return [label_func, Categorize()]
 
+def _is_named(item, name):
+    "Is `name` a name of the picture: its path, the end of it, or the name without suffix?"
+    return os.fspath(item).endswith(str(name)) or Path(item).stem==str(name)
+
+def _check_index(source, items, **columns):
+    "Raise for a column of pandas, one entry per picture, with the index of other pictures, which would be ignored"
+    for name,column in columns.items():
+        if not hasattr(column, 'iloc') or len(column)!=len(items): continue
+        given = f'{name}={brief_repr(column)}'
+        fix = f'or {name}.to_numpy() to take it in the order of the source'
+        is_table = hasattr(source, 'iloc')
+        # Numbers of rows, as of a part that was drawn from a table, are no names of pictures
+        fits = column.index.equals(source.index) if is_table else column.index.dtype.kind!='O'
+        if fits or all(map(_is_named, items, column.index)): continue
+        if is_table:
+            raise invalid(given, 'has another index than the source', f'Pass {name}.reindex(source.index), {fix}')
+        raise invalid(given, 'has names as its index, and labels of a list are taken in order',
+                      f'Pass {name}.loc[[o.name for o in source]], {fix}')
+
 def _with_labels(items, label_func):
     "Return items, and the function from an item to its label, for a function, a name or place, or a list of labels"
     if label_func is None or callable(label_func): return items,label_func
@@ -155,15 +174,25 @@ def _labelled(items, label_func):
     labels = known_labels([label_func(o) for o in items])
     found = [i for i,o in enumerate(labels) if o is not None]
     n = len(items)-len(found)
-    several = next((o for o in labels if not isinstance(o, Hashable)), None)
+    # A tensor of one number is equal to no other as the key of a class
+    several = next((o for o in labels if not isinstance(o, Hashable) or isinstance(o, (tuple,torch.Tensor))), None)
     if several is not None:
         fix = 'Pass one label per picture, or for several DataBlock with MultiCategoryBlock'
         raise invalid('label_func', f'gives {brief_repr(several)}, and a label is one word or number', fix)
     if not found:
         raise invalid('label_func', 'gives no picture a label', 'Pass another, or None to train without labels')
+    _check_order({labels[i] for i in found})
     first = next((o for o,label in zip(items, labels) if label is None), None)
     if n: _tell(f"{n} {plural(n, 'picture')} without a label, e.g. {printable(first)}")
     return found,labels
+
+def _check_order(classes):
+    "Raise for labels that cannot be sorted, as texts and numbers together"
+    try: sorted(classes)
+    except TypeError:
+        firsts = {type(o): o for o in classes}.values()
+        named = ' and '.join(sorted(map(brief_repr, firsts)))
+        raise invalid('label_func', f'gives {named}, which have no order', 'Make all of them text, with str') from None
 
 def _check_classes(labels, splits):
     "Raise for classes that are held out as a whole"
@@ -221,6 +250,7 @@ def image_dls(
     items = picture_items(source, column, label, folder, suffixes, any_file=read.reader is not None)
     if not is_array(items[0]): check_channels(n_in, read.reader)
     if items.left_out: _tell(left_out_text(items.left_out))
+    _check_index(source, items, label_func=label_func, valid=valid)
     items,label_func = _with_labels(items, label_func)
     good,labels = (list(range(len(items))),None) if label_func is None else _labelled(items, label_func)
     skipped = Skipped(len(good), max_bad, log)

@@ -305,13 +305,15 @@ def _name_in_first(rows, folder):
 def _check_source(source):
     "Raise unless `source` can be indexed and is not empty"
     kind = f'source={type(source).__name__}'
+    if isinstance(source, bytes):
+        raise invalid(kind, 'may be a path or a picture', 'Pass os.fsdecode(path), or a list for the bytes of pictures')
     if isinstance(source, dict):
         names = ', '.join(map(str, source))
         first = next(iter(source), 'train')
         raise invalid(kind, f'is a dictionary of {names}', f'Pass one of them, e.g. source[{first!r}]')
     if not (hasattr(source, '__len__') and hasattr(source, '__getitem__') and getattr(source, 'ndim', 1)):
         raise invalid(kind, 'cannot be indexed, so its pictures have no order to shuffle and no end',
-                      'Load it whole, or write it to tar shards and pass these')
+                      "Pass a list of its items, e.g. sorted(folder.glob('*.png')); write a stream to tar shards")
     if not len(source): raise invalid(kind, 'is empty', 'Pass pictures')
 
 def _in_path(path, column, label, folder, suffixes, any_file):
@@ -403,7 +405,9 @@ def _is_tar(f): return os.fspath(f).lower().endswith(('.tar','.tar.gz','.tgz','.
 def _at(source, i):
     "Return the picture of an item, since data sets of torchvision give (picture, label)"
     item = source[i]
-    return item[0] if isinstance(item, tuple) else item
+    # Of `frame.values`, an array of objects
+    is_row = isinstance(item, (tuple,list)) or getattr(getattr(item, 'dtype', None), 'kind', '')=='O'
+    return item[0] if is_row and len(item) else item
 
 def _refuse_parts(column, label, fix='Leave it out, or for labels pass a function of a path'):
     "Raise if a column or a label is named in a source that has none"
@@ -563,7 +567,8 @@ def _column(source, name):
     if _has_transform(source):
         below = source.with_format(None)
         if name in below.column_names and not _is_remade(source, name): return list(below[name])
-    rows = isinstance(source, (list,tuple,L)) or _has_transform(source)
+    is_table = hasattr(source, 'iloc') or hasattr(source, 'column_names')   # any other gives rows alone
+    rows = not is_table or _has_transform(source)
     return _as_list(source[i][name] for i in range(len(source))) if rows else list(source[name])
 
 def _is_remade(source, name, most=100):
