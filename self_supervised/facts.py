@@ -31,7 +31,8 @@ def data_facts(
     if (inner := _subset(data)) is not None: return _part_facts(*inner)
     if (inner := _wrapped_data(data)) is not None: return data_facts(inner)
     items = _items(data)
-    facts = dict(labels=_labels(data), contents=_of_array(data) if items is None else _of_files(items))
+    contents = _of_array(data) if items is None else list(checksums_of(items).values())
+    facts = dict(labels=_labels(data), contents=contents)
     if items is not None: facts = _name_facts([os.fspath(o) for o in items]) | facts
     return {k: v for k,v in facts.items() if v is not None}
 
@@ -128,12 +129,20 @@ def _name_facts(names):
     facts = dict(names=_digest(o[len(common):] for o in names))
     return facts if common or os.path.isabs(names[0]) else facts | dict(below=_digest(os.sep+o for o in names))
 
-def _of_files(items):
-    "Return checksums of some items: of bytes and arrays, of a file's size and both ends; -1 if nothing is known"
+def checksums_of(
+    items, # Pictures, as `picture_items` lists them
+)->dict[int,int]: # Position → checksum
+    "Return checksums of some items, evenly spread"
     places = _spread(len(items))
     # An item of a list or of a data set has to be opened, which may decode a picture
     if len(items) and isinstance(getattr(items[0], 'where', None), partial): places = places[::OPENED]
-    return [_content(getattr(items[i], 'where', items[i])) for i in places]
+    return {i: checksum_of(items[i]) for i in places}
+
+def checksum_of(
+    item, # Path, or a `Picture`
+)->int: # -1 if nothing is known
+    "Return a checksum of bytes, of an array, or of a file's size and both ends"
+    return _content(getattr(item, 'where', item))
 
 def _content(where):
     if isinstance(where, partial):

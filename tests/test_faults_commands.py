@@ -631,7 +631,7 @@ def test_what_was_held_out_is_found_from_another_folder(here, source, monkeypatc
     monkeypatch.chdir('elsewhere')
     s = pretrain.AttrDict(path=f'../{source}')
     items = pictures.run_pictures(s)
-    assert sum(pictures.is_held_out(s.path, items, names, source))==72
+    assert set(pictures.recorded_names(s.path, items, names, source))=={None,*names} and len(names)==72
     with open('labels.csv', 'w') as f: csv.writer(f).writerows([('name','label'), *((f'../d/{o}', o.split('/')[-2]) for o in files)])
     part = evaluate.part_to_test(Path('../out'), s.path, None, 'labels.csv', 1, {})
     assert len(part.held)==72 and 'tested on the 72 pictures' in capsys.readouterr().out
@@ -732,9 +732,9 @@ def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, mo
     assert len(told)==bool(n), told
     if change=='nothing': assert 'It held out nothing: pass --holdout with pictures that it did not have' in told[0] and 'csv' not in told[0]
     if not n or change=='nothing': return
-    first = pictures.is_held_out(path, (items := [Path(o) for o in files_of(path)] if isinstance(path, str) else path), pictures.read_held_out(init), '../pics' if change=='moved' else 'pics')
+    first = pictures.recorded_names(path, (items := [Path(o) for o in files_of(path)] if isinstance(path, str) else path), pictures.read_held_out(init), '../pics' if change=='moved' else 'pics')
     names = pictures.read_held_out(folder)
-    now = pictures.is_held_out(path, items, names, path)
+    now = pictures.recorded_names(path, items, names, path)
     seen = sum(b and not a for a,b,o in zip(first, now, items) if 'more/' not in str(o))
     assert told[0].startswith(f'{seen} of {len(names)} held-out pictures') and f'--holdout {init}/held_out.csv' in told[0] or change=='more'
     assert any('may be among' in o for _,o in json.loads((folder/'results.json').read_text())['said'])
@@ -1008,7 +1008,7 @@ def test_held_out_names_with_accents_are_found_in_a_copy(tmp_path, monkeypatch):
     there = [unicodedata.normalize('NFD', o) for o in names]
     assert set(names).isdisjoint(there)
     for held,items in ((names[:3],there), (there[:3],names)):
-        assert pictures.is_held_out('copy', [f'copy/{o}' for o in items], held, 'pics')==[True]*3+[False]*5
+        assert [o is not None for o in pictures.recorded_names('copy', [f'copy/{o}' for o in items], held, 'pics')]==[True]*3+[False]*5
 
 @pytest.mark.parametrize('labels', [None,'l.csv'])
 def test_the_part_that_a_run_held_out_may_be_all_there_is(kaggle, labels, capsys, monkeypatch):
@@ -1580,4 +1580,45 @@ def test_a_folder_of_the_same_name_in_other_signs_is_not_held_out():
     "Of é as one sign and é as two signs in one source, pictures that were trained on were tested on: 15 of the 12 held out"
     items = [unicodedata.normalize(form, f'pics/é/{i}.png') for form in ('NFC','NFD') for i in range(4)]
     held = [items[i].removeprefix('pics/') for i in (0,5,6)]
-    assert pictures.is_held_out('pics', items, held, 'pics')==[i in (0,5,6) for i in range(8)]
+    assert [o is not None for o in pictures.recorded_names('pics', items, held, 'pics')]==[i in (0,5,6) for i in range(8)]
+
+def renumbered(folder):
+    "Delete the first picture of each folder, and number the others anew"
+    for o in sorted({Path(f).parent for f in files_of(folder)}):
+        names = files_of(o)
+        os.remove(names[0])
+        for was,name in zip(names[1:], names): os.rename(was, name)
+
+def changed_since(f, *args, **how):
+    "The warning that held-out pictures are others now; None without one"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        f(*args, **how)
+    return next((str(o.message) for o in seen if 'have changed since' in str(o.message)), None)
+
+@pytest.mark.parametrize('source', ['pics','pics.tar','pics/*/*/*.png'])
+def test_held_out_names_that_are_other_pictures_now_are_told_of(here, source):
+    "After one was deleted and the others were numbered anew, a run was tested on pictures it had trained on, in silence"
+    def packed():
+        if source=='pics.tar':
+            with tarfile.open('pics.tar', 'w') as t: t.add('pics', arcname='.')
+    packed()
+    pretrain.pretrain(source, 'run', **SMALL)
+    def test(): return evaluate.part_to_test(Path('run'), source, None, None, 42, {})
+    def begin():
+        s = pretrain.AttrDict(path=source, init='run', unlabelled=False, seed=42, holdout='run/held_out.csv')
+        listed = pictures.run_pictures(s)
+        return pretrain.seen_before(s, [listed[i] for i in pictures.split_pictures(s, listed).held], listed)
+    assert changed_since(test) is None and changed_since(begin) is None
+    renumbered('pics')
+    packed()
+    for f in (test, begin):
+        n,_,of,*_ = changed_since(f).split()
+        assert 0<int(n)<=int(of) and (int(of)>60 or source=='pics.tar')
+
+def test_a_list_of_held_out_names_alone_is_enough(here):
+    "As older runs wrote it"
+    pretrain.pretrain('pics', 'run', **SMALL)
+    Path('run/held_out.csv').write_text(''.join(f'{o}\n' for o in pictures.read_held_out('run')))
+    def test(): return evaluate.part_to_test(Path('run'), 'pics', None, None, 42, {})
+    assert changed_since(test) is None and len(test().held)==72

@@ -41,8 +41,8 @@ from .comparison import compare_parts
 from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, held_out_digest, is_held_out, is_labelled, labelled_split, labels_to_judge,
-    looked_up, read_held_out, run_pictures, split_pictures, tell_left_out)
+    FEWEST, Split, csv_and_column, held_out_digest, is_labelled, labelled_split, labels_to_judge, looked_up,
+    read_held_out, recorded_names, run_pictures, split_pictures, tell_left_out, warn_of_changed)
 from .report import as_text
 from .run_folder import as_place, read_settings, settings_for, started_in
 from .embed import encoder_settings, reading_options_of
@@ -217,7 +217,8 @@ def flip_of_run(
 def _recorded_split(s, names, run, trained_on):
     "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
     items = run_pictures(s)
-    held = is_held_out(s.path, items, names, trained_on, started_in(run))
+    found = recorded_names(s.path, items, names, trained_on, started_in(run))
+    held = [o is not None for o in found]
     labels = labels_to_judge(s, items)
     labelled = {out for out,label in zip(held, labels) if label is not None}
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
@@ -226,6 +227,7 @@ def _recorded_split(s, names, run, trained_on):
     why_not = _why_not(labelled, judged, (train | test)-{None})
     print(_which_part(sum(held), len(names), s.path, run, trained_on, why_not))
     if not any(held) or why_not: return None
+    warn_of_changed(run, items, found)
     left_out = [o for o in labels if o not in judged]
     if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
     return Split(items, [o if o in judged else None for o in labels], *parts)

@@ -29,7 +29,8 @@ from fastai.data.transforms import Categorize, parent_label
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.foundation import L
 
-from ..core import counted, from_csv_cell, invalid, plural, to_csv_cell, write_atomic
+from ..core import counted, from_csv_cell, invalid, plural, printable, to_csv_cell, write_atomic
+from ..facts import checksum_of, checksums_of
 from ..data.images import held_by_chance, image_dls, parts_by_column, warn_of_test_part
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
@@ -482,9 +483,12 @@ def write_held_out(
     s, # Settings of the run
     dls, # Of `folder_dls`
 )->None:
-    "Write the names of the held-out pictures"
+    "Write the names of the held-out pictures, and checksums of some"
+    items = dls.valid_ds.items
+    sums = checksums_of(items)
     text = StringIO(newline='')
-    csv.writer(text).writerows([to_csv_cell(name)] for name in names_below(s.path, dls.valid_ds.items))
+    rows = enumerate(names_below(s.path, items))
+    csv.writer(text).writerows([to_csv_cell(name), sums.get(i, '')] for i,name in rows)
     write_atomic(out/'held_out.csv', text.getvalue().encode(errors='surrogateescape'))
 
 def held_out_digest(
@@ -499,24 +503,43 @@ def read_held_out(
 )->list|None: # Names; None if nothing is recorded
     "Read the names of the held-out pictures"
     file = Path(folder)/'held_out.csv'
-    if not file.is_file(): return None
-    return [from_csv_cell(row[0]) for row in csv.reader(StringIO(read_text(file), newline='')) if row]
+    return [name for name,*_ in _held_out_rows(file)] if file.is_file() else None
 
-def is_held_out(
+def _held_out_rows(file):
+    "Read the rows of held_out.csv: name and, if there is one, checksum"
+    rows = csv.reader(StringIO(read_text(file), newline=''))
+    return [(from_csv_cell(row[0]),*row[1:]) for row in rows if row]
+
+def warn_of_changed(
+    run:Path, # Folder of a run
+    items, # Pictures
+    found:list, # Result of `recorded_names` for each
+)->None:
+    "Warn if held-out pictures are not those that the run held out, although they have their names"
+    then = {name: sums[0] for name,*sums in _held_out_rows(run/'held_out.csv') if sums and sums[0] not in ('','-1')}
+    known = [(item,then[name]) for item,name in zip(items, found) if name in then]
+    n = sum(str(checksum_of(item))!=checksum for item,checksum in known)
+    if not n: return
+    warn(f'{n} of {len(known)} held-out pictures have changed since {printable(run)} began. If files have other names '
+         'now, the run has trained on some of these, and accuracy on them is too high. Put the files back, or test on '
+         'pictures that it did not have.')
+
+def recorded_names(
     source, # Source of the pictures at hand
     items, # Those pictures
     names, # Names of held-out pictures, as `read_held_out` returns them
     trained_on, # Source of the pictures in training
     cwd='', # Folder where relative paths began in training; empty for the working directory
-)->list[bool]: # One per picture
+)->list: # One per picture: its name in the record, or None for one that was not held out
     "Find held-out pictures again, by their names below the source, or as the same file"
     here = names_below(source, items)
     exact = set(names)
     # Another file system may write é as two signs, and one may hold both
-    known = {normalize('NFC', o) for o in exact.difference(here)}
+    known = {normalize('NFC', o): o for o in exact.difference(here)}
     # Pictures of a list, or of a file that lists others, may have their whole paths, which begin at `cwd`
     tops = dict.fromkeys([_top_of(trained_on), '', cwd])
-    files = {os.path.realpath(os.path.join(top, name)) for name in names for top in tops}
-    def is_held(name, item):
-        return name in exact or normalize('NFC', name) in known or os.path.realpath(os.fspath(item)) in files
-    return list(map(is_held, here, items))
+    files = {os.path.realpath(os.path.join(top, name)): name for name in names for top in tops}
+    def find(name, item):
+        if name in exact: return name
+        return known.get(normalize('NFC', name)) or files.get(os.path.realpath(os.fspath(item)))
+    return list(map(find, here, items))

@@ -66,9 +66,9 @@ from .lists import real_file
 from .mend import Mend
 from .options import (
     as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record, where_to_look)
-from self_supervised.cli.pictures import (
-    folder_dls, held_out_digest, is_held_out, judged_dls, kind_of, read_held_out, run_pictures, split_pictures,
-    write_held_out)
+from .pictures import (
+    folder_dls, held_out_digest, judged_dls, kind_of, read_held_out, recorded_names, run_pictures, split_pictures,
+    warn_of_changed, write_held_out)
 from .report import as_text
 from self_supervised.cli.run_folder import (
     as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings,
@@ -273,9 +273,10 @@ def seen_before(
         settings = settings_for(run, s.path)
         source = settings.get('path')
         is_same = as_place(source)==as_place(s.path) and where_to_look(settings)==where_to_look(s)
-        out = is_held_out(s.path, items, read_held_out(run), source, started_in(run))
+        found = recorded_names(s.path, items, read_held_out(run), source, started_in(run))
+        warn_of_changed(run, items, found)
         trained = set(map(real_file, listed if is_same else listed_pictures(source, settings)))
-        return sum(real_file(o) in trained and not is_out for o,is_out in zip(items, out))
+        return sum(real_file(o) in trained and name is None for o,name in zip(items, found))
     return 0
 
 def _warn_of_seen(s, items, listed, resume):
