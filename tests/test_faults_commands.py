@@ -735,7 +735,7 @@ def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, mo
     first = pictures.recorded_names(path, (items := [Path(o) for o in files_of(path)] if isinstance(path, str) else path), pictures.read_held_out(init), '../pics' if change=='moved' else 'pics')
     names = pictures.read_held_out(folder)
     now = pictures.recorded_names(path, items, names, path)
-    seen = sum(b and not a for a,b,o in zip(first, now, items) if 'more/' not in str(o))
+    seen = sum(b is not None and a is None for a,b,o in zip(first, now, items) if 'more/' not in str(o))
     assert told[0].startswith(f'{seen} of {len(names)} held-out pictures') and f'--holdout {init}/held_out.csv' in told[0] or change=='more'
     assert any('may be among' in o for _,o in json.loads((folder/'results.json').read_text())['said'])
 
