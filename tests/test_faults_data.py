@@ -1076,6 +1076,15 @@ def test_tables_as_spreadsheets_save_them(tmp_path, name, sep, encoding):
     (tmp_path/'names.txt').write_text('\r\n'.join(o for o,_ in rows[1:]), encoding=encoding)
     assert picture_items(tmp_path/'names.txt')==files
 
+@pytest.mark.parametrize('sep', list(';,\t|'))
+@pytest.mark.parametrize('first', ['sep={}\r\n', '"sep={}"\n', 'SEP={}\r'])
+def test_a_first_line_that_names_the_separator_for_excel(tmp_path, first, sep):
+    "As exports for Excel begin; the table was refused for its second line, which has more cells than this one"
+    files = words(tmp_path/'pics')
+    (tmp_path/'a.csv').write_text(first.format(sep)+f'name{sep}label\n'+''.join(f'{f}{sep}{i%2}\n' for i,f in enumerate(files)), encoding='utf-8-sig', newline='')
+    items = picture_items(tmp_path/'a.csv', 'name', 'label')
+    assert [(str(o),o.label) for o in items]==[(str(f),f'{i%2}') for i,f in enumerate(files)]
+
 def test_a_csv_file_without_titles_and_suffixes_loses_no_picture(tmp_path):
     files = words(tmp_path)
     (tmp_path/'a.csv').write_text('\n'.join(f.stem for f in files))

@@ -207,9 +207,11 @@ def read_rows(
     given:str, # Name of the file in an error, e.g. "labels='l.csv'"
     strict:bool=True, # Refuse bytes that are no text?
 )->list: # Rows, each a list of texts as long as the first; rows of blanks are left out
-    "Read a table separated by commas, semicolons or tabs"
+    "Read a table separated by commas, semicolons or tabs, or by what its first line names: `sep=|`, for Excel"
     text = read_text(file, given if strict else None)
-    mark = _separator(text, '\t,;' if is_table(file, '.tsv') else ',;\t')
+    stated = re.match('"?sep=([^\r\n])"?(\r\n|\r|\n)', text, re.IGNORECASE)
+    if stated: text = text[stated.end():]
+    mark = stated[1] if stated else _separator(text, '\t,;' if is_table(file, '.tsv') else ',;\t')
     # `strict`: a quote that is not closed would hide all rows below it
     rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True)
     try: rows = [row for row in rows if any(map(str.strip, row))]
