@@ -13,6 +13,7 @@ from enum import Enum
 from functools import partial
 from hashlib import sha256
 from inspect import signature, unwrap
+from io import BytesIO
 from types import FunctionType, MethodType
 from zlib import crc32
 
@@ -31,8 +32,7 @@ def data_facts(
     if (inner := _subset(data)) is not None: return _part_facts(*inner)
     if (inner := _wrapped_data(data)) is not None: return data_facts(inner)
     items = _items(data)
-    contents = _of_array(data) if items is None else list(checksums_of(items).values())
-    facts = dict(labels=_labels(data), contents=contents)
+    facts = dict(labels=_labels(data), contents=_of_array(data) if items is None else _of_files(items))
     if items is not None: facts = _name_facts([os.fspath(o) for o in items]) | facts
     return {k: v for k,v in facts.items() if v is not None}
 
@@ -129,41 +129,51 @@ def _name_facts(names):
     facts = dict(names=_digest(o[len(common):] for o in names))
     return facts if common or os.path.isabs(names[0]) else facts | dict(below=_digest(os.sep+o for o in names))
 
-def checksums_of(
+def _of_files(items):
+    "Return checksums of some items: of bytes and arrays, of a file's size and both ends; -1 if nothing is known"
+    return [_content(getattr(items[i], 'where', items[i])) for i in places_to_check(items)]
+
+def places_to_check(
     items, # Pictures, as `picture_items` lists them
-)->dict[int,int]: # Position → checksum
-    "Return checksums of some items, evenly spread"
+)->range: # Positions
+    "Choose the items to compute checksums of"
     places = _spread(len(items))
     # An item of a list or of a data set has to be opened, which may decode a picture
-    if len(items) and isinstance(getattr(items[0], 'where', None), partial): places = places[::OPENED]
-    return {i: checksum_of(items[i]) for i in places}
+    is_opened = len(items) and isinstance(getattr(items[0], 'where', None), partial)
+    return places[::OPENED] if is_opened else places
 
 def checksum_of(
     item, # Path, or a `Picture`
-)->int: # -1 if nothing is known
-    "Return a checksum of bytes, of an array, or of a file's size and both ends"
-    return _content(getattr(item, 'where', item))
+)->int: # The same for a file and for its copy in a tar; -1 if nothing is known
+    "Return a checksum of a file's size and both ends, or of an array"
+    where = _opened(getattr(item, 'where', item))
+    return _ends(BytesIO(where)) if isinstance(where, bytes) else _content(where)
+
+def _opened(where):
+    "Call the function that returns an item; None if it fails, which reading it will tell"
+    if not isinstance(where, partial): return where
+    try: return where()
+    except Exception: return None
 
 def _content(where):
-    if isinstance(where, partial):
-        try: where = where()
-        except Exception: return -1   # reading it will tell
+    where = _opened(where)
     if isinstance(where, bytes): return crc32(where)
     if hasattr(where, 'getdata'): where = np.asarray(where)   # a PIL image
     if isinstance(where, Tensor): where = where.detach().cpu().float().numpy()
     if isinstance(where, np.ndarray): return crc32(np.ascontiguousarray(where).data) if where.dtype!=object else -1
     # Opening a pipe, or a device, would wait for ever
     is_file = isinstance(where, (str,os.PathLike)) and os.path.isfile(where)
-    try: return _ends(where) if is_file else -1
+    if not is_file: return -1
+    try:
+        with open(where, 'rb') as f: return _ends(f)
     except (OSError, ValueError): return -1
 
-def _ends(path, n=4096):
-    "Return a checksum of a file's size, and of its first and last bytes"
-    with open(path, 'rb') as f:
-        begin = f.read(n)
-        size = f.seek(0, os.SEEK_END)
-        f.seek(max(0, size-n))
-        return crc32(f'{size} '.encode()+begin+f.read())
+def _ends(f, n=4096):
+    "Return a checksum of an open file's size, and of its first and last bytes"
+    begin = f.read(n)
+    size = f.seek(0, os.SEEK_END)
+    f.seek(max(0, size-n))
+    return crc32(f'{size} '.encode()+begin+f.read())
 
 def _labels(data):
     "Return a digest of the labels in a list or an array, or None"

@@ -1616,6 +1616,14 @@ def test_held_out_names_that_are_other_pictures_now_are_told_of(here, source):
         n,_,of,*_ = changed_since(f).split()
         assert 0<int(n)<=int(of) and (int(of)>60 or source=='pics.tar')
 
+def test_a_tar_of_the_same_pictures_has_not_changed(here):
+    "Nor their copy in another folder"
+    with tarfile.open('pics.tar', 'w') as t: t.add('pics', arcname='.')
+    shutil.copytree('pics', 'copy')
+    pretrain.pretrain('pics', 'run', **SMALL)
+    def test(): assert len(evaluate.part_to_test(Path('run'), source, None, None, 42, {}).held)==72
+    for source in ('pics.tar','copy'): assert changed_since(test) is None
+
 def test_a_list_of_held_out_names_alone_is_enough(here):
     "As older runs wrote it"
     pretrain.pretrain('pics', 'run', **SMALL)
