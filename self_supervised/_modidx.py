@@ -3310,6 +3310,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'self_supervised.record._takes': ('record.html#_takes', 'self_supervised/record.py'),
                                         'self_supervised.record._warn_of_inner': ( 'record.html#_warn_of_inner',
                                                                                    'self_supervised/record.py'),
+                                        'self_supervised.record._warn_of_script': ( 'record.html#_warn_of_script',
+                                                                                    'self_supervised/record.py'),
                                         'self_supervised.record._warn_of_timm': ('record.html#_warn_of_timm', 'self_supervised/record.py'),
                                         'self_supervised.record.channels_of': ('record.html#channels_of', 'self_supervised/record.py'),
                                         'self_supervised.record.check_record': ('record.html#check_record', 'self_supervised/record.py'),

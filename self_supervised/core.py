@@ -428,10 +428,10 @@ def undisturbed(
     net:nn.Module, # Any network
 )->Iterator[nn.Module]: # `net` in eval mode
     "Run `net` in eval mode without gradients, and put training flags and random state back afterwards"
-    was = [(m,m.training) for m in net.modules()]
+    was = [(m,m.training) for m in net.modules() if hasattr(m, 'training')]   # TorchScript may be frozen in eval mode
     cuda = sorted({p.device.index for p in net.parameters() if p.device.type == 'cuda'})
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(): yield net.eval()
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(): yield net.eval() if was else net
     finally:
         for m,training in was: m.training = training
 

@@ -26,7 +26,9 @@ def record_of(
     "Find the record of an encoder"
     while encoder is not None:
         encoder = unwrapped(encoder)
-        meta = vars(encoder).get('meta')
+        # TorchScript keeps attributes elsewhere
+        is_script = isinstance(encoder, torch.jit.ScriptModule)
+        meta = getattr(encoder, 'meta', None) if is_script else vars(encoder).get('meta')
         if isinstance(meta, dict): return meta
         encoder = _first(encoder)
     return {}
@@ -81,8 +83,14 @@ def recorded_stats(
         raise invalid(f'{stats=}', 'finds no record: the encoder does not state how its pictures were normalised',
                       'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
     if 'weights_from' in meta: warn_of_origin(meta['weights_from'])
+    elif isinstance(unwrapped(encoder), torch.jit.ScriptModule): _warn_of_script()
     elif not _warn_of_timm(encoder): _warn_of_inner(encoder)
     return None
+
+def _warn_of_script():
+    "Warn of a network of TorchScript, which does not hold the record of the one it was made of"
+    warn_once('A network of TorchScript keeps no record of how its pictures were normalised: here they are in [0,1]. '
+              'Pass stats=(mean,std) of the encoder that it was made of, or stats=None if that had none.')
 
 def _warn_of_timm(net):
     "Warn of a network that timm made, which may have published weights; return True if so"

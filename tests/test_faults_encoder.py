@@ -1462,3 +1462,19 @@ def test_batches_of_arrays_of_every_layout_are_embedded():
     for x,y in ((turned(wide), classes), (wide.astype('>f4'), classes.astype('>i8')), (wide, turned(classes))):
         got = embed(encoder, [(x[:12], y[:12]), (x[12:], y[12:])])
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+# K1: a network of TorchScript keeps no record
+
+@pytest.mark.parametrize('make', [lambda e: torch.jit.trace(e, torch.rand(2,3,12,12)), lambda e: torch.jit.freeze(torch.jit.trace(e, torch.rand(2,3,12,12)))])
+def test_a_network_of_torchscript_is_named_and_takes_a_record(make):
+    stats = [[.5]*3,[.2]*3]
+    encoder = tiny(stats, n_in=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # torch calls it deprecated
+        script = make(encoder)
+    want = embed(encoder, wide)[0]
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match='keeps no record of how its pictures were normalised'): embed(script, wide)
+    torch.testing.assert_close(embed(script, wide, stats)[0], want)
+    remember(script, **record_of(encoder))
+    torch.testing.assert_close(embed(script, wide)[0], want)
