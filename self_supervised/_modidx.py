@@ -3753,6 +3753,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.embeddings': ( 'vision.byol.html#embeddings',
                                                                                          'self_supervised/vision/byol.py'),
+                                             'self_supervised.vision.byol.follow_batchnorms': ( 'vision.byol.html#follow_batchnorms',
+                                                                                                'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.get_byol_aug_pipelines': ( 'vision.byol.html#get_byol_aug_pipelines',
                                                                                                      'self_supervised/vision/byol.py'),
                                              'self_supervised.vision.byol.mean_of_pairs': ( 'vision.byol.html#mean_of_pairs',

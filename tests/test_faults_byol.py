@@ -18,7 +18,7 @@ from fastai.callback import fp16
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from fastai.callback.training import GradientAccumulation, ShortEpochCallback
+from fastai.callback.training import BnFreeze, GradientAccumulation, ShortEpochCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader as FastLoader
 from fastai.learner import Learner, ValueMetric
@@ -1501,3 +1501,34 @@ def test_a_model_that_is_filled_from_a_state_dict_does_not_know_its_normalisatio
     dls = tensor_dls(torch.rand(16,3,16,16), bs=8)
     Learner(dls, model, cbs=BYOL(get_byol_aug_pipelines(16)))
     assert record_of(model.encoder)['stats']   # the learner's views tell
+
+# Batchnorms that rest
+
+class Rested(Callback):
+    "Put batchnorms without a gradient in eval mode, as many scripts do"
+    def before_train(self):
+        for m in self.model.modules():
+            if isinstance(m, nn.BatchNorm2d) and not m.weight.requires_grad: m.eval()
+
+@pytest.mark.parametrize('rests', [BnFreeze, Rested])
+def test_batchnorms_of_the_target_rest_where_those_of_the_online_network_do(rests):
+    "None of the target's has a gradient: they were all left at their first statistics"
+    assert torch.equal(weights(quiet_fit(learner(cbs=rests()))), weights(quiet_fit(learner())))
+    learn = learner(cbs=rests())
+    first = [next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)) for net in (learn.model.online, learn.model.target)]
+    for p in first[0].parameters(): p.requires_grad_(False)
+    quiet_fit(learn)
+    assert all(torch.equal(m.running_mean, torch.zeros_like(m.running_mean)) for m in first)
+    others = [m for m in learn.model.target.modules() if isinstance(m, nn.BatchNorm2d)][1:]
+    assert all(m.running_mean.any() for m in others)
+
+def test_a_target_that_you_put_in_eval_mode_stays_there():
+    class Still(Callback):
+        def before_train(self): self.model.target.eval()
+    learn = learner(cbs=Still())
+    quiet_fit(learn)
+    assert not any(m.running_mean.any() for m in learn.model.target.modules() if isinstance(m, nn.BatchNorm2d))
+
+def quiet_fit(learn):
+    quiet(learn.fit, 2, lr=1e-3)
+    return learn

@@ -47,6 +47,7 @@ from self_supervised.callback.put_back import (
     AnyBatch, ClosedAutocast, EmptyValidation, FixedRandomness, KeptMemory, LRFindRollback, ModelPrecision,
     keep_out_of_optimizer)
 from ..plots import decode_view, show_views
+from ..surgery import batchnorms
 from ..callback.loggers import set_up_loggers
 from .checks import (
     check_batch, check_before_fit, check_first_batch, check_inputs, check_layout, check_length, check_model,
@@ -269,6 +270,15 @@ def start_target(
         if t.shape==p.shape: t.copy_(p)
     model.began = _numbers_of(model.target)
 
+def follow_batchnorms(
+    target:nn.Module|None, # Target network, changed in place; None does nothing
+    online:nn.Module, # Online network
+)->None:
+    "Put the target's batchnorms in the modes of the online ones: `BnFreeze` rests all without a gradient, so all of it"
+    if target is None or not target.training: return   # in eval mode as a whole it is by your choice
+    for t,o in zip(target.modules(), online.modules()):
+        if isinstance(t, batchnorms) and type(t) is type(o): t.training = o.training
+
 def _at_least_float32(v, net):
     "The view `v` in the precision of `net`: floating point tensors, alone or in lists and dicts; the rest as it is"
     if isinstance(v, Tensor):
@@ -488,6 +498,7 @@ class BYOLSetup(AttachedCallback):
     def before_train(self):
         check_ranks(self.learn)
         check_length(self.learn.dl)
+        follow_batchnorms(self.byol_model.target, self.byol_model.online)
         check_watches(self.learn)
         self._check_optimizer()
         self.record()
