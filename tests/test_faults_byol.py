@@ -1532,3 +1532,24 @@ def test_a_target_that_you_put_in_eval_mode_stays_there():
 def quiet_fit(learn):
     quiet(learn.fit, 2, lr=1e-3)
     return learn
+
+# K3: batches of arrays
+
+def arrays(dl):
+    "The batches of a loader in a list, with arrays in place of tensors"
+    return [tuple(o.numpy() for o in b) for b in dl]
+
+def trained_on(batches, augs=AUGS):
+    seed_everything(1)
+    learn = learner(DataLoaders(batches, batches[:1]), augs)
+    quiet(learn.fit_byol, 2, 'adamw')
+    return weights(learn)
+
+@pytest.mark.parametrize('augs', [AUGS, None])
+def test_batches_of_arrays_are_trained_on_as_those_of_tensors(augs, capsys):
+    data = TensorDataset(X, X.flip(3), Y) if augs is None else TensorDataset(X, Y)
+    tensors = [*DataLoader(data, BS)]
+    for kind,b in dict(tuples=arrays(tensors), lists=[list(o) for o in arrays(tensors)], turned=[tuple(np.ascontiguousarray(o[::-1])[::-1] for o in b) for b in arrays(tensors)],
+                       dicts=[dict(zip(('image1','image2','label') if augs is None else ('image','label'), o)) for o in arrays(tensors)]).items():
+        assert torch.equal(trained_on(b, augs), trained_on(tensors, augs)), kind
+    if augs is not None: assert torch.equal(trained_on([o[0].numpy() for o in tensors]), trained_on(tensors))

@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from ..core import device_of, warn_once
-from ..data.batches import batch_parts
+from ..data.batches import batch_parts, with_tensors
 from .cpu_memory import keep_memory
 
 # %% ../../nbs/52_callback.put_back.ipynb #fixedcode
@@ -124,6 +124,8 @@ def split_by_parts(
     b, # A batch
 )->None:
     "Set inputs and labels of a batch: views and the rest, or for plain pictures as fastai does"
+    made = with_tensors(b)
+    if made is not b: b = learn._set_device(made)   # arrays were left where they are
     plain = isinstance(b, Tensor) or (isinstance(b, (tuple,list)) and (not len(b) or isinstance(b[0], Tensor)))
     if plain and learn.byol.augs is not None: return type(learn)._split(learn, b)
     learn.xb,learn.yb = batch_parts(b)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import invalid, warn_once
+from ..core import as_tensor, invalid, warn_once
 
 # %% ../../nbs/16_data.batches.ipynb #parts
 def _is_data(o):
@@ -27,6 +27,18 @@ def _goes_with(x, o):
     "Could `o` be another view of the pictures in `x`? The sides of pictures may differ, the columns of rows not"
     if not (_is_data(x) and _is_data(o)) or o.ndim!=x.ndim: return False
     return o.shape==x.shape if x.ndim==2 else o.shape[:2]==x.shape[:2]
+
+def with_tensors(
+    b, # Batch, or a part of it
+): # The same with tensors in place of arrays; `b` itself if it holds none
+    "Take what a `collate_fn` of NumPy makes"
+    if isinstance(b, np.ndarray) and b.dtype.kind in 'biuf': return as_tensor(b)
+    if isinstance(b, Mapping): made = {k: with_tensors(o) for k,o in b.items()}
+    elif type(b) in (tuple,list): made = dict(enumerate(map(with_tensors, b)))
+    else: return b
+    before = b if isinstance(b, Mapping) else dict(enumerate(b))
+    if all(made[k] is o for k,o in before.items()): return b
+    return made if isinstance(b, Mapping) else type(b)(made.values())
 
 def is_second_view(
     x, # Pictures
@@ -200,7 +212,7 @@ def peek(
     state = rng.getstate() if rng else None
     drawn = generator.get_state() if isinstance(generator, torch.Generator) else None
     try:
-        with iterator_of_its_own(dl): return dl.one_batch() if hasattr(dl, 'one_batch') else _first(dl)
+        with iterator_of_its_own(dl): return with_tensors(dl.one_batch() if hasattr(dl, 'one_batch') else _first(dl))
     finally:
         if rng: dl.rng.setstate(state)
         if drawn is not None: generator.set_state(drawn)
