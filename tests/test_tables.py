@@ -1,12 +1,13 @@
 "Laws of the views of rows that the page of tables does not show"
 import pickle
 
-import pytest, torch
+import pandas as pd, pytest, torch
+from fastai.tabular.core import Categorify, FillMissing, Normalize, TabularPandas
 from fastai.torch_core import TensorBase
 from sklearn.datasets import load_diabetes
 
 from self_supervised.core import plain
-from self_supervised.data.tables import get_vector_aug_pipelines, get_vector_augs
+from self_supervised.data.tables import get_vector_aug_pipelines, get_vector_augs, table_dls
 
 none = dict(noise=0., dropout_p=0., swap_p=0.)
 
@@ -69,3 +70,14 @@ def test_several_targets_are_all_labels():
     _,y = table_rows(TabularPandas(df, cont_names=['a'], y_names=['b','c'], y_block=RegressionBlock()))
     assert y.tolist()==[[3,6],[4,7],[5,8]]
     assert table_rows(TabularPandas(df, cont_names=['a'], y_names='c', y_block=RegressionBlock()))[1].tolist()==[6,7,8]
+
+def test_columns_of_what_was_missing_need_no_categories():
+    "`FillMissing` adds a column of True and False among the categories, which only `Categorify` numbers"
+    frame = pd.DataFrame(dict(a=[.5, float('nan')]*10, b=range(20), kind=list('xy')*10))
+    def rows(procs, **kwargs): return table_dls(TabularPandas(frame, procs, cont_names=['a','b'], **kwargs), bs=20)
+    dls = rows([FillMissing, Normalize])
+    assert dls.widths==[1,1,1]
+    x, = dls.train.new(shuffle=False).one_batch()
+    assert torch.equal(x[:,0], torch.tensor([0.,1.]*10)) and x.isfinite().all()
+    assert rows([FillMissing, Categorify, Normalize]).widths==[3,1,1]
+    with pytest.raises(ValueError, match="column 'kind' has categories without numbers. Add Categorify to procs"): rows([FillMissing], cat_names=['kind'])

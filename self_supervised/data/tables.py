@@ -21,12 +21,25 @@ from ..augmentations import one_a_view
 from .arrays import tensor_dls
 
 # %% ../../nbs/17_data.tables.ipynb #41c005
+def _n_columns(to, c):
+    "Return the number of columns of a category: one for True and False, as `FillMissing` adds, if they have no numbers"
+    classes = (getattr(to, 'classes', None) or {}).get(c)
+    if classes is not None: return len(classes)
+    if to.items[c].dtype==bool: return 1
+    raise invalid(f'column {c!r}', 'has categories without numbers', 'Add Categorify to procs')
+
+def _one_hot(to, c):
+    "Return a category as columns of 0 and 1"
+    n = _n_columns(to, c)
+    codes = torch.tensor(to.items[c].values)
+    return codes[:,None] if codes.dtype==torch.bool else F.one_hot(codes.long(), n)
+
 @checked
 def table_rows(
     to, # Processed `TabularPandas`, or one of its subsets
 )->tuple: # Rows (n,c) float32: each category one-hot, then the numbers; labels (n,) or (n,k), long or float32, or None
     "Turn a table into rows of numbers"
-    hot = [F.one_hot(torch.tensor(to.items[c].values).long(), len(to.classes[c])) for c in to.cat_names]
+    hot = [_one_hot(to, c) for c in to.cat_names]
     x = torch.cat([o.float() for o in (*hot, torch.tensor(to.conts.values))], 1)
     if not len(to.y_names): return x,None
     y = torch.tensor(to.ys.values)
@@ -51,7 +64,7 @@ def table_dls(
     splits = torch.arange(len(x)), torch.arange(len(x), len(x)+len(valid_x))
     if y is not None: y = torch.cat([y,valid_y])
     dls = tensor_dls(torch.cat([x,valid_x]), y, splits, bs=bs, **kwargs)
-    dls.widths = [len(train.classes[c]) for c in train.cat_names] + [1]*len(train.cont_names)
+    dls.widths = [_n_columns(train, c) for c in train.cat_names] + [1]*len(train.cont_names)
     return dls
 
 # %% ../../nbs/17_data.tables.ipynb #05c006
