@@ -1,6 +1,7 @@
 "The commands: one way to say how pictures are read, what was held out is known later, an error or a warning is one line"
 import csv, json, os, shutil, signal, subprocess, sys, tarfile, unicodedata, warnings
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
@@ -507,7 +508,7 @@ def test_one_picture_in_memory_is_one_picture(kaggle):
     a = np.array(Image.open('kaggle/train/0.png'))
     _,want,_ = embed.embed_pictures(kaggle, 'kaggle/train/0.png', workers=0)
     data = Path('kaggle/train/0.png').read_bytes()
-    for one in (a, torch.tensor(a), Image.fromarray(a), data, bytearray(data), [a], [data], a[None], torch.tensor(a).permute(2,0,1)[None]):
+    for one in (a, torch.tensor(a), Image.fromarray(a), data, bytearray(data), memoryview(data), BytesIO(data), open('kaggle/train/0.png', 'rb'), [a], [data], a[None], torch.tensor(a).permute(2,0,1)[None]):
         names,feats,_ = embed.embed_pictures(kaggle, one, workers=0)
         assert names==['item 0']
         torch.testing.assert_close(feats, want)

@@ -127,8 +127,8 @@ def embed_pictures(
 
 def _as_source(source):
     "Return a list of one picture for a picture; raise for an array that may be one or several"
-    if isinstance(source, bytearray): source = bytes(source)
-    if isinstance(source, (Image.Image,bytes)): return [source]
+    is_file = hasattr(source, 'read') and hasattr(source, 'seek')   # an open one
+    if is_file or isinstance(source, (Image.Image,bytes,bytearray,memoryview)): return [source]
     shape = tuple(getattr(source, 'shape', ()))
     if not isinstance(source, (np.ndarray,Tensor)) or len(shape) not in (2,3): return source
     if len(shape)==2 or str(source.dtype).endswith('uint8') and shape[-1] in (3,4): return [source]
