@@ -33,7 +33,7 @@ from self_supervised.data.demo import digits
 from self_supervised.data.images import image_dls
 from self_supervised.data.reading import open_picture
 from self_supervised.data.skipped import reading_of
-from self_supervised.evaluate.features import embed, knn_accuracy, untrained
+from self_supervised.evaluate.features import effective_rank, embed, knn_accuracy, linear_accuracy, mean_cosine, spread, untrained
 from self_supervised.evaluate.labelled import in_memory
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
@@ -1478,3 +1478,20 @@ def test_a_network_of_torchscript_is_named_and_takes_a_record(make):
     torch.testing.assert_close(embed(script, wide, stats)[0], want)
     remember(script, **record_of(encoder))
     torch.testing.assert_close(embed(script, wide)[0], want)
+
+# R3: features whose squares float32 does not hold
+
+@pytest.mark.parametrize('factor', [2.**80, 2.**-80])
+def test_measures_of_features_do_not_depend_on_their_scale(factor):
+    "A diverged encoder returns 1e24, which is finite: its directions were taken for none"
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(60)%3
+    x = torch.randn(60, 5, generator=g)+y[:,None]
+    data = x[:40],y[:40],x[40:],y[40:]
+    scaled = x[:40]*factor,y[:40],x[40:]*factor,y[40:]
+    assert knn_accuracy(*scaled, k=5)==knn_accuracy(*data, k=5)
+    assert linear_accuracy(*scaled)==linear_accuracy(*data)
+    for measure in spread,mean_cosine,effective_rank: torch.testing.assert_close(measure(x*factor), measure(x), msg=measure.__name__)
+    rows = torch.where(torch.arange(60)[:,None]%2==0, factor, 1.)   # some rows alone
+    for measure in spread,mean_cosine: assert torch.equal(measure(x*rows), measure(x))
+    assert torch.equal(spread(torch.zeros(3,2)), torch.zeros(()))
