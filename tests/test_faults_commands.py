@@ -1035,6 +1035,12 @@ def test_a_part_without_labels_is_no_test(kaggle):
     for f in (evaluate.evaluate_pictures, finetune.finetune):
         with pytest.raises(ValueError, match="valid='test' holds out no picture with a label"): f(kaggle, 'd', valid='test', workers=0)
 
+@pytest.mark.parametrize('f', [evaluate.evaluate_pictures, finetune.finetune])
+def test_a_part_to_test_on_is_named_by_its_option(kaggle, f):
+    "With labels in a file byol_evaluate complained of a holdout, which is no option of it"
+    table('l.csv', 'train/{}.png')
+    with pytest.raises(ValueError, match="valid='nope' is no part.*valid=0.2"): f(kaggle, 'kaggle', valid='nope', labels='l.csv', workers=0)
+
 @pytest.mark.parametrize('valid', [None,.3,'valid','part'])
 def test_a_classifier_has_the_labels_of_the_run_whatever_is_tested(here, valid):
     "With valid, folder names were its classes, though the run and byol_evaluate had those of the file"

@@ -150,7 +150,8 @@ def part_to_test(
         if split: return split
     elif valid is None and settings.get('holdout')!=0:
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
-    return holdout if labels is None else split_pictures(s, run_pictures(s), fewest=fewest, what='are left out')
+    if labels is None: return holdout
+    return split_pictures(s, run_pictures(s), fewest=fewest, what='are left out', option='valid')
 
 def labels_to_use(
     run:Path, # Folder of the encoder's file

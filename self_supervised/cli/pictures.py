@@ -220,26 +220,27 @@ def split_pictures(
     tell:bool=True, # Print which pictures are not judged?
     fewest:int=FEWEST, # Smallest number of pictures of a label
     what:str='are trained on and left out of judging', # Consequence for the others, to print
+    option:str='holdout', # Name of the option that `s.holdout` is the value of, for errors
 )->Split: # Labels that cannot be judged by are None
     "Label pictures, and hold a part of them out"
     labels = labels_of(s, items)
     judged = judged_labels(labels, fewest)
-    items,labels,held = _held(s, items, labels, judged)
+    items,labels,held = _held(s, items, labels, judged, option)
     judged &= {o for o,out in zip(labels, held) if not out}
     if len(judged)<2: judged = set()
     left_out = [o for o in labels if o not in judged] if judged else []
     why = f'a label needs {fewest}' if fewest>1 else 'none is left to learn from'
     if left_out and tell: tell_left_out(left_out, what, why)
     train = [i for i,out in enumerate(held) if not out]
-    if not train: raise invalid(f"holdout={s.get('holdout')!r}", 'leaves no picture to train on', 'Hold out fewer')
+    if not train: raise invalid(f"{option}={s.get('holdout')!r}", 'leaves no picture to train on', 'Hold out fewer')
     return Split(items, [o if o in judged else None for o in labels], train, [i for i,out in enumerate(held) if out])
 
-def _held(s, items, labels, judged):
+def _held(s, items, labels, judged, option):
     "Return pictures and labels of both parts, and whether each is held out"
     holdout = s.get('holdout', .2)
     part = as_part(holdout)
-    if part is None: return _held_by_name(s, items, labels, holdout)
-    if not 0<=part<1: raise invalid(f'{holdout=}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
+    if part is None: return _held_by_name(s, items, labels, holdout, option)
+    if not 0<=part<1: raise invalid(f'{option}={holdout!r}', 'must be in [0,1)', 'Pass the part to hold out, e.g. 0.2')
     return items,labels,_drawn(items, labels, judged, part, s.seed)
 
 def _drawn(items, labels, judged, part, seed, tries=100):
@@ -258,7 +259,7 @@ def _drawn(items, labels, judged, part, seed, tries=100):
          'means nothing. Hold out a larger part, or name the pictures to hold out.')
     return held.tolist()
 
-def _held_by_name(s, items, labels, holdout, option='holdout'):
+def _held_by_name(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column, all their copies, and others of their samples"
     items,labels,held = _named_in(s, items, labels, holdout, option)
     places = _places(items)
