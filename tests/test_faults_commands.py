@@ -1637,3 +1637,17 @@ def test_a_list_of_held_out_names_alone_is_enough(here):
     Path('run/held_out.csv').write_text(''.join(f'{o}\n' for o in pictures.read_held_out('run')))
     def test(): return evaluate.part_to_test(Path('run'), 'pics', None, None, 42, {})
     assert changed_since(test) is None and len(test().held)==72
+
+def test_code_that_a_command_prints_runs_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
+    "A folder such as `Ann's run` ended the text in the middle"
+    monkeypatch.chdir(tmp_path)
+    folder = Path("Ann's run")
+    folder.mkdir()
+    for name in ('results.json','export.pkl'): (folder/name).write_text('{}')
+    for module in (pretrain, finetune): monkeypatch.setattr(module, 'as_text', lambda *args: '')
+    monkeypatch.setattr(finetune, 'finetune', lambda *args, **how: (dict(rows={}, verdict=[], said=[]), folder))
+    pretrain._print_summary(folder)
+    finetune.byol_finetune('encoder', 'pics')
+    lines = [o.strip() for o in capsys.readouterr().out.splitlines() if '.safetensors' in o and 'load' in o or 'predict(' in o]
+    assert len(lines)==2
+    for line in lines: compile(line, 'printed', 'exec')

@@ -614,4 +614,4 @@ def byol_finetune(
         raise CliError(f'byol_finetune: {folder} lacks export.pkl, the classifier: see the message above')
     print(f'\n{folder}: report.html shows the mistakes, export.pkl predicts. To use it:\n')
     print('    from fastai.learner import load_learner')
-    print(f"    load_learner('{folder/'export.pkl'}').predict('picture.jpg')")
+    print(f"    load_learner({str(folder/'export.pkl')!r}).predict('picture.jpg')")

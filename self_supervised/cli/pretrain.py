@@ -658,5 +658,5 @@ def _print_summary(folder):
     print(f'\n{as_text(results)}\n')
     print(f'{folder}: report.html shows the run, encoder.safetensors is the trained encoder. To use it:\n')
     print('    from self_supervised.transfer.encoder_file import load_encoder')
-    print(f"    encoder = load_encoder('{folder/'encoder.safetensors'}')\n")
+    print(f"    encoder = load_encoder({str(folder/'encoder.safetensors')!r})\n")
     if 'verdict' in results: print(verdict_text(results['verdict']))
