@@ -1651,3 +1651,19 @@ def test_code_that_a_command_prints_runs_whatever_the_folder_is_called(tmp_path,
     lines = [o.strip() for o in capsys.readouterr().out.splitlines() if '.safetensors' in o and 'load' in o or 'predict(' in o]
     assert len(lines)==2
     for line in lines: compile(line, 'printed', 'exec')
+
+@pytest.mark.parametrize('labels', [None,'l.csv'])
+def test_a_part_drawn_by_chance_of_the_pictures_of_a_run_is_told_of(here, labels, capsys):
+    "It was tested on what the run had trained on, in silence, although a part that was held out is there"
+    files = [os.path.relpath(f, 'pics') for f in files_of('pics')]
+    if labels: Path(labels).write_text('name,label\n'+''.join(f'{f},{Path(f).parent.name}\n' for f in files))
+    shutil.copytree('pics', 'other')
+    pretrain.pretrain('pics', 'run', **SMALL | dict(labels=labels))
+    def told(valid, path='pics'):
+        capsys.readouterr()
+        evaluate.part_to_test(Path('run'), path, valid, None, 42, {})
+        out = [capsys.readouterr().out]
+        finetune._part_of_run(Path('run'), path, AttrDict(valid=valid, labels=None, seed=42, reading={}))
+        return ['a part drawn by chance is tested, of which run may have seen pictures' in o for o in (*out, capsys.readouterr().out)]
+    assert told(.3)==[True]*2
+    assert told(None)==told('valid')==told(.3, 'other')==[False]*2

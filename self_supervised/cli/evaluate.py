@@ -143,6 +143,7 @@ def part_to_test(
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
     holdout = .2 if valid is None else valid
+    tell_of_chance(valid, run, path)
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
     if valid is None and names is not None:
@@ -152,6 +153,17 @@ def part_to_test(
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
     if labels is None: return holdout
     return split_pictures(s, run_pictures(s), fewest=fewest, what='are left out', option='valid')
+
+def tell_of_chance(
+    valid, # Value of `--valid`, or None
+    run, # Folder of the encoder's file
+    path, # Pictures
+)->None:
+    "Print that a part drawn by chance from the pictures of a run is not the one that it held out"
+    if valid is None or isinstance(valid, str) or not has_record(run) or not read_held_out(run): return
+    if as_place(path)!=as_place(settings_for(run, path).get('path')): return
+    print(f'valid={valid:g}: a part drawn by chance is tested, of which {run} may have seen pictures. '
+          'Without valid, those that it held out are')
 
 def labels_to_use(
     run:Path, # Folder of the encoder's file

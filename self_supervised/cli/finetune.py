@@ -54,7 +54,7 @@ from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_settings, reading_options_of
 from .evaluate import (
-    as_in_run, flip_of_run, has_record, labelled_items, labels_to_use, of_split, part_to_test, run_of)
+    as_in_run, flip_of_run, has_record, labelled_items, labels_to_use, of_split, part_to_test, run_of, tell_of_chance)
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -104,7 +104,7 @@ def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
     # Folders may be named after something else
     s.labels = labels_to_use(run, path, s.labels, s.reading)
-    if s.valid is not None: return None
+    if s.valid is not None: return tell_of_chance(s.valid, run, path)
     part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
     s.valid = part
