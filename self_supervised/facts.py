@@ -58,8 +58,11 @@ def _digest(texts:Iterable[str])->str:
     for t in texts: h.update(t.encode(errors='surrogateescape')+b'\0')
     return h.hexdigest()[:12]
 
-def _spread(n, most=SAMPLES)->range:
-    "Return at most `most` places, evenly spread over `n`"
+def evenly_spread(
+    n:int, # Number of items
+    most:int=SAMPLES, # Largest number of places
+)->range: # Places of some of them
+    "Choose items to look at"
     return range(0, n, max(1, -(-n//most)))
 
 def _own(o, name):
@@ -94,7 +97,7 @@ def _in_rows(data, rows):
     if not tls or not len(rows) or not len(tls[0].tfms.fs): return None
     read = tls[0].tfms.fs[0]
     if not isinstance(read(rows.iloc[0]), (str,os.PathLike)): return None
-    return [read(rows.iloc[i]) for i in _spread(len(rows), 10*SAMPLES)]
+    return [read(rows.iloc[i]) for i in evenly_spread(len(rows), 10*SAMPLES)]
 
 # Their versions describe them
 _libraries = 'self_supervised fastai fastcore fasttransform torch torchvision kornia PIL numpy'.split()
@@ -131,16 +134,10 @@ def _name_facts(names):
 
 def _of_files(items):
     "Return checksums of some items: of bytes and arrays, of a file's size and both ends; -1 if nothing is known"
-    return [_content(getattr(items[i], 'where', items[i])) for i in places_to_check(items)]
-
-def places_to_check(
-    items, # Pictures, as `picture_items` lists them
-)->range: # Positions
-    "Choose the items to compute checksums of"
-    places = _spread(len(items))
+    places = evenly_spread(len(items))
     # An item of a list or of a data set has to be opened, which may decode a picture
-    is_opened = len(items) and isinstance(getattr(items[0], 'where', None), partial)
-    return places[::OPENED] if is_opened else places
+    if len(items) and isinstance(getattr(items[0], 'where', None), partial): places = places[::OPENED]
+    return [_content(getattr(items[i], 'where', items[i])) for i in places]
 
 def checksum_of(
     item, # Path, or a `Picture`
@@ -196,7 +193,7 @@ def _computed(data):
     label = tls[1].tfms.fs[0]
     if getattr(label, 'name', '')=='parent_label': return []
     items = getattr(tls[1].items, 'iloc', tls[1].items)   # rows of a data frame by their place
-    return [label(items[i]) for i in _spread(len(tls[1].items), 10*SAMPLES)]
+    return [label(items[i]) for i in evenly_spread(len(tls[1].items), 10*SAMPLES)]
 
 def _picked(data, values):
     "Return the values of the part that a `TensorData` is"
@@ -210,7 +207,7 @@ def _of_array(data):
         if not isinstance(o, (Tensor,np.ndarray)) or not len(o): continue
         idxs = _own(data, 'idxs')
         places = range(len(o)) if idxs is None else np.asarray(idxs).tolist()
-        return [_checksum(o[places[i]]) for i in _spread(len(places))]
+        return [_checksum(o[places[i]]) for i in evenly_spread(len(places))]
     return None
 
 def _checksum(x):

@@ -1621,7 +1621,7 @@ def test_held_out_names_that_are_other_pictures_now_are_told_of(here, source):
     packed()
     for f in (test, begin):
         n,_,of,*_ = changed_since(f).split()
-        assert 0<int(n)<=int(of) and (int(of)>60 or source=='pics.tar')
+        assert 50<int(n)<=int(of)==72
 
 def test_a_tar_of_the_same_pictures_has_not_changed(here):
     "Nor their copy in another folder"
