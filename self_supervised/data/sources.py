@@ -207,7 +207,7 @@ def read_rows(
     given:str, # Name of the file in an error, e.g. "labels='l.csv'"
     strict:bool=True, # Refuse bytes that are no text?
 )->list: # Rows, each a list of texts as long as the first; rows of blanks are left out
-    "Read a table separated by commas, semicolons or tabs, or by what its first line names: `sep=|`, for Excel"
+    "Read a table separated by commas, semicolons or tabs, or as its first line says for Excel: `sep=|`"
     text = read_text(file, given if strict else None)
     stated = re.match('"?sep=([^\r\n])"?(\r\n|\r|\n)', text, re.IGNORECASE)
     if stated: text = text[stated.end():]
