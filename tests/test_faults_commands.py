@@ -707,18 +707,23 @@ def test_a_run_starts_from_the_folder_of_another(here):
     os.chdir('run')   # to a path, '' is the working directory
     with pytest.raises(FileNotFoundError, match="^encoder='' is not a file"): embed.embed_pictures('', '../pics')
 
-@pytest.mark.parametrize('change,n', [(dict(seed=7),True), (dict(holdout='valid'),True), ('more',True), ('above',True), ('nothing',True), ('moved',True), ('list',True), ({},0),
+@pytest.mark.parametrize('change,n', [(dict(seed=7),True), (dict(holdout='valid'),True), ('more',True), ('above',True), ('nothing',True), ('moved',True), ('list',True), ('copied',True), ('gone',True), ('strangers',0), ({},0),
                                       (dict(holdout='out/held_out.csv'),0), ('start',0), ('others',0)], ids=str)
 def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, monkeypatch, change, n):
-    "With another seed, or with pictures added, most of those held out had been trained on by the first run"
+    "With another seed, or with pictures added, most of those held out had been trained on by the first run; also where the pictures were moved or copied since"
     pretrain.pretrain('pics', 'out', **SMALL | (dict(holdout=0) if change=='nothing' else {}))
     path,init,how = 'pics','out',change if isinstance(change, dict) else {}
     if change=='more': shutil.copytree('pics/train', 'pics/more')
     if change=='above': path,how = '.',dict(seed=7)
     if change=='list': path = files_of('pics')[::-1]
-    if change=='others':
+    if change in ('others','copied','strangers'):
         shutil.copytree('pics', 'copy')
-        path = 'copy'
+        path,how = 'copy',{} if change=='others' else dict(seed=7)
+    if change=='strangers':   # of the same names
+        for i,f in enumerate(files_of('copy')): Image.new('L', (28,28), i%250).save(f)
+    if change=='gone':
+        os.rename('pics', 'disk2')
+        path,how = 'disk2',dict(seed=7)
     if change=='start':
         pretrain.pretrain('pics', 'second', init='out', **SMALL)
         init,how = 'second/start.safetensors',dict(seed=7)

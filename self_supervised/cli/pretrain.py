@@ -43,6 +43,7 @@ from ..core import (
     check_at_least, check_not_empty, check_one_of, check_whole, checked, computing_threads, counted, invalid,
     plain_numbers, printable, seed_everything, typed)
 from ..augmentations import views_for
+from ..facts import checksum_of
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
 from ..record import record_of, remember
@@ -67,8 +68,8 @@ from .mend import Mend
 from .options import (
     as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record, where_to_look)
 from .pictures import (
-    folder_dls, held_out_digest, judged_dls, kind_of, read_held_out, recorded_names, run_pictures, split_pictures,
-    warn_of_changed, write_held_out)
+    folder_dls, held_out_digest, judged_dls, kind_of, names_below, read_held_out, recorded_names, run_pictures,
+    split_pictures, warn_of_changed, write_held_out)
 from .report import as_text
 from self_supervised.cli.run_folder import (
     as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings,
@@ -271,13 +272,23 @@ def seen_before(
         digest = held_out_digest(run)
         if digest is None or encoder_info(file).get('held_out')!=digest: return 0   # no run, or not its encoder
         settings = settings_for(run, s.path)
-        source = settings.get('path')
-        is_same = as_place(source)==as_place(s.path) and where_to_look(settings)==where_to_look(s)
-        found = recorded_names(s.path, items, read_held_out(run), source, started_in(run))
+        record = read_held_out(run),settings.get('path'),started_in(run)
+        found = recorded_names(s.path, items, *record)
         warn_of_changed(run, items, found)
-        trained = set(map(real_file, listed if is_same else listed_pictures(source, settings)))
-        return sum(real_file(o) in trained and name is None for o,name in zip(items, found))
+        new = [o for o,name in zip(items, found) if name is None]
+        return sum(_are_of(settings, record, s, new, listed))
     return 0
+
+def _are_of(settings, record, s, items, listed):
+    "Is each picture one of a run's source, or a copy? Where that is gone, it is if pictures have names of the record"
+    source = settings.get('path')
+    if as_place(source)==as_place(s.path) and where_to_look(settings)==where_to_look(s): return [True]*len(items)
+    try: there = listed_pictures(source, settings)
+    except (ValueError, OSError): return [any(recorded_names(s.path, listed, *record))]*len(items)
+    files = set(map(real_file, there))
+    named = dict(zip(names_below(source, there), there))
+    def is_copy(item, name): return name in named and checksum_of(item)==checksum_of(named[name])
+    return [real_file(o) in files or is_copy(o, name) for o,name in zip(items, names_below(s.path, items))]
 
 def _warn_of_seen(s, items, listed, resume):
     "Warn if the starting weights were trained on pictures that are held out now; a resumed run repeats its warning"
