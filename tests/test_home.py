@@ -143,7 +143,7 @@ def test_the_length_of_a_run_is_printed_before_it_begins(tmp_path, capsys):
 def test_the_command_ends_with_the_verdict(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     byol_pretrain(epochs=1)
-    res = json.loads(Path('runs/byol/results.json').read_text())
+    res = json.loads(Path('runs/digits/results.json').read_text())
     assert capsys.readouterr().out.rstrip().endswith(verdict_text(res['verdict']))
 
 def test_two_lengths_are_refused_and_a_set_of_views_is_known(tmp_path):

@@ -54,6 +54,19 @@ def encoder_settings(
     if 'stats' not in info and 'weights_from' in info: warn_of_origin(info['weights_from'])
     return spec | dict(n_in=info.get('n_in') or spec.get('n_in', 3)),size,info.get('stats')
 
+def tell_encoder(
+    encoder, # File that `save_encoder` wrote, or the folder of a run
+)->None:
+    "Print which network an encoder is, and for which pictures"
+    file = encoder_file(encoder)
+    info = encoder_info(file)
+    spec = info.get('spec') or {}
+    n,size = (info.get(name) or spec.get(name) for name in ('n_in','size'))
+    side = 'x'.join(map(str, size)) if isinstance(size, (tuple,list)) else size
+    kind = {None: 'pictures', 1: 'grey pictures', 3: 'pictures in colour'}.get(n, f'pictures of {n} channels')
+    of = f' of {side} px' if size else ''
+    print(printable(f"{file}: {spec.get('arch') or 'a network'} for {kind}{of}"))
+
 # %% ../../nbs/93_cli.embed.ipynb #52c006
 class _Readable:
     "Place, picture or the reason why it cannot be read, and odd findings"
@@ -221,6 +234,7 @@ def byol_embed(
     page = Path(out).with_suffix('.html')
     for file in (out,page) if neighbors else (out,):
         run(check_out, file, path, run(encoder_file, encoder), options=reading)
+    run(tell_encoder, encoder)
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
     if Path(out).is_file(): print(f'{out} was there already, and is replaced')

@@ -41,11 +41,11 @@ from .comparison import compare_parts
 from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, held_out_digest, is_labelled, labelled_split, labels_to_judge, looked_up,
-    read_held_out, recorded_names, run_pictures, split_pictures, tell_left_out, warn_of_changed)
+    FEWEST, Split, csv_and_column, held_out_digest, is_labelled, judged_labels, labelled_split, labels_to_judge,
+    looked_up, read_held_out, recorded_names, run_pictures, split_pictures, tell_left_out, warn_of_changed)
 from .report import as_text
 from .run_folder import as_place, read_settings, settings_for, started_in
-from .embed import encoder_settings, reading_options_of
+from .embed import encoder_settings, reading_options_of, tell_encoder
 
 # %% ../../nbs/94_cli.evaluate.ipynb #of_split
 def of_split(
@@ -138,7 +138,7 @@ def part_to_test(
     labels, # Result of `labels_to_use`; None for the names of folders
     seed:int, # Random seed of a part drawn by chance
     options:dict, # Result of `reading_options`
-    fewest:int=FEWEST, # Smallest number of pictures of a label, for a part drawn by chance
+    fewest:int=FEWEST, # Smallest number of pictures of a label
 ): # A part, the name of a folder, or a `Split`
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
@@ -147,7 +147,7 @@ def part_to_test(
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
     if valid is None and names is not None:
-        split = _recorded_split(s, names, run, settings.get('path'))
+        split = _recorded_split(s, names, run, settings.get('path'), fewest)
         if split: return split
     elif valid is None and settings.get('holdout')!=0:
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
@@ -227,7 +227,7 @@ def flip_of_run(
     run = encoder.parent
     return read_settings(run/'settings.json')['views'].get('flip_p', .5) if has_record(run) else .5
 
-def _recorded_split(s, names, run, trained_on):
+def _recorded_split(s, names, run, trained_on, fewest):
     "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
     items = run_pictures(s)
     found = recorded_names(s.path, items, names, trained_on, started_in(run))
@@ -236,13 +236,15 @@ def _recorded_split(s, names, run, trained_on):
     labelled = {out for out,label in zip(held, labels) if label is not None}
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)
-    judged = (train & test)-{None}
-    why_not = _why_not(labelled, judged, (train | test)-{None})
+    judged = judged_labels(labels, fewest) & train   # as the run measures
+    if len(judged & test)<2: judged = (train & test)-{None}
+    why_not = _why_not(labelled, judged & test, (train | test)-{None})
     print(_which_part(sum(held), len(names), s.path, run, trained_on, why_not))
     if not any(held) or why_not: return None
     warn_of_changed(run, items, found)
     left_out = [o for o in labels if o not in judged]
-    if left_out: tell_left_out(left_out, 'are left out', 'it is not in both parts')
+    why = f'a label needs {fewest}, some of them to learn from' if fewest>1 else 'none is left to learn from'
+    if left_out: tell_left_out(left_out, 'are left out', why)
     return Split(items, [o if o in judged else None for o in labels], *parts)
 
 def _why_not(labelled, judged, labels):
@@ -421,6 +423,7 @@ def byol_evaluate(
     if isinstance(path, (list,tuple)) and len(path)==1: path = path[0]
     run = partial(one_line_errors, 'byol_evaluate')
     if out: run(check_out, out, path, run(encoder_file, encoder), labels, options=reading_options(**kwargs))
+    run(tell_encoder, encoder)
     how = dict(bs=bs, workers=workers, seed=seed, full=full, seeds=seeds, progress=sys.stdout.isatty())
     how |= dict(labels=labels, **reading_options(**kwargs))
     if full: how |= dict(epochs=epochs, flip_p=0. if no_flip else None)

@@ -52,7 +52,7 @@ from .page import data_url, page_template, thumbnail
 from .report import as_text, plot_history, png_of, read_history
 from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
-from .embed import encoder_settings, reading_options_of
+from .embed import encoder_settings, reading_options_of, tell_encoder
 from .evaluate import (
     as_in_run, flip_of_run, has_record, labelled_items, labels_to_use, of_split, part_to_test, run_of, tell_of_chance)
 
@@ -601,6 +601,7 @@ def byol_finetune(
     "Train a classifier on few labels, starting from an encoder; test it, and write it for fastai and as ONNX"
     try: part = float(valid)
     except (TypeError, ValueError): part = valid
+    one_line_errors('byol_finetune', tell_encoder, encoder)
     how = dict(labels_per_class=labels_per_class, valid=part, labels=labels, size=size, compare=compare,
                workers=workers, seed=seed, epochs=epochs, lr=lr, bs=bs, flip_p=0. if no_flip else None,
                progress=sys.stdout.isatty(),

@@ -138,10 +138,17 @@ def labels_by_name(
     file,column = csv_and_column(labels)
     named = PictureNames(names_below(source, items), items, file, given)
     found:list = [None]*len(items)
+    missing = []
     for name,label in _labels_in_csv(file, column, named):
-        for i in named.find(name):
+        places = named.find(name)
+        if not places: missing.append(name)
+        for i in places:
             if found[i] not in (None,label): raise _contradiction(given, found[i], label, named.names[i])
             found[i] = label
+    n = len(missing)
+    fit = 'fits' if n==1 else 'fit'
+    problem = f'{given} has {counted(n, "name")} that {fit} no picture, e.g. {missing[0]!r}'
+    if n and any(found): warn(one_line(f'{problem}. Check its spelling if the picture is there.'))
     return found
 
 def is_labelled(

@@ -485,7 +485,7 @@ def _to_record(s):
 @checked
 def pretrain(
     path=None, # Folder of pictures; or a tar, or a list or folder of them; None for scikit-learn's digits
-    out='runs/byol', # Folder to write to
+    out=None, # Folder to write to; None for runs/byol, and for the digits runs/digits
     seed:int|None=None, # Random seed of loaders, views and weights; None is 42
     # Processes that read pictures; None for none where the pictures fit into memory, else one per core, at most 16
     workers:int|None=None,
@@ -509,6 +509,7 @@ def pretrain(
     "Train an encoder with BYOL and write it to a run folder"
     begun = time.perf_counter()
     check_names(settings)
+    out = _folder_of(path, resume) if out is None else out
     check_not_empty(out=out)
     settings |= dict(reader=reader_name(settings.get('reader')))
     if isinstance(views, str): views = views_for(views)
@@ -534,6 +535,11 @@ def pretrain(
     with run_folder(out, resume, s.path) as folder, steady_output():
         try: return _run(s, items, bs, folder, resume, progress, begun, start)
         except KeyboardInterrupt: raise KeyboardInterrupt(folder) from None   # may be another one than `out`
+
+def _folder_of(path, resume):
+    "Name the folder of a run: the digits do not take the place of your pictures"
+    is_digits = path is None and not (resume and os.path.isdir('runs/byol'))
+    return 'runs/digits' if is_digits else 'runs/byol'
 
 def _check_enough(path, items, least=4):
     "Raise for a picture or two"
@@ -601,7 +607,7 @@ def byol_pretrain(
     # by threads; else one per core, at most 16)
     workers:int=None,
     seed:int=None, # Random seed (42)
-    out:str='runs/byol', # Folder to write to
+    out:str=None, # Folder to write to (runs/byol, for digits runs/digits)
     # Length of the run in minutes, instead of epochs; network, size, batch size, learning rate and precision follow
     # unless you pass them
     minutes:float=None,

@@ -135,7 +135,7 @@ def check_batch_fits(
     "Raise unless there is at least one complete batch"
     if 1<=bs<=n: return
     problem = f"does not fit the {counted(n, 'item')} to train on, since training drops an incomplete batch"
-    raise invalid(f'{bs=}', problem, f'Pass 1 to {n}' if n>1 else 'Pass more of them')
+    raise invalid(f'{bs=}', problem, f'Pass bs={n} or less' if n>1 else 'Pass more of them')
 
 # %% ../../nbs/10_data.arrays.ipynb #dls_code
 @checked

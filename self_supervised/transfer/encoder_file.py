@@ -91,6 +91,8 @@ def encoder_file(
     file = Path(path)/'encoder.safetensors' if is_folder else Path(path)
     if file.is_file(): return file
     problem = 'is a folder without encoder.safetensors' if is_folder else 'is not a file'
+    if is_folder and (Path(path)/'checkpoints').is_dir():
+        problem,fix = 'holds a run that is not finished',f'Go on with `byol_pretrain --resume --out {path}`'
     raise invalid(f'{name}={str(path)!r}', problem, fix, FileNotFoundError)
 
 def height_width(
