@@ -263,7 +263,7 @@ def _prefix(net, x, trace, larger):
         factor = 2**(x.ndim-2)
         measured,rest = divmod(factor*n - larger[1], factor-1)
         # Tokens of patches grow with the picture, those in front of them do not
-        if not rest and measured in (0,stated): return measured
+        if not rest and (measured in (0,stated) or measured>0 and n-measured in trace.grids): return measured
     for p in (0,stated):
         if n-p in trace.grids: return p
     over = [n-g for g in trace.grids if 0 < n-g < 17]

@@ -290,6 +290,22 @@ def test_what_cannot_be_known_is_asked():
     with pytest.raises(ValueError, match='does not go with'): FlatEncoder(Mute(), layout='map', prefix_tokens=1)
     with pytest.raises(ValueError, match='has no effect on resnet18'): create_encoder('resnet18', pretrained=False, layout='map')
 
+@pytest.mark.parametrize('n', [0,1,3])
+def test_tokens_of_any_name_are_counted_where_pictures_of_two_sizes_tell(n):
+    "They stay as many as they are while those of the patches grow, and a convolution shows how many these are"
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 12, 8, 8)
+            self.mine = nn.Parameter(torch.randn(1, n, 12))
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            return torch.cat([self.mine.expand(len(x), -1, -1), tokens], 1)
+    net,x = Named(),torch.rand(2,3,32,32)
+    encoder = create_encoder(net, pool_type='avg').eval()
+    assert encoder.prefix_tokens==n
+    torch.testing.assert_close(encoder(x), net.patches(x).mean((2,3)))
+
 def test_an_axis_that_is_not_the_batch_is_refused():
     "Windows of Swin, and (tokens,bs,c) of older transformers"
     net = timm.create_model('swin_tiny_patch4_window7_224', num_classes=0, img_size=64, depths=(1,1,1,1))
