@@ -1542,6 +1542,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures._top_of': ( 'cli.pictures.html#_top_of',
                                                                                         'self_supervised/cli/pictures.py'),
+                                              'self_supervised.cli.pictures._warn_of_missing': ( 'cli.pictures.html#_warn_of_missing',
+                                                                                                 'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.as_part': ( 'cli.pictures.html#as_part',
                                                                                         'self_supervised/cli/pictures.py'),
                                               'self_supervised.cli.pictures.csv_and_column': ( 'cli.pictures.html#csv_and_column',

@@ -145,11 +145,13 @@ def labels_by_name(
         for i in places:
             if found[i] not in (None,label): raise _contradiction(given, found[i], label, named.names[i])
             found[i] = label
-    n = len(missing)
-    fit = 'fits' if n==1 else 'fit'
-    problem = f'{given} has {counted(n, "name")} that {fit} no picture, e.g. {missing[0]!r}'
-    if n and any(found): warn(one_line(f'{problem}. Check its spelling if the picture is there.'))
+    if missing and any(o is not None for o in found): _warn_of_missing(given, missing)
     return found
+
+def _warn_of_missing(given, names):
+    "Warn of names that are those of no picture"
+    problem = f"{counted(len(names), 'name')} that {'fits' if len(names)==1 else 'fit'} no picture"
+    warn(one_line(f'{given} has {problem}, e.g. {names[0]!r}. Check its spelling if the picture is there.'))
 
 def is_labelled(
     labels, # csv file of names and labels, or 'file.csv:column'
