@@ -1063,6 +1063,39 @@ def test_a_classifier_has_the_labels_of_the_run_whatever_is_tested(here, valid):
     results,_ = finetune.finetune('out', source, 'd', valid=valid, labels='l.csv', epochs=1, workers=0, progress=False)
     assert not set(results['vocab']) & want
 
+def test_a_class_that_no_test_picture_has_is_learned_all_the_same(here):
+    "Chance had held out none of its few pictures: the classifier did not know it, and byol_evaluate drew other labels than the run"
+    Path('pics/train/rare').mkdir()
+    for i in range(12): Image.new('L', (28,28), 20*i).save(f'pics/train/rare/{i}.png')
+    Path('h.txt').write_text('\n'.join(f for f in files_of('pics') if 'valid' in f))
+    _,_,out = pretrain.pretrain('pics', 'out', holdout='h.txt', **SMALL)
+    results,_ = finetune.finetune('out', 'pics', 'c', epochs=1, workers=0, progress=False)
+    assert results['vocab']==['3','7','rare'] and sum(results['confusion'][2])==0
+    want,res = json.loads((out/'results.json').read_text()),evaluate.evaluate_pictures('out', 'pics', draws=20, workers=0)
+    assert res['rows']['raw pixels']['linear']['mean']==pytest.approx(want['rows']['raw pixels']['linear']['mean'], abs=.01)
+
+def test_names_in_a_table_of_labels_that_are_no_picture_are_told_of(here):
+    "They were passed over in silence, as a misspelt name is"
+    rows = ''.join(f'{f},{Path(f).parent.name}\n' for f in files_of('pics'))
+    Path('l.csv').write_text('name,label\n'+rows)
+    found = pictures.labels_by_name('l.csv', 'pics', files_of('pics'))
+    Path('l.csv').write_text('name,label\n'+rows+'pics/gone.png,3\n')
+    with pytest.warns(UserWarning, match="labels='l.csv' has 1 name that fits no picture, e.g. 'pics/gone.png'. Check its spelling"):
+        assert pictures.labels_by_name('l.csv', 'pics', files_of('pics'))==found
+
+def test_a_run_that_is_not_finished_is_named(here):
+    "It was a folder without an encoder"
+    Path('run/checkpoints').mkdir(parents=True)
+    for f in (evaluate.evaluate_pictures, finetune.finetune, embed.embed_pictures):
+        with pytest.raises(FileNotFoundError, match="'run' holds a run that is not finished. Go on with `byol_pretrain --resume --out run`"): f('run', 'pics')
+
+def test_commands_say_what_an_encoder_is_for(here, encoder, capsys):
+    "An encoder of grey digits measured stamps in colour, and no line told of it"
+    for info,want in ((dict(size=8), 'grey pictures of 8 px'), (dict(size=(16,24)), 'grey pictures of 16x24 px'), ({}, 'grey pictures')):
+        save_encoder(create_encoder('tiny_resnet', n_in=1, pretrained=False), 'e.safetensors', **info)
+        embed.tell_encoder('e.safetensors')
+        assert capsys.readouterr().out==f'e.safetensors: tiny_resnet for {want}\n'
+
 @pytest.mark.parametrize('source', ['pics/*/*/*.png','l.csv','l.txt','pics','list'])
 @pytest.mark.parametrize('holdout', [.2,'valid','h.txt'])
 def test_links_to_a_picture_are_on_its_side_of_the_split(here, source, holdout):

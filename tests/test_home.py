@@ -146,6 +146,20 @@ def test_the_command_ends_with_the_verdict(tmp_path, monkeypatch, capsys):
     res = json.loads(Path('runs/digits/results.json').read_text())
     assert capsys.readouterr().out.rstrip().endswith(verdict_text(res['verdict']))
 
+def test_the_digits_do_not_take_the_folder_of_your_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from self_supervised.cli.pretrain import _folder_of
+    assert _folder_of(None, False)==_folder_of(None, True)=='runs/digits' and _folder_of('pics', False)==_folder_of('pics', True)=='runs/byol'
+    (tmp_path/'runs/byol').mkdir(parents=True)
+    assert _folder_of(None, False)=='runs/digits' and _folder_of(None, True)=='runs/byol'   # to resume, the path is in the record
+
+def test_a_verdict_names_accuracies_that_a_constant_answer_has():
+    rows = {name: {o: dict(mean=a, std=.01, all=[a,a+.01]) for o in ('linear','kNN')} for name,a in (('raw pixels',.2),('untrained encoder',.21),('trained encoder',.3))}
+    res = dict(title='', rows=rows, measured=rows, n=5, n_test=500, chance=dict(accuracy=.37, balanced=.1))
+    said = ' '.join(verdict(res, FACTS)['details'])
+    assert 'would score 0.370. That is above the accuracies here, as classes differ much in size: compare balanced accuracy' in said
+    assert 'above the accuracies' not in ' '.join(verdict(res | dict(chance=dict(accuracy=.25, balanced=.1)), FACTS)['details'])
+
 def test_two_lengths_are_refused_and_a_set_of_views_is_known(tmp_path):
     write_mnist_tiny(tmp_path/'pics')
     with pytest.raises(ValueError, match='are two lengths'): pretrain(tmp_path/'pics', tmp_path/'out', minutes=1, epochs=2)

@@ -538,7 +538,7 @@ def pretrain(
 
 def _folder_of(path, resume):
     "Name the folder of a run: the digits do not take the place of your pictures"
-    is_digits = path is None and not (resume and os.path.isdir('runs/byol'))
+    is_digits = path is None and not (resume and Path('runs/byol').is_dir())
     return 'runs/digits' if is_digits else 'runs/byol'
 
 def _check_enough(path, items, least=4):
