@@ -207,7 +207,9 @@ def plot_embedding(
 def _classes(labels, vocab, n):
     "Return the names of the classes, and the class of each of `n` points; without labels one class without a name"
     if labels is None: return [None],np.zeros(n, int)
-    found,code = np.unique(np.asarray(labels), return_inverse=True)
+    labels = np.asarray(labels)
+    if labels.dtype.kind=='O': labels = labels.astype(str)   # None and others have no order
+    found,code = np.unique(labels, return_inverse=True)
     if vocab is None: return list(map(literal, found)),code
     # Labels are positions in `vocab`, of which some may not occur; others are named in their order
     places = range(len(found))

@@ -27,6 +27,8 @@ def test_a_map_has_a_legend_of_up_to_twenty_classes():
 
 def test_thumbnails_may_have_colours_and_are_drawn_once_where_points_are_equal():
     plot_embedding(PIXELS[:50], ['a','b']*25, images=torch.rand(50,3,8,8))
+    legend = plot_embedding(PIXELS[:50], [0,None]*25).get_legend()   # some without a label: an error of NumPy
+    assert [o.get_text() for o in legend.get_texts()]==['0','None']
     assert len(_spaced(np.zeros((50,2))))==1
 
 @pytest.mark.parametrize('wrong,words', [
