@@ -144,6 +144,8 @@ def checksum_of(
 )->int: # The same for a file and for its copy in a tar; -1 if nothing is known
     "Return a checksum of a file's size and both ends, or of an array"
     where = _opened(getattr(item, 'where', item))
+    if isinstance(where, dict): where = where.get('bytes') or where.get('path')   # of Hugging Face
+    if isinstance(where, (bytearray,memoryview)): where = bytes(where)
     return _ends(BytesIO(where)) if isinstance(where, bytes) else _content(where)
 
 def _opened(where):

@@ -83,9 +83,17 @@ def recorded_stats(
         raise invalid(f'{stats=}', 'finds no record: the encoder does not state how its pictures were normalised',
                       'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
     if 'weights_from' in meta: warn_of_origin(meta['weights_from'])
-    elif isinstance(unwrapped(encoder), torch.jit.ScriptModule): _warn_of_script()
+    elif _begins_with_script(encoder): _warn_of_script()
     elif not _warn_of_timm(encoder): _warn_of_inner(encoder)
     return None
+
+def _begins_with_script(net):
+    "Does a network of TorchScript take the pictures?"
+    while net is not None:
+        net = unwrapped(net)
+        if isinstance(net, torch.jit.ScriptModule): return True
+        net = _first(net)
+    return False
 
 def _warn_of_script():
     "Warn of a network of TorchScript, which does not hold the record of the one it was made of"

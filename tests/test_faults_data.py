@@ -1285,10 +1285,14 @@ def test_labels_and_masks_of_another_index_are_refused(tmp_path):
             image_dls(names, **mine|dict(valid=pd.Series(frame.index<2, frame.index)))
     files = [tmp_path/name for name in frame.name]
     by_name = pd.Series(even, frame.name)
-    with pytest.raises(ValueError, match='has names as its index, and labels of a list are taken in order'):
+    with pytest.raises(ValueError, match='names the pictures in another order than the source, in which it would be taken. Pass it in that order, or label_func.to_numpy'):
         image_dls(files[::-1], label_func=by_name, **how)
     for labels in by_name,by_name.loc[[o.name for o in files]],lambda o: by_name[o.name]:
         assert shades(image_dls(files, label_func=labels, **how))==dict(enumerate(even))
+    # An index of other names says nothing about the pictures
+    named = pd.Series(even, [f'id_{i}' for i in range(12)])
+    for source in files,[str(o) for o in files],[Image.open(o) for o in files],np.stack([shade(i) for i in range(12)]):
+        assert shades(image_dls(source, label_func=named, **how))==dict(enumerate(even))
     part = frame.iloc[::-1]   # as of scikit-learn's `train_test_split`, which keeps the numbers of the rows
     assert shades(image_dls(files[::-1], label_func=part.kind, **how))==dict(enumerate(even))
 

@@ -1549,9 +1549,11 @@ class LateNoise(nn.Module):
 
 class SlotNoise:
     "A view without a dictionary of its attributes"
-    __slots__ = ('rng',)
-    def __init__(self): self.rng = np.random.default_rng(9)
-    def __call__(self, x): return x+.1*float(self.rng.normal())
+    __slots__ = ('rng','__private')
+    def __init__(self):
+        self.rng = np.random.default_rng(9)
+        self.__private = random.Random(2)
+    def __call__(self, x): return x+.1*float(self.rng.normal())+.1*self.__private.random()
 
 class Dimmed:
     def __init__(self): self.settings = dict(rng=random.Random(3))

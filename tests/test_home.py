@@ -152,6 +152,8 @@ def test_the_digits_do_not_take_the_folder_of_your_pictures(tmp_path, monkeypatc
     assert _folder_of(None, False)==_folder_of(None, True)=='runs/digits' and _folder_of('pics', False)==_folder_of('pics', True)=='runs/byol'
     (tmp_path/'runs/byol').mkdir(parents=True)
     assert _folder_of(None, False)=='runs/digits' and _folder_of(None, True)=='runs/byol'   # to resume, the path is in the record
+    (tmp_path/'runs/digits').mkdir()
+    with pytest.raises(ValueError, match='resume=True may mean runs/byol or runs/digits. Pass out'): _folder_of(None, True)
 
 def test_a_verdict_names_accuracies_that_a_constant_answer_has():
     rows = {name: {o: dict(mean=a, std=.01, all=[a,a+.01]) for o in ('linear','kNN')} for name,a in (('raw pixels',.2),('untrained encoder',.21),('trained encoder',.3))}

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from inspect import getclosurevars, isfunction, ismethod
+from inspect import getclosurevars, isfunction, ismemberdescriptor, ismethod
 from itertools import islice
 
 import numpy as np
@@ -20,7 +20,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model, get_random_states, rank_distrib, set_random_states
-from fastcore.basics import GetAttr, listify
+from fastcore.basics import GetAttr
 from fastcore.foundation import L
 from torch import nn
 
@@ -81,12 +81,14 @@ def _held_in(o):
     if ismethod(o): return [('self', o.__self__), ('function', o.__func__)]
     if isfunction(o): return _held_by_function(o)
     left_out = str,torch.Tensor,np.ndarray,type,Callback,Learner,DataLoader
-    if isinstance(o, left_out) or not (hasattr(o, '__dict__') or hasattr(o, '__slots__')): return []
-    return [*list(getattr(o, '__dict__', {}).items())[:100], *_in_slots(o), *_called(o, '__call__')]
+    if isinstance(o, left_out): return []
+    with suppress(Exception):   # an object may answer any name
+        return [*list(getattr(o, '__dict__', {}).items())[:100], *_in_slots(o), *_called(o, '__call__')]
+    return []
 
 def _in_slots(o):
     "List name and value of the attributes in the slots of a class and those above it"
-    names = [k for c in type(o).__mro__ for k in listify(vars(c).get('__slots__', ()))]
+    names = [k for c in type(o).__mro__ for k,v in vars(c).items() if ismemberdescriptor(v)]
     return [(k, getattr(o, k)) for k in names if hasattr(o, k)]
 
 def _called(o, name):

@@ -237,13 +237,15 @@ def _recorded_split(s, names, run, trained_on, fewest):
     parts = [[i for i,out in enumerate(held) if out==part] for part in (False,True)]
     train,test = ({labels[i] for i in part} for part in parts)
     judged = judged_labels(labels, fewest) & train   # as the run measures
-    if len(judged & test)<2: judged = (train & test)-{None}
+    why = f'a label needs {fewest}, some of them to learn from' if fewest>1 else 'none is left to learn from'
+    if len(judged & test)<2:
+        judged = (train & test)-{None}
+        why = 'it is not in both parts'
     why_not = _why_not(labelled, judged & test, (train | test)-{None})
     print(_which_part(sum(held), len(names), s.path, run, trained_on, why_not))
     if not any(held) or why_not: return None
     warn_of_changed(run, items, found)
     left_out = [o for o in labels if o not in judged]
-    why = f'a label needs {fewest}, some of them to learn from' if fewest>1 else 'none is left to learn from'
     if left_out: tell_left_out(left_out, 'are left out', why)
     return Split(items, [o if o in judged else None for o in labels], *parts)
 

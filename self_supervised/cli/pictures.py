@@ -145,13 +145,14 @@ def labels_by_name(
         for i in places:
             if found[i] not in (None,label): raise _contradiction(given, found[i], label, named.names[i])
             found[i] = label
-    if missing and any(o is not None for o in found): _warn_of_missing(given, missing)
+    if missing and any(o is not None for o in found): _tell_of_missing(given, missing)
     return found
 
-def _warn_of_missing(given, names):
-    "Warn of names that are those of no picture"
-    problem = f"{counted(len(names), 'name')} that {'fits' if len(names)==1 else 'fit'} no picture"
-    warn(one_line(f'{given} has {problem}, e.g. {names[0]!r}. Check its spelling if the picture is there.'))
+def _tell_of_missing(given, names):
+    "Print how many names are those of no picture: a table may well have more"
+    if rank_distrib(): return
+    problem = f"{counted(len(names), 'name')} that {'fits' if len(names)==1 else 'fit'} no picture here"
+    print(one_line(f'{given} has {problem}, e.g. {names[0]!r}'))
 
 def is_labelled(
     labels, # csv file of names and labels, or 'file.csv:column'
@@ -520,15 +521,23 @@ def _held_out_rows(file):
     rows = csv.reader(StringIO(read_text(file), newline=''))
     return [(from_csv_cell(row[0]),*row[1:]) for row in rows if row]
 
+def are_recorded(
+    run:Path, # Folder of a run
+    items, # Pictures
+    found:list, # Result of `recorded_names` for each
+)->list: # One bool per picture; None without a name or checksum in the record
+    "Is each picture the one that the run held out by its name?"
+    then = {name: sums[0] for name,*sums in _held_out_rows(run/'held_out.csv') if sums and sums[0] not in ('','-1')}
+    return [str(checksum_of(o))==then[name] if name in then else None for o,name in zip(items, found)]
+
 def warn_of_changed(
     run:Path, # Folder of a run
     items, # Pictures
     found:list, # Result of `recorded_names` for each
 )->None:
     "Warn if held-out pictures are not those that the run held out, although they have their names"
-    then = {name: sums[0] for name,*sums in _held_out_rows(run/'held_out.csv') if sums and sums[0] not in ('','-1')}
-    known = [(item,then[name]) for item,name in zip(items, found) if name in then]
-    n = sum(str(checksum_of(item))!=checksum for item,checksum in known)
+    known = [o for o in are_recorded(run, items, found) if o is not None]
+    n = known.count(False)
     if not n: return
     warn(f'{n} of {len(known)} held-out pictures have changed since {printable(run)} began. If files have other names '
          'now, the run has trained on some of these, and accuracy on them is too high. Put the files back, or test on '

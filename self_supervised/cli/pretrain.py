@@ -43,7 +43,7 @@ from ..core import (
     check_at_least, check_not_empty, check_one_of, check_whole, checked, computing_threads, counted, invalid,
     plain_numbers, printable, seed_everything, typed)
 from ..augmentations import views_for
-from ..facts import checksum_of
+from ..facts import checksum_of, evenly_spread
 from ..fit import chosen_recipe
 from ..recipes import opt_funcs
 from ..record import record_of, remember
@@ -68,8 +68,8 @@ from .mend import Mend
 from .options import (
     as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record, where_to_look)
 from .pictures import (
-    folder_dls, held_out_digest, judged_dls, kind_of, names_below, read_held_out, recorded_names, run_pictures,
-    split_pictures, warn_of_changed, write_held_out)
+    are_recorded, folder_dls, held_out_digest, judged_dls, kind_of, names_below, read_held_out, recorded_names,
+    run_pictures, split_pictures, warn_of_changed, write_held_out)
 from .report import as_text
 from self_supervised.cli.run_folder import (
     as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings,
@@ -274,17 +274,24 @@ def seen_before(
         settings = settings_for(run, s.path)
         record = read_held_out(run),settings.get('path'),started_in(run)
         found = recorded_names(s.path, items, *record)
-        warn_of_changed(run, items, found)
+        if as_place(record[1])==as_place(s.path): warn_of_changed(run, items, found)
+        # Elsewhere the pictures of another data set may have the same names
+        else: found = [None if same is False else o for o,same in zip(found, are_recorded(run, items, found))]
         new = [o for o,name in zip(items, found) if name is None]
-        return sum(_are_of(settings, record, s, new, listed))
+        some = [new[i] for i in evenly_spread(len(new))]   # each may have to be opened
+        return round(sum(_are_of(settings, record, s, some, listed, run))*len(new)/max(len(some), 1))
     return 0
 
-def _are_of(settings, record, s, items, listed):
-    "Is each picture one of a run's source, or a copy? Where that is gone, it is if pictures have names of the record"
+def _are_of(settings, record, s, items, listed, run):
+    "Is each picture one of a run's source, or a copy? Where that is gone, all are if some held-out ones are here"
     source = settings.get('path')
     if as_place(source)==as_place(s.path) and where_to_look(settings)==where_to_look(s): return [True]*len(items)
     try: there = listed_pictures(source, settings)
-    except (ValueError, OSError): return [any(recorded_names(s.path, listed, *record))]*len(items)
+    except (ValueError, OSError):
+        found = recorded_names(s.path, listed, *record)
+        same = are_recorded(run, listed, found)
+        known = [o for o in same if o is not None]
+        return [any(known or found)]*len(items)
     files = set(map(real_file, there))
     named = dict(zip(names_below(source, there), there))
     def is_copy(item, name): return name in named and checksum_of(item)==checksum_of(named[name])
@@ -538,8 +545,10 @@ def pretrain(
 
 def _folder_of(path, resume):
     "Name the folder of a run: the digits do not take the place of your pictures"
-    is_digits = path is None and not (resume and Path('runs/byol').is_dir())
-    return 'runs/digits' if is_digits else 'runs/byol'
+    if path is not None: return 'runs/byol'
+    there = [o for o in ('runs/byol','runs/digits') if resume and Path(o).is_dir()]
+    if len(there)<2: return there[0] if there else 'runs/digits'
+    raise invalid('resume=True', f"may mean {' or '.join(there)}", f'Pass out, e.g. out={there[0]!r}')
 
 def _check_enough(path, items, least=4):
     "Raise for a picture or two"

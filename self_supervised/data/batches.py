@@ -34,10 +34,11 @@ def with_tensors(
     "Take what a `collate_fn` of NumPy makes"
     if isinstance(b, np.ndarray) and b.dtype.kind in 'biuf': return as_tensor(b)
     if isinstance(b, Mapping): made = {k: with_tensors(o) for k,o in b.items()}
-    elif type(b) in (tuple,list): made = dict(enumerate(map(with_tensors, b)))
+    elif type(b) in (tuple,list) or hasattr(b, '_fields'): made = dict(enumerate(map(with_tensors, b)))
     else: return b
     before = b if isinstance(b, Mapping) else dict(enumerate(b))
     if all(made[k] is o for k,o in before.items()): return b
+    if hasattr(b, '_fields'): return type(b)(*made.values())   # a namedtuple
     return made if isinstance(b, Mapping) else type(b)(made.values())
 
 def is_second_view(

@@ -136,9 +136,18 @@ def _label_tfms(labels, splits, label_func):
     _check_classes(labels, splits)
     return [label_func, Categorize()]
 
-def _is_named(item, name):
-    "Is `name` a name of the picture: its path, the end of it, or the name without suffix?"
-    return os.fspath(item).endswith(str(name)) or Path(item).stem==str(name)
+def _names_of(item):
+    "Names that a picture may go by: its path, the ends of it, and the name without suffix"
+    if not isinstance(item, (str,os.PathLike)): return []
+    path = Path(os.fspath(item))
+    return [os.fspath(item), path.stem, *('/'.join(path.parts[i:]) for i in range(len(path.parts)))]
+
+def _are_reordered(items, index):
+    "Does an index name these pictures, but in another order?"
+    here = set(map(str, index))
+    return all(here.intersection(_names_of(o)) for o in items) and not _are_in_order(items, index)
+
+def _are_in_order(items, index): return all(str(name) in _names_of(o) for o,name in zip(items, index))
 
 def _check_index(source, items, **columns):
     "Raise for a column of pandas, one entry per picture, with the index of other pictures, which would be ignored"
@@ -147,13 +156,11 @@ def _check_index(source, items, **columns):
         given = f'{name}={brief_repr(column)}'
         fix = f'or {name}.to_numpy() to take it in the order of the source'
         is_table = hasattr(source, 'iloc')
-        # Numbers of rows, as of a part that was drawn from a table, are no names of pictures
-        fits = column.index.equals(source.index) if is_table else column.index.dtype.kind!='O'
-        if fits or all(map(_is_named, items, column.index)): continue
-        if is_table:
+        if is_table and not column.index.equals(source.index) and not _are_in_order(items, column.index):
             raise invalid(given, 'has another index than the source', f'Pass {name}.reindex(source.index), {fix}')
-        raise invalid(given, 'has names as its index, and labels of a list are taken in order',
-                      f'Pass {name}.loc[[o.name for o in source]], {fix}')
+        if not is_table and _are_reordered(items, column.index):
+            raise invalid(given, 'names the pictures in another order than the source, in which it would be taken',
+                          f'Pass it in that order, {fix}')
 
 def _with_labels(items, label_func):
     "Return items, and the function from an item to its label, for a function, a name or place, or a list of labels"

@@ -374,8 +374,9 @@ def check_sets(
 # %% ../../nbs/30_evaluate.features.ipynb #20c013
 def _power_of(most):
     "Return the power of two to multiply with so that squares stay in float32, for the largest number; 0 if they do"
-    exponent = torch.frexp(most).exponent
-    return torch.where(exponent.abs()>40, -exponent.clamp(-126, 126), 0)
+    exponent = most.log2().round()
+    is_far = exponent.isfinite() & (exponent.abs()>30)
+    return torch.where(is_far, -exponent.clamp(-126, 126), 0)
 
 def unit_rows(
     x:Tensor, # (n,d) float32

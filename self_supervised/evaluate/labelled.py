@@ -24,7 +24,8 @@ def n_pictures(
     name:str='data', # Name of the argument, for the error
 )->int: # Number of pictures
     "Count pictures without reading them"
-    items = data[0] if isinstance(data, (tuple,list)) else data.dataset
+    data = as_pair(data)
+    items = data[0] if isinstance(data, tuple) else data.dataset
     try: return len(items)
     except TypeError as e:
         raise invalid(f'{name}={type(data).__name__}', 'must have a length to draw from',
