@@ -59,7 +59,7 @@ def test_evaluate_fewer_pictures_than_a_batch(here):
 
 def test_embed(here):
     res = run('byol_embed', 'encoder.safetensors', 'few', '--workers', 0, cwd=here)
-    assert res.returncode==0 and res.stdout=='features.npz: 30 pictures, 256 features each\n', res.stderr
+    assert res.returncode==0 and res.stdout.endswith('tiny_resnet for grey pictures of 8 px\nfeatures.npz: 30 pictures, 256 features each\n'), res.stderr
     with np.load(here/'features.npz') as d: names,feats = d['names'],d['features']
     x = torch.stack([open_picture(here/o, 1, 8).as_subclass(torch.Tensor) for o in names])
     torch.testing.assert_close(torch.as_tensor(feats), embed(load_encoder(here/'encoder.safetensors'), x)[0])

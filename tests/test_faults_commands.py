@@ -320,8 +320,8 @@ def test_evaluation_says_where_the_part_is_from(judged, path, said, monkeypatch,
 
 def test_a_part_that_is_named_comes_first(judged, monkeypatch, capsys):
     monkeypatch.chdir(judged[0])
-    assert evaluate.part_to_test(Path('out'), 'pics', 'valid', None, 1, {})=='valid' and evaluate.part_to_test(Path('out'), 'pics', .5, None, 1, {})==.5
-    assert not capsys.readouterr().out
+    assert evaluate.part_to_test(Path('out'), 'pics', 'valid', None, 1, {})=='valid' and not capsys.readouterr().out
+    assert evaluate.part_to_test(Path('out'), 'pics', .5, None, 1, {})==.5 and 'may have seen pictures' in capsys.readouterr().out
 
 def split(**kw):
     s = pretrain.AttrDict(dict(path='pics', unlabelled=False, seed=42) | kw)
@@ -1587,7 +1587,7 @@ def split_of(path, **settings):
 
 def test_chance_that_finds_one_label_alone_says_so(here):
     many = AttrDict(path='x', holdout=1e-4, seed=0),[Path(f'{i}.png') for i in range(20002)],['a']*20000+['b']*2,{'a','b'}
-    with pytest.warns(UserWarning, match='holds out 2 pictures with fewer than two labels, so .*Hold out a larger part') as said: held = pictures._held(*many)[2]
+    with pytest.warns(UserWarning, match='holds out 2 pictures with fewer than two labels, so .*Hold out a larger part') as said: held = pictures._held(*many, 'holdout')[2]
     assert len(said)==1 and sum(held)==2
     few_of_two('two')
     with warnings.catch_warnings():
@@ -1599,7 +1599,7 @@ def test_a_draw_is_judged_with_the_copies_that_follow_the_first_picture(here):
     items = [Path(f'a/{i}.png') for i in range(12)] + [Path(f'b/{i%2}.png') for i in range(40)]
     labels = ['a']*12+['b']*40
     for seed in range(60):
-        held = pictures._held(AttrDict(path='.', holdout=.2, seed=seed), items, labels, {'a','b'})[2]
+        held = pictures._held(AttrDict(path='.', holdout=.2, seed=seed), items, labels, {'a','b'}, 'holdout')[2]
         assert {o for o,out in zip(labels, held) if out}=={'a','b'}
         assert len({o for o,out in zip(items, held) if out} & {o for o,out in zip(items, held) if not out})==0
 
@@ -1701,6 +1701,7 @@ def test_code_that_a_command_prints_runs_whatever_the_folder_is_called(tmp_path,
     for name in ('results.json','export.pkl'): (folder/name).write_text('{}')
     for module in (pretrain, finetune): monkeypatch.setattr(module, 'as_text', lambda *args: '')
     monkeypatch.setattr(finetune, 'finetune', lambda *args, **how: (dict(rows={}, verdict=[], said=[]), folder))
+    monkeypatch.setattr(finetune, 'tell_encoder', lambda encoder: None)
     pretrain._print_summary(folder)
     finetune.byol_finetune('encoder', 'pics')
     lines = [o.strip() for o in capsys.readouterr().out.splitlines() if '.safetensors' in o and 'load' in o or 'predict(' in o]
