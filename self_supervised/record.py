@@ -24,14 +24,19 @@ def record_of(
     encoder:nn.Module, # Any network
 )->dict: # `stats`, `size`, `n_in`, and other facts of its file; empty without a record
     "Find the record of an encoder"
-    while encoder is not None:
-        encoder = unwrapped(encoder)
+    for net in _leading(encoder):
         # TorchScript keeps attributes elsewhere
-        is_script = isinstance(encoder, torch.jit.ScriptModule)
-        meta = getattr(encoder, 'meta', None) if is_script else vars(encoder).get('meta')
+        is_script = isinstance(net, torch.jit.ScriptModule)
+        meta = getattr(net, 'meta', None) if is_script else vars(net).get('meta')
         if isinstance(meta, dict): return meta
-        encoder = _first(encoder)
     return {}
+
+def _leading(net):
+    "Yield a network and its parts that take the pictures, from the outside in"
+    while net is not None:
+        net = unwrapped(net)
+        yield net
+        net = _first(net)
 
 def _first(net):
     "Return the part of `net` that takes the pictures; None if it is unknown"
@@ -83,17 +88,9 @@ def recorded_stats(
         raise invalid(f'{stats=}', 'finds no record: the encoder does not state how its pictures were normalised',
                       'Pass stats=(mean,std) as the views had it, or stats=None for pictures in [0,1]')
     if 'weights_from' in meta: warn_of_origin(meta['weights_from'])
-    elif _begins_with_script(encoder): _warn_of_script()
+    elif any(isinstance(net, torch.jit.ScriptModule) for net in _leading(encoder)): _warn_of_script()
     elif not _warn_of_timm(encoder): _warn_of_inner(encoder)
     return None
-
-def _begins_with_script(net):
-    "Does a network of TorchScript take the pictures?"
-    while net is not None:
-        net = unwrapped(net)
-        if isinstance(net, torch.jit.ScriptModule): return True
-        net = _first(net)
-    return False
 
 def _warn_of_script():
     "Warn of a network of TorchScript, which does not hold the record of the one it was made of"

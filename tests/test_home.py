@@ -156,11 +156,15 @@ def test_the_digits_do_not_take_the_folder_of_your_pictures(tmp_path, monkeypatc
     with pytest.raises(ValueError, match='resume=True may mean runs/byol or runs/digits. Pass out'): _folder_of(None, True)
 
 def test_a_verdict_names_accuracies_that_a_constant_answer_has():
-    rows = {name: {o: dict(mean=a, std=.01, all=[a,a+.01]) for o in ('linear','kNN')} for name,a in (('raw pixels',.2),('untrained encoder',.21),('trained encoder',.3))}
+    columns = 'linear','kNN','balanced linear','balanced kNN'
+    rows = {name: {o: dict(mean=a, std=.01, all=[a,a+.01]) for o in columns} for name,a in (('raw pixels',.2),('untrained encoder',.21),('trained encoder',.3))}
     res = dict(title='', rows=rows, measured=rows, n=5, n_test=500, chance=dict(accuracy=.37, balanced=.1))
     said = ' '.join(verdict(res, FACTS)['details'])
-    assert 'would score 0.370. That is above the accuracies here, as classes differ much in size: compare balanced accuracy' in said
+    assert 'would score 0.370, balanced 0.100. That is above the accuracies here, as classes differ much in size: compare balanced accuracy' in said
     assert 'above the accuracies' not in ' '.join(verdict(res | dict(chance=dict(accuracy=.25, balanced=.1)), FACTS)['details'])
+    # Classes of one size have no balanced columns, and their accuracy may lie below chance, too
+    equal = {name: {o: cells[o] for o in ('linear','kNN')} for name,cells in rows.items()}
+    assert 'differ much in size' not in ' '.join(verdict(res | dict(rows=equal, measured=equal), FACTS)['details'])
 
 def test_two_lengths_are_refused_and_a_set_of_views_is_known(tmp_path):
     write_mnist_tiny(tmp_path/'pics')

@@ -162,7 +162,7 @@ def tell_of_chance(
     "Print that a part drawn by chance from the pictures of a run is not the one that it held out"
     if valid is None or isinstance(valid, str) or not has_record(run) or not read_held_out(run): return
     if as_place(path)!=as_place(settings_for(run, path).get('path')): return
-    print(f'valid={valid:g}: a part drawn by chance is tested, of which {run} may have seen pictures. '
+    print(f'valid={valid:g}: a part drawn by chance is tested, of which {printable(run)} may have seen pictures. '
           'Without valid, those that it held out are')
 
 def labels_to_use(

@@ -104,7 +104,9 @@ def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"
     # Folders may be named after something else
     s.labels = labels_to_use(run, path, s.labels, s.reading)
-    if s.valid is not None: return tell_of_chance(s.valid, run, path)
+    if s.valid is not None:
+        tell_of_chance(s.valid, run, path)
+        return None
     part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
     s.valid = part

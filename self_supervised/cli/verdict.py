@@ -75,9 +75,10 @@ def _labelled_verdict(results):
     first,*others = [_sentence(column, compared[column], trained[column], pixels, start)
                      for column in columns if column in results['rows'][pixels]]
     chance = f"Naming the largest class every time would score {results['chance']['accuracy']:.3f}"
-    if 'balanced linear' in results['rows'][pixels]: chance += f", balanced {results['chance']['balanced']:.3f}"
-    if max(trained[column]['mean'] for column in ('linear','kNN'))<results['chance']['accuracy']:
-        chance += '. That is above the accuracies here, as classes differ much in size: compare balanced accuracy'
+    if 'balanced linear' in results['rows'][pixels]:
+        chance += f", balanced {results['chance']['balanced']:.3f}"
+        if max(trained[column]['mean'] for column in ('linear','kNN'))<results['chance']['accuracy']:
+            chance += '. That is above the accuracies here, as classes differ much in size: compare balanced accuracy'
     return dict(helped=helped, headline=f'{opening}: {first}.', details=[*others, chance], compared=compared)
 
 def _sentence(column, differences, trained, pixels, start):
