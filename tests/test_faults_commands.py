@@ -94,6 +94,13 @@ def test_version(name, capsys):
     with pytest.raises(SystemExit) as e: options.command_parser(COMMANDS[name]).read(['--version'])
     assert not e.value.code and capsys.readouterr().out==f'self_supervised {self_supervised.__version__}\n'
 
+@pytest.mark.parametrize('words,name,found', [(['pics','--out=~/x'],'out','/h/x'), (['pics','--out','~/x'],'out','/h/x'), (['pics','--init=~/a~b'],'init','/h/a~b'),
+                                              (['~/pics'],'path',['/h/pics']), (['--','~/pics'],'path',['/h/pics']), (['a~','--out=./~'],'out','./~'), (['a~'],'path',['a~'])])
+def test_a_home_that_the_shell_left_to_the_command(monkeypatch, words, name, found):
+    "Shells leave the ~ in --out=~/x as it is, and a folder of that name was made"
+    monkeypatch.setenv('HOME', '/h')
+    assert parse(*words)[name]==found
+
 def parse(*words): return options.command_parser(pretrain.byol_pretrain, ['path']).read(list(words))
 
 @pytest.mark.parametrize('spelled', ['--hidden-size','--hidden_size'])
@@ -744,6 +751,31 @@ def test_pictures_that_the_starting_weights_were_trained_on_are_no_test(here, mo
     seen = sum(b is not None and a is None for a,b,o in zip(first, now, items) if 'more/' not in str(o))
     assert told[0].startswith(f'{seen} of {len(names)} held-out pictures') and f'--holdout {init}/held_out.csv' in told[0] or change=='more'
     assert any('may be among' in o for _,o in json.loads((folder/'results.json').read_text())['said'])
+
+@pytest.mark.parametrize('strangers', [False,True])
+def test_starting_weights_of_a_list_of_folders_that_moved(here, strangers):
+    "Their record has whole paths, which are those of nothing now; pictures of the same names may be others"
+    pretrain.pretrain(['pics/train','pics/valid'], 'out', **SMALL)
+    os.rename('pics', 'disk2')
+    if strangers:
+        for i,f in enumerate(files_of('disk2')): Image.new('L', (28,28), i%250).save(f)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        pretrain.pretrain(['disk2/train','disk2/valid'], 'new', init='out', **SMALL | dict(seed=7))
+    assert any('may be among those' in str(o.message) for o in found) is not strangers
+
+@pytest.mark.parametrize('endings', [('.jpg','.png'), ('.JPG','.webp'), ('.tif','.png')])
+def test_a_picture_in_two_formats_is_in_one_part(here, endings):
+    "Half of the held-out pictures were trained on in their other format; without their endings others have no name in common"
+    Path('both').mkdir()
+    for i,f in enumerate(files_of('pics')[:120]):
+        for ending in endings: Image.open(f).save(f'both/{i}{ending}')
+    s = pretrain.AttrDict(path='both', labels=None, unlabelled=False, holdout=.3, seed=1)
+    got = pictures.split_pictures(s, pictures.run_pictures(s), tell=False)
+    train,held = ({Path(got.items[i]).stem for i in part} for part in (got.train,got.held))
+    assert train and held and not train & held
+    # Endings of no picture are a part of the name
+    assert len(set(pictures._places([Path(f'both/IM.{i:04}') for i in range(100)])))==100
 
 @pytest.mark.parametrize('change', [None,['pics',5],{'a': 1},5,'gone'], ids=str)
 def test_a_damaged_record_of_the_starting_weights_ends_no_run(here, change):

@@ -1077,6 +1077,18 @@ def test_tables_as_spreadsheets_save_them(tmp_path, name, sep, encoding):
     assert picture_items(tmp_path/'names.txt')==files
 
 @pytest.mark.parametrize('sep', list(';,\t|'))
+def test_quotes_after_a_blank(tmp_path, sep):
+    "As written by hand: the quotes stayed part of the label, and a separator in them cut it"
+    files = words(tmp_path/'pics')
+    first = 'sep=|\n' if sep=='|' else ''
+    (tmp_path/'a.csv').write_text(first+f'name{sep} "label"\n'+''.join(f'"pics/{f.name}"{sep} "{f.name[:3]}{sep} black"\n' for f in files))
+    assert labels_in(tmp_path/'a.csv', 'label', column='name')=={f'cat{sep} black':6, f'dog{sep} black':6}
+    # Elsewhere a name may begin with a blank
+    files[0].rename(files[0].with_name(' 1.png'))
+    (tmp_path/'b.csv').write_text(first+f'name{sep}label\n 1.png{sep}cat\n{files[1].name}{sep}dog\n')
+    assert labels_in(tmp_path/'b.csv', 'label', column='name', folder=tmp_path/'pics')==dict(cat=1, dog=1)
+
+@pytest.mark.parametrize('sep', list(';,\t|'))
 @pytest.mark.parametrize('first', ['sep={}\r\n', '"sep={}"\n', 'SEP={}\r'])
 def test_a_first_line_that_names_the_separator_for_excel(tmp_path, first, sep):
     "As exports for Excel begin; the table was refused for its second line, which has more cells than this one"

@@ -41,7 +41,7 @@ class _Parser(ArgumentParser):
         "Read a command line; options may be spelled with - or _, and anywhere between the pictures"
         at = words.index('--') if '--' in words else len(words)
         # argparse takes a word with - for an option behind -- as well, and all that are no options are paths
-        paths = [f'./{o}' if o.startswith('-') else o for o in words[at+1:]]
+        paths = [f'./{o}' if o.startswith('-') else os.path.expanduser(o) for o in words[at+1:]]
         found,unknown = self.parse_known_intermixed_args([*map(self._spelled, words[:at]), *paths])
         if unknown: self.error(self._unknown(unknown[0]))
         return vars(found)
@@ -52,10 +52,11 @@ class _Parser(ArgumentParser):
         return [o for action in self._actions for o in action.option_strings if o.startswith('--')]
 
     def _spelled(self, word):
-        "Write _ for - in `word` if that makes it an option"
+        "Write _ for - in `word` if that makes it an option; a shell leaves the ~ in `--out=~/x` to us"
         name,eq,value = word.partition('=')
         name = '--'+name[2:].replace('-', '_')
-        return name+eq+value if word.startswith('--') and name in self.names else word
+        if not word.startswith('--') or name not in self.names: return os.path.expanduser(word)
+        return name+eq+os.path.expanduser(value)
 
     def _unknown(self, word):
         if not word.startswith('-'): return f'{word!r} is one argument too many'

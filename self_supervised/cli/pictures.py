@@ -35,8 +35,9 @@ from ..data.images import held_by_chance, image_dls, parts_by_column, warn_of_te
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
-from ..data.sources import (
-    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text, samples_of)
+from self_supervised.data.sources import (
+    Picture, column_values, is_table, known_labels, open_table, picture_suffixes, read_lines, read_rows, read_text,
+    samples_of)
 from .lists import PictureNames, is_title, real_file, real_place
 from .options import how_to_read, listed_pictures
 
@@ -277,8 +278,12 @@ def _held_by_name(s, items, labels, holdout, option):
     return items,labels,[o in out for o in places]
 
 def _places(items):
-    "Return one place per picture, the same for copies of a picture and for the pictures of one sample of a tar"
-    return [real_file(o) for o in samples_of(items)]
+    "Return one place per picture, the same for copies of it, also in another format, and for one sample of a tar"
+    formats = set(picture_suffixes())
+    def without_format(path):   # a.jpg and a.png in one folder are one picture
+        name,ending = os.path.splitext(path)
+        return name if ending.lower() in formats else path
+    return [without_format(real_file(o)) for o in samples_of(items)]
 
 def _named_in(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column"
@@ -521,14 +526,32 @@ def _held_out_rows(file):
     rows = csv.reader(StringIO(read_text(file), newline=''))
     return [(from_csv_cell(row[0]),*row[1:]) for row in rows if row]
 
+def _recorded_sums(run):
+    "Read name → checksum of the held-out pictures that have one"
+    rows = _held_out_rows(run/'held_out.csv')
+    return {name: sums[0] for name,*sums in rows if sums and sums[0] not in ('','-1')}
+
 def are_recorded(
     run:Path, # Folder of a run
     items, # Pictures
     found:list, # Result of `recorded_names` for each
 )->list: # One bool per picture; None without a name or checksum in the record
     "Is each picture the one that the run held out by its name?"
-    then = {name: sums[0] for name,*sums in _held_out_rows(run/'held_out.csv') if sums and sums[0] not in ('','-1')}
+    then = _recorded_sums(run)
     return [str(checksum_of(o))==then[name] if name in then else None for o,name in zip(items, found)]
+
+def are_some_recorded(
+    run:Path, # Folder of a run
+    items, # Pictures
+    found:list, # Result of `recorded_names` for each
+)->bool: # Also if they were moved, and the record has whole paths
+    "Are there pictures that the run held out?"
+    known = [o for o in are_recorded(run, items, found) if o is not None]
+    if known or any(found): return any(known or found)
+    then = {(os.path.basename(name),o) for name,o in _recorded_sums(run).items()}
+    names = {name for name,*_ in then}
+    bases = ((os.path.basename(os.fspath(o)),o) for o in items)
+    return any((base,str(checksum_of(o))) in then for base,o in bases if base in names)
 
 def warn_of_changed(
     run:Path, # Folder of a run

@@ -68,8 +68,8 @@ from .mend import Mend
 from .options import (
     as_in_training, as_text_path, command, how_to_read, listed_pictures, reading_options, to_record, where_to_look)
 from .pictures import (
-    are_recorded, folder_dls, held_out_digest, judged_dls, kind_of, names_below, read_held_out, recorded_names,
-    run_pictures, split_pictures, warn_of_changed, write_held_out)
+    are_recorded, are_some_recorded, folder_dls, held_out_digest, judged_dls, kind_of, names_below, read_held_out,
+    recorded_names, run_pictures, split_pictures, warn_of_changed, write_held_out)
 from .report import as_text
 from self_supervised.cli.run_folder import (
     as_place, record_moved, recorded_settings, run_facts, run_folder, settings_for, started_in, update_settings,
@@ -288,10 +288,7 @@ def _are_of(settings, record, s, items, listed, run):
     if as_place(source)==as_place(s.path) and where_to_look(settings)==where_to_look(s): return [True]*len(items)
     try: there = listed_pictures(source, settings)
     except (ValueError, OSError):
-        found = recorded_names(s.path, listed, *record)
-        same = are_recorded(run, listed, found)
-        known = [o for o in same if o is not None]
-        return [any(known or found)]*len(items)
+        return [are_some_recorded(run, listed, recorded_names(s.path, listed, *record))]*len(items)
     files = set(map(real_file, there))
     named = dict(zip(names_below(source, there), there))
     def is_copy(item, name): return name in named and checksum_of(item)==checksum_of(named[name])

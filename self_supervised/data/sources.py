@@ -213,7 +213,7 @@ def read_rows(
     if stated: text = text[stated.end():]
     mark = stated[1] if stated else _separator(text, '\t,;' if is_table(file, '.tsv') else ',;\t')
     # `strict`: a quote that is not closed would hide all rows below it
-    rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True)
+    rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True, skipinitialspace=_quotes_after_blanks(text, mark))
     try: rows = [row for row in rows if any(map(str.strip, row))]
     except csv.Error as e:
         raise invalid(given, f'is no table ({first_line(e)})', 'Close each quote, and save it as csv') from e
@@ -232,9 +232,14 @@ def _separator(text, marks):
     "Return the mark that cuts the first line into most cells; of equals the lines after it, too"
     lines = [o for o in text[:10_000].splitlines() if o.strip()][:5]
     def cells(mark):
-        first,*others = [len(row) for row in csv.reader(lines, delimiter=mark)] or [0]
+        rows = csv.reader(lines, delimiter=mark, skipinitialspace=_quotes_after_blanks(text, mark))
+        first,*others = [len(row) for row in rows] or [0]
         return first,sum(others)
     return max(marks, key=cells)
+
+def _quotes_after_blanks(text, mark):
+    "Are there quoted cells after a blank, as in `a.png, \"cat, black\"`? Names may begin with a blank otherwise"
+    return f'{mark} "' in text
 
 def _as_wide(row, n, given):
     "Return the first `n` cells of a row; raise if there are others"
