@@ -49,8 +49,9 @@ class Kind:
     kept: bool = False # Are they kept over epochs?
     ranks: int = 1     # Processes that train
     runs: int = 25     # Runs that end, each of which was killed
+    fast: bool = False # With `to_fast`: channels-last, bfloat16, networks through the compiler?
 
-    def __str__(self): return f"{self.loader} {self.workers} workers{', kept'*self.kept}, {self.ranks} ranks"
+    def __str__(self): return f"{self.loader} {self.workers} workers{', kept'*self.kept}, {self.ranks} ranks{', fast'*self.fast}"
 
 KINDS = [Kind('fastai', runs=30), Kind('fastai', 2), Kind('fastai', 2, kept=True), Kind('torch', runs=30), Kind('torch', 2),
          Kind('torch', 2, kept=True, runs=30), Kind('fastai', ranks=2), Kind('torch', 2, kept=True, ranks=2), Kind('fastai', ranks=4, runs=15)]
@@ -79,6 +80,7 @@ def train(folder, kind, epochs):
     augs = get_byol_aug_pipelines(8, jitter=False, bw=False, blur=False, solarize=False, stats=None)
     learn = byol_learner(dls, create_byol_model(net, hidden_size=32, projection_size=16), augs, cbs=CSVLogger(), path=folder)
     learn.remove_cb(learn.progress)
+    if kind.fast: learn.to_fast(bf16=True, compile='eager')
     with learn.distrib_ctx() if kind.ranks>1 else nullcontext():
         learn.fit_byol(epochs, cbs=Checkpoint(folder/'checkpoints', every=1))
     return learn
@@ -199,15 +201,17 @@ def main():
     p.add_argument('--epochs', type=int, default=4, help='8 batches each; fewer per rank where there are several')
     p.add_argument('--minutes', type=float, default=1e6, help='begin no run after so many minutes')
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--fast', action='store_true', help='with `to_fast`, all of it that a CPU has')
     p.add_argument('--only', type=int, nargs='*', help='rows of the table, by number')
     p.add_argument('--out', help='JSON file to write')
     a = p.parse_args()
     digits()   # read once, by this process
+    if a.fast: import torch._dynamo
     res = dict(machine=machine(), command='python benchmarks/kill_and_resume.py '+' '.join(sys.argv[1:]), seed=a.seed, rows=[])
     until,rng = time.time()+60*a.minutes,random.Random(a.seed)
     for i,kind in enumerate(KINDS):
         if a.only and i not in a.only: continue
-        kind.runs = max(1, round(a.scale*kind.runs))
+        kind.runs,kind.fast = max(1, round(a.scale*kind.runs)),a.fast
         with tempfile.TemporaryDirectory() as d: res['rows'].append(measure(Path(d), kind, a.epochs, rng, until))
         total = {k: sum(r[k] for r in res['rows']) for k in ('runs','kills','in_a_save','other')}
         res['total'] = total | dict(failed=sum(len(r['failed']) for r in res['rows']))

@@ -64,6 +64,8 @@ def forget(
 def _set_record(encoder, meta):
     "Set the record of an encoder, and mark its first layer, which stays in a network made of some of its layers"
     net = unwrapped(encoder)
+    size = meta.get('size')
+    if isinstance(size, list): meta = meta | dict(size=tuple(size))   # as a file has (h,w)
     net.meta = meta
     first = first_layer(net)
     if first is not None: first.sees_normalised = bool(meta.get('stats'))

@@ -11,7 +11,7 @@ from fastcore.basics import AttrDict
 from fastcore.script import CliError
 from PIL import Image
 
-from self_supervised.cli import check, embed, evaluate, finetune, options, pictures, pretrain, run_folder
+from self_supervised.cli import check, embed, evaluate, finetune, options, pictures, predict, pretrain, run_folder
 from self_supervised.cli.terminal import one_line_errors
 from self_supervised.core import literal, write_atomic
 from self_supervised.data.demo import write_mnist_tiny
@@ -79,7 +79,7 @@ def test_paths_are_taken_where_text_is(encoder, monkeypatch):
 
 # The command line
 
-COMMANDS = dict(byol_pretrain=pretrain.byol_pretrain, byol_embed=embed.byol_embed, byol_evaluate=evaluate.byol_evaluate, byol_check=check.byol_check)
+COMMANDS = dict(byol_pretrain=pretrain.byol_pretrain, byol_embed=embed.byol_embed, byol_evaluate=evaluate.byol_evaluate, byol_check=check.byol_check, byol_predict=predict.byol_predict)
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_every_command_takes_the_options_of_reading(name):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch, torchvision
 from fastai.callback.core import Callback
-from fastai.learner import load_learner
+from fastai.learner import Learner, load_learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import AttrDict
 from PIL import Image
@@ -17,6 +17,7 @@ from self_supervised.cli import evaluate as evaluate_room, finetune as room
 from self_supervised.cli.evaluate import evaluate_pictures
 from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, train_classifier
 from self_supervised.cli.embed import byol_embed
+from self_supervised.cli.predict import predict_pictures
 from self_supervised.cli.neighbors import near_duplicates, nearest_of_all, outliers
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import write_mnist_tiny
@@ -99,6 +100,61 @@ def test_predicts_a_name_a_path_and_a_picture_as_it_was_measured(here, done):
     i = [str(f.relative_to(here)) for f in files].index(worst['name'])
     losses = -probs.log()[range(len(files)),[results['vocab'].index(o) for o in truth]]
     assert losses[i]==pytest.approx(losses.max().item(), rel=1e-3) and worst['loss']==pytest.approx(losses[i].item(), rel=1e-3)
+
+def test_predict_as_a_user_types_it(here, done):
+    "Beside results.json and fastai's own predictions; what cannot be read is named"
+    results = json.loads((done[1]/'results.json').read_text())
+    assert 'byol_predict runs/classifier my/pictures' in done[0].stdout and 'byol_predict runs/classifier my/pictures' in (done[1]/'report.html').read_text()
+    bad = here/'pics/valid/3/broken.png'
+    bad.write_bytes(b'nothing')
+    res = run('byol_predict', 'runs/classifier', 'pics/valid', '--workers', 0, '--out', 'new/p.csv', cwd=here)
+    bad.unlink()
+    assert res.returncode==0 and 'left out pics/valid/3/broken.png: no kind of picture' in res.stderr and not re.search('pickle|█', res.stdout+res.stderr), res.stderr
+    with open(here/'new/p.csv', newline='') as f: (*titles,),*rows = csv.reader(f)
+    assert titles==['name','label','probability'] and len(rows)==len(list((here/'pics/valid').rglob('*.png')))
+    right = [Path(name).parent.name==label for name,label,_ in rows]
+    assert np.mean(right)==pytest.approx(results['rows']['fine-tuned']['accuracy'])
+    learn = load_learner(done[1]/'export.pkl')
+    with learn.no_bar(), learn.no_logging(): probs,_ = learn.get_preds(dl=learn.dls.test_dl([here/name for name,*_ in rows]))
+    assert [label for _,label,_ in rows]==[learn.dls.vocab[i] for i in probs.argmax(1)]
+    np.testing.assert_allclose([float(p) for *_,p in rows], probs.max(1).values, atol=6e-5)
+    n = {o: sum(label==o for _,label,_ in rows) for o in learn.dls.vocab}
+    assert all(f'{label} ({k})' in res.stdout for label,k in n.items() if k)
+
+def test_predict_reads_as_in_training(here, tmp_path, monkeypatch):
+    "A reader of your own, channels, height and width, and the ground come with the classifier"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path('mine.py').write_text('import numpy as np\ndef read(f): return np.load(f)\n')
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        Path(f'pics/{i%2}').mkdir(parents=True, exist_ok=True)
+        np.save(f'pics/{i%2}/{i}.npy', rng.random((12,20,5), np.float32)*(.2+.6*(i%2)))
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=5, widths=(8,16))
+    save_encoder(net, 'e.safetensors', size=(8,12), stats=None, reading=dict(reader='mine:read'))
+    from mine import read
+    _,out = room.finetune('e.safetensors', 'pics', 'c', reader=read, suffixes='.npy', workers=0, progress=False, epochs=2)
+    names,probs,vocab,bad = predict_pictures(out, 'pics', suffixes='.npy', workers=0)
+    learn = load_learner('c/export.pkl')
+    with learn.no_bar(): want = torch.stack([learn.predict(o)[2] for o in names])
+    assert vocab==['0','1'] and not bad and len(names)==24
+    np.testing.assert_allclose(probs, want, atol=1e-5)
+    # A command has no module of yours on its path
+    res = run('byol_predict', 'c', 'pics', '--suffixes', '.npy', '--workers', 0, cwd=tmp_path)
+    assert res.returncode and res.stderr.count('\n')==1 and "No module named 'mine'" in res.stderr and 'the reader of your own' in res.stderr, res.stderr
+    res = run('byol_predict', 'c', 'pics', '--suffixes', '.npy', '--workers', 0, '--reader', 'mine:read', cwd=tmp_path)
+    assert res.returncode==0 and '24 pictures' in res.stdout, res.stderr
+
+@pytest.mark.parametrize('args,words', [
+    (['encoder.safetensors','pics'], "classifier='encoder.safetensors' holds no classifier of"), (['pics','pics'], "classifier='pics' has no export.pkl. Pass the folder that"),
+    (['runs/classifier','pics','--out','p.txt'], 'must end in .csv'), (['nowhere','pics'], 'is not a file'), (['runs/classifier','nothing'], "'nothing' is not an existing"),
+    (['other.pkl','pics'], "holds no classifier of"), (['learner.pkl','pics'], 'holds no classifier of'), (['cut.pkl','pics'], 'cannot be read')])
+def test_predict_in_one_line(here, done, args, words):
+    torch.save(dict(a=1), here/'other.pkl')
+    Learner(tensor_dls(torch.rand(8,1,8,8), bs=4), nn.Conv2d(1,2,3), loss_func=nn.CrossEntropyLoss()).export(here/'learner.pkl')
+    (here/'cut.pkl').write_bytes((done[1]/'export.pkl').read_bytes()[:5000])
+    res = run('byol_predict', *args, '--workers', 0, cwd=here)
+    assert res.returncode==1 and res.stderr.count('\n')==1 and res.stderr.startswith('byol_predict: ') and words in res.stderr, res.stderr
 
 def test_onnx_says_the_same(here, done):
     ort = pytest.importorskip('onnxruntime')

@@ -67,6 +67,15 @@ print(json.dumps(meta))'''
     meta = json.loads(res.stdout.splitlines()[-1])
     assert (meta['size'],meta['stats']) == (32,[[.3],[.35]]) and {'spec','version'} <= meta.keys()
 
+def test_an_encoder_of_landscapes_from_a_file_can_be_classified_with(tmp_path):
+    "A file has (h,w) as a list, which is no key: every classifier on such a file ended in an error"
+    torch.manual_seed(0)
+    save_encoder(create_encoder('tiny_resnet', pretrained=False, n_in=1), tmp_path/'e.safetensors', size=(8,12), stats=None)
+    net = load_encoder(tmp_path/'e.safetensors')
+    assert record_of(net)['size']==(8,12)
+    learn = class_learner(tensor_dls(torch.rand(8,1,8,12), torch.arange(8)%2, splits=(list(range(6)),[6,7]), bs=4), net, n_out=2)
+    assert learn.model(torch.rand(2,1,8,12)).shape==(2,2)
+
 def test_meta_travels_on(tmp_path, dls):
     e = load_encoder(save_encoder(tiny(), tmp_path/'a', stats=STATS, size=8))
     assert encoder_info(save_encoder(e, tmp_path/'b')) == encoder_info(tmp_path/'a')

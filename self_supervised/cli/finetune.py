@@ -8,6 +8,7 @@ __all__ = ['FINETUNE', 'FEW', 'finetune', 'byol_finetune']
 # %% ../../nbs/96_cli.finetune.ipynb #imports
 import json
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from copy import deepcopy
@@ -368,6 +369,8 @@ Wrong labels are often among them.</p>
 {% endif %}
 {% if usable %}
 <h2>Use it</h2>
+<pre>byol_predict {{ folder }} my/pictures</pre>
+<p>Or in Python:</p>
 <pre>from fastai.learner import load_learner
 learn = load_learner({{ export }})
 learn.predict('picture.jpg')   # a path, or a PIL image</pre>
@@ -408,6 +411,7 @@ def write_finetune_report(
         hidden=len(matrix)-len(shown), shade=shade, matrix=results['confusion'], worst=worst,
         curves=data_url(curves) if curves else None,
         columns=['accuracy','balanced accuracy'], settings=settings, export=repr(str(out/'export.pkl')),
+        folder=shlex.quote(str(out)),
         usable=(out/'export.pkl').is_file(),
         **{k: results[k] for k in ('title','rows','vocab','verdict','epochs','said')})
     return write_atomic(out/'report.html', page.encode(errors='backslashreplace'))
@@ -616,5 +620,7 @@ def byol_finetune(
     if not (folder/'export.pkl').is_file():
         raise CliError(f'byol_finetune: {folder} lacks export.pkl, the classifier: see the message above')
     print(f'\n{folder}: report.html shows the mistakes, export.pkl predicts. To use it:\n')
+    print(f'    byol_predict {printable(shlex.quote(str(folder)))} my/pictures\n')
+    print('or in Python:\n')
     print('    from fastai.learner import load_learner')
     print(f"    load_learner({str(folder/'export.pkl')!r}).predict('picture.jpg')")
