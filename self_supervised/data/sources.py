@@ -213,7 +213,8 @@ def read_rows(
     if stated: text = text[stated.end():]
     mark = stated[1] if stated else _separator(text, '\t,;' if is_table(file, '.tsv') else ',;\t')
     # `strict`: a quote that is not closed would hide all rows below it
-    rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True, skipinitialspace=_quotes_after_blanks(text, mark))
+    rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True,
+                      skipinitialspace=_quotes_after_blanks(text, mark))
     try: rows = [row for row in rows if any(map(str.strip, row))]
     except csv.Error as e:
         raise invalid(given, f'is no table ({first_line(e)})', 'Close each quote, and save it as csv') from e
