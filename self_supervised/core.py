@@ -272,7 +272,8 @@ def _of_numbers(v):
 
 def _to_list(v):
     if isinstance(v, Iterator): return list(v)   # such as a generator
-    if isinstance(v, (Tensor,np.ndarray)) and v.ndim: return v.tolist()
+    # Also of a column of pandas, which is indexed by names and not by place
+    if hasattr(v, 'tolist') and getattr(v, 'ndim', 1): return v.tolist()
     if isinstance(v, (str,bytes,dict,set)) or not hasattr(v, '__len__') or not getattr(v, 'ndim', 1): raise _Misfit
     return v
 

@@ -345,10 +345,11 @@ def blurred(
 # %% ../nbs/03_image_ops.ipynb #22c005
 @checked
 def to_picture(
-    x:Tensor, # (c,h,w) in [0,1], a clip (c,t,h,w), or a vector (nf,)
+    x:Tensor, # (c,h,w) in [0,1] or uint8, a clip (c,t,h,w), or a vector (nf,)
 )->np.ndarray: # (h,w) grey or (h,w,3) colour in [0,1], frames side by side; a vector stays as it is
     "Turn a picture of any number of channels, or a clip, into a picture for `imshow`"
-    x = torch.as_tensor(x).detach().float().cpu()
+    x = x.detach().cpu()
+    x = x/255 if x.dtype==torch.uint8 else x.float()
     if x.ndim==1: return x.numpy()
     if x.ndim==4: x = _side_by_side(x)
     if x.ndim!=3:

@@ -9,14 +9,14 @@ __all__ = ['show_views', 'draw_shares', 'plot_draws', 'plot_embedding', 'plot_ne
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 
-from .core import checked, invalid, literal
+from .core import checked, invalid, literal, per_channel
+from .record import views_stats
 from .image_ops import to_picture
 from .data.arrays import positions
-from .evaluate.features import check_features
+from .evaluate.features import check_features, unit_rows
 
 # %% ../nbs/56_plots.ipynb #22c005
 def _lines(x):
@@ -91,8 +91,12 @@ def decode_view(
     aug, # Pipeline, or any callable of a batch
     view:Tensor, # View (n,c,h,w) that the pipeline made
 )->Tensor: # View to draw, in [0,1]
-    "Undo the normalisation of a view, if its pipeline knows how"
-    return aug.decode(view) if hasattr(aug, 'decode') else view
+    "Undo the normalisation of a view, by its pipeline or by the statistics that are found in it"
+    if hasattr(aug, 'decode'): return aug.decode(view)
+    stats = views_stats([aug])
+    if stats is None: return view
+    mean,std = (o.to(view.device).view(-1, *[1]*(view.ndim-2)) for o in per_channel(stats, view.shape[1]))
+    return view*std+mean
 
 # %% ../nbs/56_plots.ipynb #22c012
 @checked
@@ -135,7 +139,7 @@ def _pca(feats, n=2):
     "Return the first `n` principal components of the unit-length rows, and the part of the variance of each"
     from sklearn.decomposition import PCA
     pca = PCA(n, random_state=0)
-    return pca.fit_transform(F.normalize(feats).numpy()), pca.explained_variance_ratio_
+    return pca.fit_transform(unit_rows(feats).numpy()), pca.explained_variance_ratio_
 
 def _umap(feats):
     "UMAP by cosine (arXiv:1802.03426): neighbours stay neighbours, distances on the map mean little"
@@ -184,7 +188,8 @@ def plot_embedding(
     labels:list|None=None, # (n,) labels, for colours and legend; None for one colour
     images:Tensor|None=None, # (n,c,h,w) in [0,1], drawn as thumbnails where there is room; None for no thumbnails
     ax=None, # matplotlib axes; None makes them
-    vocab=None, # Names: label i is `vocab[i]`; of labels that are no positions in it, in their order; None for none
+    # Names: label i is `vocab[i]`, and one that is a name in it keeps it; of others, in their order; None for none
+    vocab=None,
     s:float=14, # Size of a point, points²
     # 'pca' for the first two principal components of the unit vectors; 'umap' (needs umap-learn);
     # or a function (n,nf) → (n,2)
@@ -211,10 +216,11 @@ def _classes(labels, vocab, n):
     if labels.dtype.kind=='O': labels = labels.astype(str)   # None and others have no order
     found,code = np.unique(labels, return_inverse=True)
     if vocab is None: return list(map(literal, found)),code
-    # Labels are positions in `vocab`, of which some may not occur; others are named in their order
+    # Labels are positions in `vocab`, of which some may not occur, or names in it; others are named in their order
     places = range(len(found))
     if found.dtype.kind in 'biuf' and (found%1==0).all() and found.min()>=0 and found.max()<len(vocab):
         places = found.astype(int).tolist()
+    elif any(o in list(vocab) for o in found): return list(map(literal, found)),code
     elif len(found)>len(vocab):
         raise invalid(f'vocab of {len(vocab)}', f'does not name {len(found)} labels', 'Pass a name for each')
     return [literal(vocab[i]) for i in places],code
@@ -256,7 +262,7 @@ def plot_neighbors(
 
 def _nearest(feats, idxs, k):
     "Return cosines (len(idxs),k) of the nearest other pictures, and their indices"
-    u = F.normalize(feats)
+    u = unit_rows(feats)
     sim = u[idxs]@u.T
     sim[torch.arange(len(idxs)),idxs] = -2   # a picture is no neighbour of its own
     return sim.topk(k)

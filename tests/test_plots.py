@@ -2,11 +2,13 @@
 import re
 
 import matplotlib; matplotlib.use('Agg')
-import matplotlib.pyplot as plt, numpy as np, pytest, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
+import torchvision.transforms.v2 as T
 import torch.nn.functional as F
 
 from self_supervised.data.demo import digits
-from self_supervised.plots import _pca, _spaced, plot_embedding
+from self_supervised.image_ops import to_picture
+from self_supervised.plots import _pca, _spaced, decode_view, plot_embedding, plot_neighbors
 
 X,Y,_ = digits()
 PIXELS = X.flatten(1)
@@ -58,5 +60,32 @@ def test_a_label_has_its_own_name_where_others_do_not_occur():
     assert names(torch.tensor([0,2,2,0]), ['cat','dog','fox'])==['cat','fox']
     assert names([True,True,True,False], ['no','yes'])==['no','yes'] and names([1.,1.,2.,2.], list('abc'))==['b','c']
     assert names([10,20,20,10], ['ten','twenty'])==['ten','twenty'] and names(list('xyyx'), ['X','Y'])==['X','Y']
-    with pytest.raises(ValueError, match='does not name 4 labels'): names(list('abcd'), ['a','b'])
+    with pytest.raises(ValueError, match='does not name 4 labels'): names(list('wxyz'), ['a','b'])
+    assert names(list('cddc'), ['b','c','d'])==['c','d']   # names were taken for the first ones of vocab
+    assert names(list('cddc'), ['d','c'])==['c','d'] and names(list('azza'), ['a','b'])==['a','z']
     plt.close('all')
+
+@pytest.mark.parametrize('shape', [(3,5,7), (1,5,7), (3,4,5,7)])
+def test_bytes_are_drawn_as_they_are(shape):
+    "`in_memory` reads bytes, and they were drawn all white"
+    x = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert np.allclose(to_picture(x), to_picture(x/255))
+    assert np.allclose(plot_neighbors(PIXELS[:9], (255*X[:9]).byte(), [0], k=2)[0,1].images[0].get_array().max(), 1)
+
+def test_frames_follow_labels_by_place():
+    "A column of pandas was asked by its index, which may have another order"
+    def framed(labels): return [[o.spines['left'].get_visible() for o in row] for row in plot_neighbors(PIXELS[:30], X[:30], range(4), labels=labels)]
+    turned = pd.Series(Y[:30].tolist(), index=range(29, -1, -1))
+    assert framed(turned)==framed(Y[:30]) and framed(turned.rename(str))==framed(Y[:30])
+
+@pytest.mark.parametrize('factor', [2.**80, 2.**-80])
+def test_drawings_do_not_depend_on_the_scale_of_features(factor):
+    "Squares of 1e24 are not in float32: all points were one, all cosines 0"
+    def cosines(feats): return [o.get_title() for o in plot_neighbors(feats, X[:40], [3], k=5)[0]]
+    assert cosines(PIXELS[:40]*factor)==cosines(PIXELS[:40])
+    assert np.allclose(_pca(PIXELS[:40]*factor)[0], _pca(PIXELS[:40])[0], atol=1e-5)
+
+def test_views_normalised_by_other_libraries_are_drawn_as_they_were():
+    x = torch.rand(4, 3, 8, 8)
+    for aug in T.Normalize([.5,.4,.3], [.1,.2,.3]), T.Compose([T.Normalize([.5]*3, [.1]*3)]): torch.testing.assert_close(decode_view(aug, aug(x)), x)
+    assert torch.equal(decode_view(torch.flip, x), x)
