@@ -205,3 +205,9 @@ def test_few_labels_hold_every_class():
         few = protocols._few_of(y, rest, fraction/.9, 0)
         assert set(y[few].tolist())=={0,1,2} and not set(few.tolist()) & set(held.tolist()) and few.equal(few.unique())
     assert len(protocols._few_of(y, rest, .1/.9, 0))==4+4+1
+
+def test_each_fraction_of_labels_has_a_column(net):
+    "0.4 and 0.6 % were both called 0 % and 1 %, and of two that round to one the first was lost"
+    tune = dict(fractions=(.1,.104,.005), epochs=1, lrs=(.1,), bs=128)
+    table = evaluate_encoder(net, TRAIN, TEST, views=VIEWS, seeds=(0,), linear=False, finetune=tune, stats=None)
+    assert list(table['rows']['encoder'])[-3:]==['10%','10.4%','0.5%']

@@ -292,6 +292,8 @@ def fine_tuned(
         _sgd(groups, dl, _ViewsLoss(model, views), epochs)
     return model.eval()
 
+def _percent(part): return f'{100*part:.6g}%'   # 0.5% and 0.4% are not both 0%
+
 def _model_outputs(model, x):
     "Return the outputs of a fine-tuned classifier"
     return embed(model, read_from(x), stats=None)[0]  # it normalises by itself
@@ -307,7 +309,7 @@ def _finetune_once(seed, fraction, x, y, test_x, test_y, lrs, part, tune):
     few = _few_of(y, rest, fraction/(1-part), seed)
     models = {lr: tune(x[few], y[few], lr, int(y.max())+1, seed=seed) for lr in lrs}
     accs = [_right(_model_outputs(m, x[held]), y[held]) for m in models.values()]
-    lr = choose_by_held_out(f'{fraction:.0%}: lr', lrs, accs)
+    lr = choose_by_held_out(f'{_percent(fraction)}: lr', lrs, accs)
     return _at_last(_model_outputs(models[lr], test_x), test_y, lr, lrs)
 
 @checked
@@ -382,7 +384,7 @@ def _by_linear(net, train, test, **kwargs):
     return dict(linear=linear_eval(net, train, test, **kwargs))
 
 def _by_finetuning(net, train, test, **kwargs):
-    return {f'{fraction:.0%}': e for fraction,e in finetune_eval(net, train, test, **kwargs).items()}
+    return {_percent(fraction): e for fraction,e in finetune_eval(net, train, test, **kwargs).items()}
 
 def _jobs(net, train, test, seeds, stats, views, linear, finetune):
     "List the protocols to run on a network, as functions without arguments that return protocol → `Evaluated`"
