@@ -37,6 +37,7 @@ from self_supervised.evaluate.features import effective_rank, embed, knn_accurac
 from self_supervised.evaluate.labelled import in_memory
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
+from self_supervised.transfer.finetune import linear_on
 from self_supervised.record import record_of, recorded_stats, remember, views_stats
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.transfer.finetune import class_learner, classifier
@@ -1491,6 +1492,8 @@ def test_measures_of_features_do_not_depend_on_their_scale(factor):
     scaled = x[:40]*factor,y[:40],x[40:]*factor,y[40:]
     assert knn_accuracy(*scaled, k=5)==knn_accuracy(*data, k=5)
     assert linear_accuracy(*scaled)==linear_accuracy(*data)
+    head,same = linear_on(*data[:2], 3),linear_on(*scaled[:2], 3)   # the start of a classifier
+    torch.testing.assert_close(same(scaled[2]), head(data[2]), rtol=1e-3, atol=1e-3)
     for measure in spread,mean_cosine,effective_rank: torch.testing.assert_close(measure(x*factor), measure(x), msg=measure.__name__)
     rows = torch.where(torch.arange(60)[:,None]%2==0, factor, 1.)   # some rows alone
     for measure in spread,mean_cosine: assert torch.equal(measure(x*rows), measure(x))

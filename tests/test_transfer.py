@@ -291,6 +291,7 @@ def test_neighbours_are_the_nearest_in_cosine():
     torch.manual_seed(0)
     feats = torch.randn(50,6)
     dist,idxs = retrieval_index(feats).kneighbors(feats[:5], 4)
+    for factor in 2.**80,2.**-40: assert np.array_equal(retrieval_index(feats*factor).kneighbors(feats[:5]*factor, 4)[1], idxs)
     sims = nn.functional.normalize(feats[:5]) @ nn.functional.normalize(feats).T
     assert torch.equal(torch.from_numpy(idxs), sims.topk(4).indices) and torch.allclose(1-torch.from_numpy(dist).float(), sims.topk(4).values, atol=1e-5)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..core import brief_repr, check_one_of, check_whole, checked, invalid, per_channel
 from ..layers import ClipEncoder, check_vectors, copy_without_hooks, create_cls_module, input_dims, num_features
-from ..evaluate.features import check_classes, check_features, embed, warn_of_reading, warn_of_stats
+from ..evaluate.features import check_classes, check_features, embed, fit_logistic, warn_of_reading, warn_of_stats
 from ..data.skipped import reading_of
 from ..data.batches import batch_parts, outside_unit, peek
 from ..vision.checks import channels_last, prepare
@@ -265,17 +265,13 @@ def linear_on(
     C:float=1., # Inverse strength of the L2 penalty
 )->nn.Linear: # (bs,nf) → (bs,n_out)
     "Fit a logistic regression to features, as `linear_accuracy` does, and return it as a layer"
-    from sklearn.linear_model import LogisticRegression
-    feats = check_features('features', feats)
-    mean = feats.mean(0)
-    std = (feats-mean).square().mean().sqrt().clamp(min=1e-12)
-    fit = LogisticRegression(C=C, max_iter=2000).fit(((feats-mean)/std).numpy(), y.numpy())
+    fit,power,mean,std = fit_logistic(check_features('features', feats), y, C)
     w,b = torch.from_numpy(fit.coef_).float(),torch.from_numpy(fit.intercept_).float()
     if len(w)==1: w,b = torch.cat([0*w, w]),torch.cat([0*b, b])  # of two classes scikit-learn keeps the second
-    layer = nn.Linear(feats.shape[1], n_out)
+    layer = nn.Linear(len(mean), n_out)
     layer.weight.data.zero_()
     layer.bias.data.fill_(b.min()-10)   # classes without a picture are unlikely
-    layer.weight.data[fit.classes_] = w/std
+    layer.weight.data[fit.classes_] = torch.ldexp(w/std, power)
     layer.bias.data[fit.classes_] = b-(w/std)@mean
     return layer
 

@@ -18,4 +18,5 @@ def retrieval_index(
 ): # scikit-learn's `NearestNeighbors`; `index.kneighbors(queries, 5)` returns cosine distances and rows of `feats`
     "Index features to search for the nearest by cosine"
     from sklearn.neighbors import NearestNeighbors
-    return NearestNeighbors(metric='cosine', algorithm='brute').fit(check_features('feats', feats).cpu().numpy())
+    feats = check_features('feats', feats).cpu().double()   # float32 does not hold squares of 1e20
+    return NearestNeighbors(metric='cosine', algorithm='brute').fit(feats.numpy())
