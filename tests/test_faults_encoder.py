@@ -330,6 +330,7 @@ def test_a_loader_that_normalises_is_not_normalised_twice(folder):
     d.train.after_batch.add(Normalize.from_stats([.3]*3, [.35]*3, cuda=False))
     with pytest.warns(UserWarning, match='normalises its batches'): got = embed(e, d.train)[0]
     torch.testing.assert_close(got, want)
+    torch.testing.assert_close(embed(e, d.train, stats=([.3]*3,[.35]*3))[0], want)   # nor where they are passed
     plain = dls()
     plain.train.after_batch.add(fastai_normalize())
     assert torch.equal(embed(tiny(), plain.train)[0], embed(tiny(), X[:40])[0])

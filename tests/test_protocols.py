@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader as TorchDL, TensorDataset
 from self_supervised.cli.report import as_text
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.demo import digits
-from self_supervised.evaluate.features import embed, knn_accuracy, untrained
+from self_supervised.evaluate.features import Pixels, embed, knn_accuracy, untrained
 from self_supervised.evaluate.protocols import crop_and_flip, evaluate_encoder, finetune_eval, knn_protocol, linear_bank, linear_eval
 from self_supervised.layers import create_encoder
 
@@ -205,6 +205,16 @@ def test_few_labels_hold_every_class():
         few = protocols._few_of(y, rest, fraction/.9, 0)
         assert set(y[few].tolist())=={0,1,2} and not set(few.tolist()) & set(held.tolist()) and few.equal(few.unique())
     assert len(protocols._few_of(y, rest, .1/.9, 0))==4+4+1
+
+@pytest.mark.parametrize('shape', [(40,), (3,50), (40,50), (3,2,8,40)])
+def test_rows_of_tables_series_and_clips_are_compared_with_themselves(shape):
+    "The mean of neighbouring rows, series and frames is none of them, and of tables there was none"
+    x = torch.rand(9, *shape)
+    sides = [min(o, 32) for o in shape[1:]]
+    want = x
+    for i,side in enumerate(sides, 2):   # one dimension after the other
+        want = F.adaptive_avg_pool1d(want.movedim(i, -1).flatten(0, -2)[None], side)[0].unflatten(0, want.movedim(i, -1).shape[:-1]).movedim(-1, i)
+    torch.testing.assert_close(Pixels()(x), want.flatten(1))
 
 def test_each_fraction_of_labels_has_a_column(net):
     "0.4 and 0.6 % were both called 0 % and 1 %, and of two that round to one the first was lost"

@@ -179,8 +179,8 @@ def _loader_normalises(dl, x):
     transforms = getattr(getattr(dl, 'after_batch', None), 'fs', ())
     # fastai's `Normalize` does nothing to a plain tensor
     if not (isinstance(x, TensorImage) and any(isinstance(o, Normalize) for o in transforms)): return False
-    warn_once("The loader normalises its batches, so the encoder's recorded stats are not applied as well. "
-              'Leave Normalize out of the data.')
+    warn_once('The loader normalises its batches, so stats, recorded by the encoder or passed, are not applied as '
+              'well. Leave Normalize out of the data.')
     return True
 
 def _check_unit(x, normalises):
@@ -276,13 +276,14 @@ def embed(
     asked,stats = stats,recorded_stats(encoder, stats)
     record = record_of(encoder)
     recorded = isinstance(asked, str) and 'stats' in record
+    known = recorded or stats is not None
     feats,labels = [],[]
     warn_of_reading(encoder, dl)
     dl = _batches_of(dl, bs)
     with no_random(reproducible=False), _in_eval(encoder, device), _in_order(dl) as batches:
         for batch in batches:
             x,*y = picture_and_label(batch)
-            if recorded and not feats and _loader_normalises(batches, x): recorded,stats = False,None
+            if known and not feats and _loader_normalises(batches, x): recorded,stats = False,None
             x = _unit(x, device)
             if recorded and not feats and x.ndim>3 and not record.get('any_range'): _check_unit(x, stats is not None)
             if not feats and not record.get('any_range'): warn_of_stats(x, stats)
@@ -538,8 +539,11 @@ def few_label_accuracy(
 
 # %% ../../nbs/30_evaluate.features.ipynb #50c010
 class Pixels(nn.Module):
-    "Return the picture itself as features, averaged down to at most 32 pixels"
-    def forward(self, x): return F.adaptive_avg_pool2d(x, [min(o,32) for o in x.shape[-2:]]).flatten(1)
+    "Return the picture itself as features, averaged down to at most 32 pixels; so with series and clips"
+    pools = F.adaptive_avg_pool1d,F.adaptive_avg_pool2d,F.adaptive_avg_pool3d
+    def forward(self, x):
+        sides = [min(o,32) for o in x.shape[2:]]
+        return self.pools[len(sides)-1](x, sides).flatten(1) if sides else x
 
 # %% ../../nbs/30_evaluate.features.ipynb #23c034
 @checked
