@@ -62,12 +62,11 @@ def forget(
     _set_record(encoder, {k:v for k,v in record_of(encoder).items() if names and k not in names})
 
 def _set_record(encoder, meta):
-    "Set the record of an encoder, and mark its first layer, which stays in a network made of some of its layers"
-    net = unwrapped(encoder)
-    size = meta.get('size')
-    if isinstance(size, list): meta = meta | dict(size=tuple(size))   # as a file has (h,w)
-    net.meta = meta
-    first = first_layer(net)
+    "Set the record of an encoder and of networks in it that take its pictures, and mark its first layer"
+    net,*inside = _leading(encoder)
+    # Also that of a `ClipEncoder`, or of a network with layers of yours behind it, is trained on these pictures
+    for o in [net, *(o for o in inside if any(True for _ in o.children()))]: o.meta = meta
+    first = first_layer(net)   # stays in a network made of some of its layers
     if first is not None: first.sees_normalised = bool(meta.get('stats'))
 
 # %% ../nbs/06_record.ipynb #resolve

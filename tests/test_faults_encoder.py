@@ -37,10 +37,9 @@ from self_supervised.evaluate.features import effective_rank, embed, knn_accurac
 from self_supervised.evaluate.labelled import in_memory
 from self_supervised.evaluate.protocols import evaluate_encoder, fine_tuned, finetune_eval, linear_bank, linear_eval
 from self_supervised.layers import ClipEncoder, FlatEncoder, LayerEncoder, create_encoder
-from self_supervised.transfer.finetune import linear_on
 from self_supervised.record import record_of, recorded_stats, remember, views_stats
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
-from self_supervised.transfer.finetune import class_learner, classifier
+from self_supervised.transfer.finetune import class_learner, classifier, linear_on
 from self_supervised.transfer.hub import save_hub_folder
 from self_supervised.transfer.legacy import load_old
 from self_supervised.transfer.onnx import export_onnx
@@ -321,6 +320,20 @@ def test_onnx_takes_the_record_along(tmp_path):
     export_onnx(tiny(), tmp_path/'e.onnx', 8)
     meta = onnxruntime.InferenceSession(tmp_path/'e.onnx', providers=['CPUExecutionProvider']).get_modelmeta().custom_metadata_map
     assert json.loads(meta['self_supervised'])['stats']==STATS
+
+@pytest.mark.parametrize('wrap,shape', [(ClipEncoder, (10,3,2,12,12)), (lambda e: nn.Sequential(e, nn.Linear(16,4)), (10,3,12,12)),
+                                        (lambda e: FlatEncoder(nn.Sequential(e, nn.Linear(16,4))), (10,3,12,12))])
+@pytest.mark.parametrize('was', [{}, dict(stats=[[.1]*3,[.1]*3], n_in=3)])
+def test_an_encoder_trained_inside_of_another_knows_its_pictures(wrap, shape, was, tmp_path):
+    "It kept the record of the weights before, or none, and its file told of none"
+    e = create_encoder('tiny_resnet', pretrained=False, widths=(8,))
+    remember(e, **was)
+    learn = byol_learner(tensor_dls(torch.rand(shape), bs=5), create_byol_model(wrap(e), 8, 4), get_byol_aug_pipelines(12, stats=[[.4]*3,[.2]*3]))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert record_of(e)==dict(stats=[[.4]*3,[.2]*3], size=12, n_in=3)
+    x = torch.rand(3, 3, 12, 12)
+    read = load_encoder(save_encoder(e, tmp_path/'e.safetensors'))
+    for net in e,read: torch.testing.assert_close(embed(net, x)[0], embed(e, (x-.4)/.2, None)[0])
 
 def test_a_loader_that_normalises_is_not_normalised_twice(folder):
     "Where its Normalize acts, which it does not on plain tensors"
@@ -1399,8 +1412,10 @@ def test_layers_cut_from_an_encoder_are_known_to_see_normalised_pictures(tmp_pat
     e = tiny()
     if through_file: e = load_encoder(save_encoder(e, tmp_path/'e.safetensors'))
     for cut in (nn.Sequential(e[:-1], layers.PoolFlat()), nn.Sequential(*[*e.children()][:-2], layers.PoolFlat())):
-        warn_once.cache_clear()
-        with pytest.warns(UserWarning, match='layers of one'): embed(cut, X[:4])
+        torch.testing.assert_close(embed(cut, X[:4])[0], embed(cut, (X[:4]-.3)/.35, None)[0])
+    warn_once.cache_clear()
+    single = nn.Sequential(*[m for m in e.modules() if isinstance(m, nn.Conv2d)][:1], layers.PoolFlat())   # is no network with a record
+    with pytest.warns(UserWarning, match='layers of one'): embed(single, X[:4])
     remember(e, stats=None)
     warn_once.cache_clear()
     with warnings.catch_warnings():
