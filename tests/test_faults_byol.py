@@ -28,7 +28,7 @@ from fastcore.foundation import L
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from self_supervised.augmentations import BicubicCrop, PerImage
+from self_supervised.augmentations import BicubicCrop, PerImage, get_batch_augs
 from self_supervised.callback.checkpoint import Checkpoint
 from self_supervised.callback.gentle import HeadsFirst, encoder_splitter
 from self_supervised.callback.guard import Guard
@@ -1553,3 +1553,19 @@ def test_batches_of_arrays_are_trained_on_as_those_of_tensors(augs, capsys):
                        dicts=[dict(zip(('image1','image2','label') if augs is None else ('image','label'), o)) for o in arrays(tensors)]).items():
         assert torch.equal(trained_on(b, augs), trained_on(tensors, augs)), kind
     if augs is not None: assert torch.equal(trained_on([o[0].numpy() for o in tensors]), trained_on(tensors))
+
+# K3: data of another range than [0,1]
+
+@pytest.mark.parametrize('at_hand', [True, False])
+def test_data_of_another_range_is_drawn_whole(at_hand):
+    "Spectrograms (clip=False) were clamped to [0,1]: half of them was black. So were pictures that the loader had normalised"
+    x = torch.randn(8, 1, 12, 12)
+    whole = get_batch_augs(12, resize_scale=(1,1), resize_ratio=(1,1), flip_p=0., jitter=False, bw=False, blur=False, solarize=False, clip=False, stats=([.5],[2.]))
+    learn = byol_learner(tensor_dls(x, bs=8), model(n_in=1), [whole,lambda x: x.flip(-1)])
+    if at_hand: learn.byol.pictures,learn.byol.at_hand = x,tuple(aug(x.clone()) for aug in learn.byol.augs)
+    axes = learn.byol.show(8)
+    a,b,c = (torch.stack([torch.as_tensor(np.asarray(row[i].images[0].get_array())) for row in axes]) for i in range(3))
+    assert (a.min(),a.max())==(0,1)
+    torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(c, a.flip(-1))
+    if at_hand: torch.testing.assert_close(a, ((x-x.min())/(x.max()-x.min()))[:,0])

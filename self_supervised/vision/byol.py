@@ -739,14 +739,16 @@ def _as_view(v):
 
 def _draw_views(augs, x, views, n, **kwargs):
     "Draw the first `n` pictures of `x`, where there are any, beside the views that `augs` have made of them"
-    if augs is None: decoded = [_stretched(v[:n].cpu()) for v in views]
-    else: decoded = [decode_view(aug, v[:n]).cpu() for aug,v in zip(augs, views)]
-    return show_views(None if x is None else x[:n].cpu(), decoded, **kwargs)
+    views = [v[:n].cpu() for v in views]
+    if augs is None: return show_views(None, [_stretched(v, v) for v in views], **kwargs)
+    x = x[:n].cpu()
+    decoded = [_stretched(decode_view(aug, v), x) for aug,v in zip(augs, views)]
+    return show_views(_stretched(x, x), decoded, **kwargs)
 
-def _stretched(v):
-    "Scale views that a loader has normalised to [0,1] for drawing"
-    lo,hi = v.aminmax()
-    return v if v.ndim<4 or (lo>=0 and hi<=1) else (v-lo)/(hi-lo)
+def _stretched(v, of):
+    "Scale pictures to [0,1] for drawing by the range `of` some that are not, as those that a loader has normalised"
+    lo,hi = of.aminmax()
+    return v if v.ndim<4 or (lo>=0 and hi<=1) else (v-lo)/(hi-lo).clamp(min=1e-12)
 
 # %% ../../nbs/61_vision.byol.ipynb #10c033
 @delegates(Learner.__init__)
