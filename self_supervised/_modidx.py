@@ -3129,6 +3129,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'self_supervised.layers._checked': ('layers.html#_checked', 'self_supervised/layers.py'),
                                         'self_supervised.layers._child': ('layers.html#_child', 'self_supervised/layers.py'),
                                         'self_supervised.layers._close': ('layers.html#_close', 'self_supervised/layers.py'),
+                                        'self_supervised.layers._copied': ('layers.html#_copied', 'self_supervised/layers.py'),
                                         'self_supervised.layers._find_layout': ('layers.html#_find_layout', 'self_supervised/layers.py'),
                                         'self_supervised.layers._first_layer': ('layers.html#_first_layer', 'self_supervised/layers.py'),
                                         'self_supervised.layers._half_of_both': ('layers.html#_half_of_both', 'self_supervised/layers.py'),

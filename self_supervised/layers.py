@@ -515,13 +515,18 @@ def copy_without_hooks(
     net:nn.Module, # Any network
 )->nn.Module: # Copy
     "Copy a network without the hooks that look on, and with all hooks if one of them changes its output"
-    bare = without_hooks(deepcopy(net))
+    bare = without_hooks(_copied(net))
     if not any(m._forward_hooks for m in net.modules()): return bare
     try: x,want = probe(net, fill=random_picture)
     except (ValueError, TypeError): return bare   # inputs of its own kind
     try: same = alike(want, output_for(bare, x))
     except Exception: same = False   # a part of it reads what a hook has kept
-    return bare if same else deepcopy(net)
+    return bare if same else _copied(net)
+
+def _copied(net):
+    "Copy a network, and what hooks as those of fastai's U-Net have kept of its last pass without the graph"
+    hooks = [getattr(f, '__self__', None) for m in net.modules() for f in m._forward_hooks.values()]
+    return deepcopy(net, {id(t): t.detach() for o in hooks for t in tensors_in(getattr(o, 'stored', None))})
 
 # %% ../nbs/02_layers.ipynb #00c023b
 def check_vectors(

@@ -9,12 +9,12 @@ from self_supervised.data.demo import digits, write_mnist_tiny
 from self_supervised.data.arrays import tensor_dls
 from self_supervised.data.images import image_dls
 from self_supervised.evaluate.features import embed
-from self_supervised.layers import FlatEncoder, create_encoder
+from self_supervised.layers import FlatEncoder, copy_without_hooks, create_encoder
 from self_supervised.record import record_of, remember
 from self_supervised.surgery import bake_weights
 from self_supervised.transfer.encoder_file import encoder_info, load_encoder, save_encoder
 from self_supervised.transfer.finetune import class_learner, classifier, split_layers
-from self_supervised.transfer.segment import segment_learner, unet_body
+from self_supervised.transfer.segment import segment_learner, segmenter, unet_body
 from self_supervised.transfer.hub import save_hub_folder
 from self_supervised.transfer.onnx import export_onnx
 from self_supervised.transfer.retrieval import retrieval_index
@@ -371,3 +371,10 @@ def test_pretraining_starts_from_weights_that_are_there(tmp_path, start):
     learn = quiet(byol_learner(tensor_dls(x[:32], bs=16), create_byol_model(net, 8, 4), get_byol_aug_pipelines(16, jitter=False, bw=False, stats=STATS)))
     learn.fit(1, 1e-3)
     assert not same(state(encoder), state(learn.model.encoder)) and all(v.isfinite().all() for v in state(learn.model).values())
+
+def test_a_segmenter_is_copied_after_training():
+    "fastai's hooks keep a part of the last pass, and torch copies no tensor with a graph: export_onnx failed where the data had no validation part"
+    net = segmenter(create_encoder('tiny_resnet', pretrained=False, n_in=1, widths=(8,16)), 2, 16, stats=None)
+    x = torch.rand(2, 1, 16, 16)
+    net(x).sum().backward()
+    torch.testing.assert_close(copy_without_hooks(net).eval()(x), net.eval()(x))
