@@ -78,6 +78,8 @@ def draw_shares(
     res = {}
     for t in getattr(aug, 'fs', [aug]):
         name = getattr(t, 'name', type(t).__name__).partition('(')[0]
+        n = sum(k.partition(' ')[0]==name for k in res)
+        if n: name = f'{name} {n+1}'   # the second of two steps of one name
         was = x
         x = t(x.clone(), split_idx=0) if hasattr(t, 'split_idx') else t(x.clone())
         changed = _share_changed(was, x) if was.shape==x.shape else 1.

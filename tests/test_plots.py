@@ -6,9 +6,12 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 import torchvision.transforms.v2 as T
 import torch.nn.functional as F
 
+from fasttransform import Pipeline
+
+from self_supervised.augmentations import PerImage
 from self_supervised.data.demo import digits
 from self_supervised.image_ops import to_picture
-from self_supervised.plots import _pca, _spaced, decode_view, plot_embedding, plot_neighbors
+from self_supervised.plots import _pca, _spaced, decode_view, draw_shares, plot_embedding, plot_neighbors
 
 X,Y,_ = digits()
 PIXELS = X.flatten(1)
@@ -89,3 +92,9 @@ def test_views_normalised_by_other_libraries_are_drawn_as_they_were():
     x = torch.rand(4, 3, 8, 8)
     for aug in T.Normalize([.5,.4,.3], [.1,.2,.3]), T.Compose([T.Normalize([.5]*3, [.1]*3)]): torch.testing.assert_close(decode_view(aug, aug(x)), x)
     assert torch.equal(decode_view(torch.flip, x), x)
+
+def test_each_of_two_steps_of_one_name_has_a_bar():
+    "The first was lost"
+    def mirror(x): return x.flip(-1)
+    flip,still = PerImage(mirror, 1.),PerImage(mirror, 0.)
+    assert draw_shares(Pipeline([flip,still,flip], split_idx=0), X[:9])==dict(mirror=(1.,1.)) | {'mirror 2':(0.,0.), 'mirror 3':(1.,1.)}
