@@ -1,4 +1,6 @@
 "Arrays as batches (data.arrays): dtypes, devices, labels or none, drawing, and loaders made anew"
+import warnings
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -99,3 +101,12 @@ class _OneByOne(TensorDL):
 def test_a_transform_of_single_items_and_a_method_of_yours_are_not_passed_over(change):
     dl = change(tensor_dls(torch.rand(16,1,4,4), torch.arange(16), bs=4).train)
     assert all(b[0].shape==(4,1,4,4) and b[0].min()>=2 for b in dl)
+
+def test_items_in_both_parts_are_named():
+    "They were validated on without a word"
+    x = torch.rand(12, 3)
+    with pytest.warns(UserWarning, match='3 items of 5 to validate on are trained on, too'): dls = tensor_dls(x, splits=(range(10), [7,8,-3,10,11]), bs=2)
+    assert len(dls.train_ds)==10 and len(dls.valid_ds)==5
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for splits in ([0,0,1,1],[2,3]), (range(12),[]), None: tensor_dls(x, splits=splits, bs=2)

@@ -7,6 +7,7 @@ __all__ = ['TensorData', 'TensorDL', 'tensor_dls', 'positions']
 
 # %% ../../nbs/10_data.arrays.ipynb #imports
 from functools import partial
+from warnings import warn
 
 import numpy as np
 import torch
@@ -166,7 +167,12 @@ def _parts(splits, n):
     if splits is None: return torch.arange(n),torch.arange(0)
     if len(splits)!=2:
         raise invalid(f'splits of {len(splits)} parts', 'must be (train, valid)', 'Pass positions or a mask for each')
-    return [positions(o, n, f'splits[{i}]') for i,o in enumerate(splits)]
+    train,valid = (positions(o, n, f'splits[{i}]') for i,o in enumerate(splits))
+    common = torch.isin(valid.cpu(), train.cpu()).sum().item()
+    if common:
+        warn(f'{counted(common, "item")} of {len(valid)} to validate on are trained on, too. '
+             'Pass splits without common positions.')
+    return train,valid
 
 @checked
 def positions(
