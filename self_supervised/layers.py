@@ -524,7 +524,7 @@ def copy_without_hooks(
     return bare if same else _copied(net)
 
 def _copied(net):
-    "Copy a network, and what hooks as those of fastai's U-Net have kept of its last pass without the graph"
+    "Copy a network; outputs that hooks have kept, such as those of fastai's U-Net, come without their graph"
     hooks = [getattr(f, '__self__', None) for m in net.modules() for f in m._forward_hooks.values()]
     return deepcopy(net, {id(t): t.detach() for o in hooks for t in tensors_in(getattr(o, 'stored', None))})
 
