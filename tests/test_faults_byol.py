@@ -1569,3 +1569,7 @@ def test_data_of_another_range_is_drawn_whole(at_hand):
     torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(c, a.flip(-1))
     if at_hand: torch.testing.assert_close(a, ((x-x.min())/(x.max()-x.min()))[:,0])
+    learn.byol.augs = [get_batch_augs(12, stats=None, jitter=False, bw=False)]*2   # clip, and lose it
+    learn.byol.at_hand = ()
+    axes = learn.byol.show(8, seed=0)
+    assert np.mean([np.asarray(row[0].images[0].get_array())==0 for row in axes])>.4

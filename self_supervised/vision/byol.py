@@ -742,8 +742,10 @@ def _draw_views(augs, x, views, n, **kwargs):
     views = [v[:n].cpu() for v in views]
     if augs is None: return show_views(None, [_stretched(v, v) for v in views], **kwargs)
     x = x[:n].cpu()
-    decoded = [_stretched(decode_view(aug, v), x) for aug,v in zip(augs, views)]
-    return show_views(_stretched(x, x), decoded, **kwargs)
+    decoded = [decode_view(aug, v) for aug,v in zip(augs, views)]
+    # Where all views clip, values outside [0,1] are lost, and the picture shows it
+    if all(v.min()>=-.01 and v.max()<=1.01 for v in decoded): return show_views(x, decoded, **kwargs)
+    return show_views(_stretched(x, x), [_stretched(v, x) for v in decoded], **kwargs)
 
 def _stretched(v, of):
     "Scale pictures to [0,1] for drawing by the range `of` some that are not, as those that a loader has normalised"
