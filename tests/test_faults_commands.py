@@ -1755,3 +1755,44 @@ def test_a_part_drawn_by_chance_of_the_pictures_of_a_run_is_told_of(here, labels
         return ['a part drawn by chance is tested, of which run may have seen pictures' in o for o in (*out, capsys.readouterr().out)]
     assert told(.3)==[True]*2
     assert told(None)==told('valid')==told(.3, 'other')==[False]*2
+
+def seen_by_a_classifier(monkeypatch, run, path):
+    "Names of the pictures to learn from, and of those to test on"
+    monkeypatch.setattr(finetune, 'export_classifier', lambda *args: [])
+    parts = []
+    def noted(*args, **how):
+        dls = image_dls(*args, **how)
+        parts.append([sorted(os.path.normpath(o) for o in ds.items) for ds in (dls.train_ds,dls.valid_ds)])
+        return dls
+    monkeypatch.setattr(finetune, 'image_dls', noted)
+    finetune.finetune(run, path, 'c', epochs=1, workers=0, progress=False)
+    return parts[0]
+
+def test_rows_of_no_part_are_not_learned_from_beside_a_run(here, monkeypatch, capsys):
+    "The rows that the column of parts called test were labelled pictures to learn from, in silence"
+    rows = [(f, f'kind {Path(f).parent.name}', ('train','valid','test')[i%3]) for i,f in enumerate(files_of('pics'))]
+    with open('t.csv', 'w') as f: csv.writer(f).writerows([('file','kind','part'), *rows])
+    pretrain.pretrain('t.csv', 'out', column='file', labels='kind', holdout='part', **SMALL)
+    capsys.readouterr()
+    want = [sorted(name for name,_,part in rows if part==o) for o in ('train','valid')]
+    assert seen_by_a_classifier(monkeypatch, 'out', 't.csv')==want
+    assert "left out: 120 rows, of which 'part' says 'test'" in capsys.readouterr().out
+    part = evaluate.part_to_test(Path('out'), 't.csv', None, 'kind', 42, dict(column='file'))
+    assert sorted(os.path.normpath(part.items[i]) for i in part.train)==want[0]
+    # a folder of that name came before the column
+    s = AttrDict(path='pics')
+    assert pictures.in_both_parts(s, pictures.run_pictures(s), 'valid')==list(range(362))==pictures.in_both_parts(s, pictures.run_pictures(s), .2)
+
+def test_a_test_part_that_is_learned_from_beside_a_run_is_named(here, monkeypatch):
+    "The run held out valid, and the classifier learned the labels of test without the warning that --valid valid brings"
+    shutil.copytree('pics/valid', 'pics/test')
+    for i in range(20): Image.new('L', (28,28), 9*i).save(f'pics/test/{i}.png')   # without a label
+    pretrain.pretrain('pics', 'out', holdout='valid', **SMALL)
+    n = len(files_of('pics/valid'))
+    said = f"holdout='valid' of out holds out that folder alone: the {n} pictures in 'test' are learned from"
+    with pytest.warns(UserWarning, match=said): assert len(seen_by_a_classifier(monkeypatch, 'out', 'pics')[1])==n
+    with pytest.warns(UserWarning, match=f'the {n} pictures'): evaluate.labelled_pictures('pics', 12, valid='valid', workers=0)
+    pretrain.pretrain('pics', 'chance', **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        evaluate.part_to_test(Path('chance'), 'pics', None, None, 42, {})

@@ -41,8 +41,9 @@ from .comparison import compare_parts
 from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, csv_and_column, held_out_digest, is_labelled, judged_labels, labelled_split, labels_to_judge,
-    looked_up, read_held_out, recorded_names, run_pictures, split_pictures, tell_left_out, warn_of_changed)
+    FEWEST, Split, as_part, csv_and_column, held_out_digest, in_both_parts, is_labelled, judged_labels, labelled_split,
+    labels_to_judge, looked_up, read_held_out, recorded_names, run_pictures, split_pictures, tell_left_out,
+    warn_of_changed, warn_of_learned)
 from .report import as_text
 from .run_folder import as_place, read_settings, settings_for, started_in
 from .embed import encoder_settings, reading_options_of, tell_encoder
@@ -147,7 +148,7 @@ def part_to_test(
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
     if valid is None and names is not None:
-        split = _recorded_split(s, names, run, settings.get('path'), fewest)
+        split = _recorded_split(s, names, run, settings, fewest)
         if split: return split
     elif valid is None and settings.get('holdout')!=0:
         print(f'tested on a fifth drawn by chance: {printable(run)} does not tell which pictures it trained on')
@@ -227,10 +228,14 @@ def flip_of_run(
     run = encoder.parent
     return read_settings(run/'settings.json')['views'].get('flip_p', .5) if has_record(run) else .5
 
-def _recorded_split(s, names, run, trained_on, fewest):
+def _recorded_split(s, names, run, settings, fewest):
     "Split as a run has done it; None if none of its pictures is there, or no other one has a label"
+    trained_on,holdout = settings.get('path'),settings.get('holdout')
     items = run_pictures(s)
     found = recorded_names(s.path, items, names, trained_on, started_in(run))
+    if any(found):
+        kept = in_both_parts(s, items, holdout)
+        items,found = items[kept],[found[i] for i in kept]
     held = [o is not None for o in found]
     labels = labels_to_judge(s, items)
     labelled = {out for out,label in zip(held, labels) if label is not None}
@@ -245,6 +250,8 @@ def _recorded_split(s, names, run, trained_on, fewest):
     print(_which_part(sum(held), len(names), s.path, run, trained_on, why_not))
     if not any(held) or why_not: return None
     warn_of_changed(run, items, found)
+    if isinstance(holdout, str) and as_part(holdout) is None:
+        warn_of_learned(f'{holdout=} of {run}', s, items, labels, held)
     left_out = [o for o in labels if o not in judged]
     if left_out: tell_left_out(left_out, 'are left out', why)
     return Split(items, [o if o in judged else None for o in labels], *parts)

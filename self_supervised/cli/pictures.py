@@ -289,17 +289,22 @@ def _named_in(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column"
     names = names_below(s.path, items)
     if os.path.isfile(holdout): return items,labels,_listed_in(holdout, names, items, f'{option}={holdout!r}')
+    folders,among = _in_folders(holdout, names, items)
+    empty = sorted(folders.difference(*among))
+    if empty and any(among):
+        warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
+    if any(among): return items,labels,list(map(bool, among))
+    return _held_by_column(s, items, labels, holdout, option)
+
+def _in_folders(holdout, names, items):
+    "Return the names of the folders to hold out, and for each picture those that it is in"
     folders = {o.strip() for o in holdout.split(',')}
     among = [folders & set(Path(name).parts[:-1]) for name in names]
     # By path, such as data/valid/
     for folder in filter(os.path.isdir, folders):
         begin = os.path.join(os.path.realpath(folder), '')
         among = [o | {folder} if real_place(item).startswith(begin) else o for o,item in zip(among, items)]
-    empty = sorted(folders.difference(*among))
-    if empty and any(among):
-        warn(f"{option}={holdout!r}: no picture is in {', '.join(map(repr, empty))}. Check the name.")
-    if any(among): return items,labels,list(map(bool, among))
-    return _held_by_column(s, items, labels, holdout, option)
+    return folders,among
 
 def as_part(
     holdout, # Value of `byol_pretrain --holdout`
@@ -337,15 +342,32 @@ def _names_in(file, named, given):
 
 def _held_by_column(s, items, labels, name, option):
     "Do the same by a column of a table; rows with neither train nor valid belong to no part"
-    is_list = isinstance(s.path, (list,tuple)) and isinstance(s.path[0], (str,os.PathLike))
-    columns = [column_values(open_table(o)[0], name) for o in (s.path if is_list else [s.path])]
-    if any(o is None for o in columns):
+    parts = _parts_in_column(s.path, name)
+    if parts is None:
         problem = 'is no part in [0,1), folder with pictures in it, column of each table, or file that lists names'
         raise invalid(f'{option}={name!r}', problem, f'Pass one of these, e.g. {option}=0.2')
-    train,held = parts_by_column([o for column in columns for o in column], name)
+    train,held = parts
     kept = sorted(train+held)
     out = set(held)
     return items[kept],[labels[i] for i in kept],[i in out for i in kept]
+
+def _parts_in_column(source, name):
+    "Return the rows of both parts by a column of a table, or of each of several; None if there is no such column"
+    is_list = isinstance(source, (list,tuple)) and isinstance(source[0], (str,os.PathLike))
+    columns = [column_values(open_table(o)[0], name) for o in (source if is_list else [source])]
+    if any(o is None for o in columns): return None
+    return parts_by_column([o for column in columns for o in column], name)
+
+def in_both_parts(
+    s, # Settings: path, and options of reading
+    items, # Pictures, as `run_pictures` lists them
+    holdout, # Value of `byol_pretrain --holdout` of a run on them
+)->list: # Positions: all but those of the rows that a column of parts calls neither train nor valid
+    "List the pictures of the two parts of a run"
+    is_name = isinstance(holdout, str) and as_part(holdout) is None and not os.path.isfile(holdout)
+    is_column = is_name and not any(_in_folders(holdout, names_below(s.path, items), items)[1])
+    parts = _parts_in_column(s.path, holdout) if is_column else None
+    return list(range(len(items))) if parts is None else sorted(chain(*parts))
 
 def tell_left_out(
     left_out, # Label, or None, of each picture
@@ -373,6 +395,17 @@ def labels_to_judge(
     by_folder = labels_by_folder(items)
     return by_folder if len(set(by_folder)-{None})>1 else labels
 
+def warn_of_learned(
+    given:str, # Option and its value, e.g. "valid='valid'"
+    s, # Settings: path
+    items, # Pictures
+    labels, # Label of each, None for pictures without one
+    held, # Is each held out?
+)->None:
+    "Warn of a part called test, of which labels are learned, since another one is held out"
+    folders = [Path(o).parts[:-1] for o in names_below(s.path, items)]
+    warn_of_test_part(given, folders, [out or label is None for out,label in zip(held, labels)])
+
 def labelled_split(
     s, # Settings: path, labels, and options of reading
     items, # Pictures, as `run_pictures` lists them
@@ -383,7 +416,7 @@ def labelled_split(
     held = [False]*len(items)
     if isinstance(valid, str):
         items,labels,held = _held_by_name(s, items, labels, valid, 'valid')
-        warn_of_test_part(f'{valid=}', [Path(o).parts[:-1] for o in names_below(s.path, items)], held)
+        warn_of_learned(f'{valid=}', s, items, labels, held)
     return Split(items, labels, *([i for i,out in enumerate(held) if out==part] for part in (False,True)))
 
 # %% ../../nbs/83_cli.pictures.ipynb #size
