@@ -1796,3 +1796,37 @@ def test_a_test_part_that_is_learned_from_beside_a_run_is_named(here, monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         evaluate.part_to_test(Path('chance'), 'pics', None, None, 42, {})
+
+def test_tars_called_after_parts_are_no_classes(tmp_path, monkeypatch):
+    "Without --labels an encoder was judged by, and a classifier made for, the shard that a picture lies in: val or test"
+    monkeypatch.chdir(tmp_path)
+    Path('s').mkdir()
+    flat_tars(*(f's/{o}.tar' for o in ('train-0000','train-0001','val-0000','test-0000')))
+    for path in ('s', ['s/val-0000.tar','s/test-0000.tar'], ['s/train-0000.tar','s/train-0001.tar','s/val-0000.tar']):
+        with pytest.raises(ValueError, match='has no picture with a label.*or labels'): evaluate.labelled_pictures(path, 12, workers=0)
+    def of(*tars): return pictures.labels_by_folder([f's/{o}/0.png' for o in tars])
+    assert of('train.tar', 'test.tar')==[None]*2==of('imagenet-train-000.tar', 'imagenet-val-000.tar')==of('train', 'val.tar')
+    assert of('train.tar/cat', 'train.tar/dog', 'test.tar')==['cat','dog',None]   # as on Kaggle
+    assert of('train.tar', 'bus.tar')==['train.tar','bus.tar'] and of('latest.tar', 'contest.tar')==['latest.tar','contest.tar']
+
+def test_labels_of_a_run_are_those_of_another_table_or_tar_too(here, monkeypatch, capsys):
+    "They were the names of folders, in silence: of cameras, say"
+    def source(name, begin):
+        with open(f'{name}.csv', 'w') as f: csv.writer(f).writerows([('file','kind'), *((o, f'kind {i%2}') for i,o in enumerate(files_of('pics')) if begin in o)])
+        with tarfile.open(f'{name}.tar', 'w') as t:
+            for i,o in enumerate(files_of('pics')):
+                if begin not in o: continue
+                t.add(o, o)
+                info = tarfile.TarInfo(str(Path(o).with_suffix('.cls')))
+                info.size = 6
+                t.addfile(info, BytesIO(f'kind {i%2}'.encode()))
+    source('a', 'pics')
+    source('b', 'pics/train')
+    for kind,labels,how in (('csv','kind',dict(column='file')), ('tar','cls',{})):
+        pretrain.pretrain(f'a.{kind}', kind, labels=labels, **how, **SMALL)
+        capsys.readouterr()
+        assert evaluate.labels_to_use(Path(kind), f'b.{kind}', None, how)==labels and not capsys.readouterr().out
+        assert evaluate.labels_to_use(Path(kind), 'pics', None, {}) is None
+        assert f"labels='{labels}' of the run is not here: folders name the labels" in capsys.readouterr().out
+        res,_ = finetune.finetune(kind, f'b.{kind}', 'c', valid=.3, epochs=1, workers=0, progress=False, **how)
+        assert res['vocab']==['kind 0','kind 1']

@@ -1,6 +1,7 @@
 "byol_finetune, byol_embed --neighbors and byol_pretrain --init, as a user types them, beside independent references"
-import csv, html.parser, json, os, pickle, re, subprocess, sys, tomllib, warnings
+import csv, html.parser, json, os, pickle, re, subprocess, sys, tarfile, tomllib, warnings
 from argparse import Namespace
+from io import BytesIO
 from types import SimpleNamespace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from self_supervised.cli import evaluate as evaluate_room, finetune as room
 from self_supervised.cli.evaluate import evaluate_pictures
-from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, train_classifier
+from self_supervised.cli.finetune import FINETUNE, KeepBest, compared, confusion, draw_labels, finetune, measured, read_labels, train_classifier
 from self_supervised.cli.embed import byol_embed
 from self_supervised.cli.predict import predict_pictures
 from self_supervised.cli.neighbors import near_duplicates, nearest_of_all, outliers
@@ -549,3 +550,20 @@ def test_a_comparison_that_is_stopped_does_not_lose_the_classifier(here, tmp_pat
     res,out = finetune('encoder.safetensors', 'pics', tmp_path/'whole', compare=True, valid='valid', labels_per_class=5, epochs=1, workers=0, progress=False)
     assert list(res['rows'])[-1]=='from scratch' and 'from scratch' in (out/'report.html').read_text() and res['said'].count('a file is missing')==1
     assert json.loads((out/'results.json').read_text())['rows'].keys()==res['rows'].keys() and len(res['verdict'])==2
+
+def test_pictures_of_one_sample_are_on_one_side_of_the_part_to_stop_by(tmp_path, monkeypatch):
+    "Chance drew them singly: training stopped, and was compared, by samples that it had learned from"
+    monkeypatch.chdir(tmp_path)
+    one = BytesIO()
+    Image.new('L', (12,12)).save(one, 'png')
+    with tarfile.open('s.tar', 'w') as t:
+        for i in range(60):
+            for o in ('left','right'):
+                info = tarfile.TarInfo(f'{"ab"[i%2]}/{i:03}.{o}.png')
+                info.size = len(one.getvalue())
+                t.addfile(info, BytesIO(one.getvalue()))
+    s = AttrDict(FINETUNE | dict(n_in=1, size=12, workers=0, seed=1, reading={}, labels=None, valid=.2, labels_per_class=None))
+    parts = read_labels('s.tar', s)
+    samples = [{Path(o).name.split('.')[0] for o in ds.items} for ds in (parts.dls.train_ds,parts.dls.valid_ds)]
+    assert not samples[0] & samples[1] and .15<len(samples[1])/len(samples[0] | samples[1])<.25
+    assert len(parts.stop[1])==2*len(samples[1]) and len(parts.train[1])==2*len(samples[0])

@@ -177,10 +177,15 @@ def labels_to_use(
     settings = settings_for(run, path)
     labels = settings.get('labels')
     if labels is None or as_place(path)==as_place(settings.get('path')): return labels
+    s = AttrDict(dict(path=path) | options)
     file = csv_and_column(labels)
-    if file and not os.path.isfile(file[0]): print(f'labels={labels!r} of the run is not here: folders name the labels')
-    if not file or not os.path.isfile(file[0]): return None
-    return labels if is_labelled(labels, path, run_pictures(AttrDict(dict(path=path) | options))) else None
+    if file and os.path.isfile(file[0]): return labels if is_labelled(labels, path, run_pictures(s)) else None
+    if not file:   # a column, or the ending of files in a tar
+        with suppress(ValueError):
+            run_pictures(AttrDict(s | dict(labels=labels)))
+            return labels
+    print(f'labels={labels!r} of the run is not here: folders name the labels')
+    return None
 
 def as_in_run(
     run:Path, # Folder of an encoder's file

@@ -41,6 +41,7 @@ from ..core import (
 from ..data.arrays import tensor_dls
 from ..data.images import image_dls
 from ..data.reading import parse_size
+from ..data.sources import samples_of
 from ..evaluate.features import embed, untrained
 from ..evaluate.labelled import in_memory, n_pictures
 from ..evaluate.protocols import crop_and_flip, draw_part
@@ -95,11 +96,20 @@ def read_labels(
     _check_parts(every, path, s)
     y = torch.tensor([int(o) for o in every.train_ds.tls[1]])
     few = draw_labels(y, s.labels_per_class, list(every.vocab), s.seed)
-    _,stop = draw_part(y[few], s.part, s.seed)
     items = [every.train_ds.items[i] for i in few.tolist()]
-    dls = image_dls(items, s.size, label_func=label, valid=stop.tolist(), **how)
+    stop = _drawn_to_stop(items, y[few], s)
+    dls = image_dls(items, s.size, label_func=label, valid=stop, **how)
     train,stop,test = _in_memory_if_it_fits([dls.train, dls.valid, every.valid], s, progress)
     return Parts(train, stop, test, list(every.valid_ds.items), dls, list(dls.vocab))
+
+def _drawn_to_stop(items, y, s):
+    "Draw a part of each class to stop by; other pictures of a sample of a tar go with its first"
+    samples = samples_of(items)
+    first = {sample: i for i,sample in reversed([*enumerate(samples)])}
+    leads = torch.tensor(sorted(first.values()))
+    _,drawn = draw_part(y[leads], s.part, s.seed)
+    held = {samples[i] for i in leads[drawn].tolist()}
+    return [i for i,sample in enumerate(samples) if sample in held]
 
 def _part_of_run(run, path, s):
     "The pictures that the encoder's run held out, as a `Split`; None, and a fifth in `s.valid`, where there are none"

@@ -79,18 +79,25 @@ def labels_by_folder(
     folders = [Path(os.fspath(o)).parent for o in items]
     parts = [o.parts for o in set(folders)]
     top = Path(*os.path.commonprefix(parts)) if len(parts)>1 else None
-    no_classes = {top} | _parts_among(set(folders)) | _shards_among(set(folders))
-    labels = known_labels([None if o in no_classes else o.name for o in folders])
-    kinds = {str(o).lower() for o in labels if o is not None}
-    # A folder of pictures without labels may be split into train and test
-    return [None]*len(labels) if len(kinds)>1 and kinds<=_parts else labels
+    no_classes = {top} | _parts_among(set(folders))
+    words = {_part_word(o) for o in set(folders)-no_classes}
+    # Pictures without labels may be split into train and test
+    if len(words)>1 and '' not in words: return [None]*len(folders)
+    no_classes |= _shards_among(set(folders))
+    return known_labels([None if o in no_classes else o.name for o in folders])
 
 def _parts_among(folders):
     "Return the folders of pictures without labels: `test` beside `train/cat`, and `unlabeled`"
     above = {p for o in folders for p in o.parents}   # with folders of pictures in them
-    split = {p.parent for p in above if p.name.lower() in _parts}
-    def is_part(o): return o.name.lower() in _parts and (o in above or o.parent in split)
+    split = {p.parent for p in above if _part_word(p)}
+    def is_part(o): return bool(_part_word(o)) and (o in above or o.parent in split)
     return {o for o in folders if o.name.lower() in _unlabelled or is_part(o)}
+
+def _part_word(folder):
+    "Return the part of a data set that a folder is called after, or a tar, as data-val-0000.tar; empty if none"
+    name = folder.name.lower()
+    words = re.split('[-_.]', name)[:-1] if is_table(folder, ('.tar',)) else [name]
+    return next((o for o in words if o in _parts), '')
 
 def _shards_among(folders):
     "Return the tars that count, as `a-000.tar` and `a-001.tar`; tars such as `cat.tar` may be classes"
