@@ -51,6 +51,8 @@ def remember(
     **facts # `stats`, `size`, `n_in`, …
 )->None:
     "Write into the record of an encoder"
+    # A file has no tuples, and a list cannot be looked up
+    if isinstance(facts.get('size'), list): facts['size'] = tuple(facts['size'])
     # A new dictionary: an encoder that was wrapped or copied keeps its own
     _set_record(encoder, record_of(encoder) | facts)
 

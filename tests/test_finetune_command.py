@@ -567,3 +567,11 @@ def test_pictures_of_one_sample_are_on_one_side_of_the_part_to_stop_by(tmp_path,
     samples = [{Path(o).name.split('.')[0] for o in ds.items} for ds in (parts.dls.train_ds,parts.dls.valid_ds)]
     assert not samples[0] & samples[1] and .15<len(samples[1])/len(samples[0] | samples[1])<.25
     assert len(parts.stop[1])==2*len(samples[1]) and len(parts.train[1])==2*len(samples[0])
+
+def test_a_classifier_of_pictures_that_are_not_square(here, tmp_path, monkeypatch):
+    "The size of two sides in an encoder's file ended every fine-tuning, after the labels were read, with: unhashable type: 'list'"
+    monkeypatch.setattr(room, 'export_classifier', lambda *args: [])
+    net = create_encoder('tiny_resnet', pretrained=False, n_in=1)
+    e = save_encoder(net, tmp_path/'e.safetensors', size=(8,16), n_in=1, stats=None)
+    results,_ = finetune(e, here/'pics', tmp_path/'c', epochs=1, workers=0, progress=False)
+    assert record_of(load_encoder(e))['size']==(8,16) and sum(map(sum, results['confusion']))>10
