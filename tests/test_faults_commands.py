@@ -327,7 +327,8 @@ def test_evaluation_says_where_the_part_is_from(judged, path, said, monkeypatch,
 
 def test_a_part_that_is_named_comes_first(judged, monkeypatch, capsys):
     monkeypatch.chdir(judged[0])
-    assert evaluate.part_to_test(Path('out'), 'pics', 'valid', None, 1, {})=='valid' and not capsys.readouterr().out
+    assert evaluate.part_to_test(Path('out'), 'pics', 'valid', None, 1, {})=='valid'
+    assert capsys.readouterr().out.startswith("valid='valid' is tested, of which out was trained on ")
     assert evaluate.part_to_test(Path('out'), 'pics', .5, None, 1, {})==.5 and 'may have seen pictures' in capsys.readouterr().out
 
 def split(**kw):
@@ -1830,3 +1831,27 @@ def test_labels_of_a_run_are_those_of_another_table_or_tar_too(here, monkeypatch
         assert f"labels='{labels}' of the run is not here: folders name the labels" in capsys.readouterr().out
         res,_ = finetune.finetune(kind, f'b.{kind}', 'c', valid=.3, epochs=1, workers=0, progress=False, **how)
         assert res['vocab']==['kind 0','kind 1']
+
+def test_a_named_part_that_a_run_was_trained_on_is_told_of(here, capsys):
+    "--valid valid after a run that had held out another part was tested in silence on pictures that it had seen"
+    valid = [os.path.relpath(f, 'pics') for f in files_of('pics/valid')]
+    Path('h.txt').write_text('\n'.join(valid))
+    for out,how in (('chance',{}), ('named',dict(holdout='valid')), ('listed',dict(holdout='h.txt'))): pretrain.pretrain('pics', out, **SMALL | how)
+    shutil.copytree('pics', 'other')
+    def told(run, part, path='pics'):
+        capsys.readouterr()
+        evaluate.part_to_test(Path(run), path, part, None, 42, {})
+        out = [capsys.readouterr().out]
+        finetune._part_of_run(Path(run), path, AttrDict(valid=part, labels=None, seed=42, reading={}))
+        out.append(capsys.readouterr().out)
+        assert out[0]==out[1]
+        return out[0]
+    n = len(set(valid)-set(pictures.read_held_out('chance')))
+    for part in ('valid','h.txt','pics/valid'):
+        assert f'valid={part!r} is tested, of which chance was trained on {n} of {len(valid)} pictures, without labels' in told('chance', part)
+        assert not told('named', part) and not told('listed', part)
+    assert 'trained on 242 of 242 pictures' in told('named', 'train') and not told('chance', 'valid', 'other')
+    # those that were held out are gone
+    for o in valid: Path('pics', o).unlink()
+    evaluate.part_to_test(Path('named'), 'pics', None, None, 42, {})
+    assert "none of the 120 pictures that named held out is in 'pics' now" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from pathlib import Path
 from warnings import warn
 
 # Before fastai: it silences a warning of fastai's import
-from .terminal import one_line_errors
+from .terminal import one_line, one_line_errors
 
 from fastai.data.transforms import parent_label
 from fastai.imports import noop
@@ -30,7 +30,7 @@ from fastcore.meta import delegates
 from fastcore.script import store_true
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_at_least, checked, invalid, printable, write_atomic
+from ..core import check_at_least, checked, counted, invalid, printable, write_atomic
 from ..data.images import image_dls
 from ..data.reading import parse_size
 from ..evaluate.features import Pixels, check_features, embed, untrained
@@ -41,9 +41,9 @@ from .comparison import compare_parts
 from .lists import real_file
 from .options import as_text_path, check_out, command, how_to_read, reading_options
 from .pictures import (
-    FEWEST, Split, as_part, csv_and_column, held_out_digest, in_both_parts, is_labelled, judged_labels, labelled_split,
-    labels_to_judge, looked_up, read_held_out, recorded_names, run_pictures, split_pictures, tell_left_out,
-    warn_of_changed, warn_of_learned)
+    FEWEST, Split, as_part, csv_and_column, held_out_digest, in_both_parts, in_named_part, is_labelled, judged_labels,
+    labelled_split, labels_to_judge, looked_up, read_held_out, recorded_names, run_pictures, split_pictures,
+    tell_left_out, warn_of_changed, warn_of_learned)
 from .report import as_text
 from .run_folder import as_place, read_settings, settings_for, started_in
 from .embed import encoder_settings, reading_options_of, tell_encoder
@@ -144,7 +144,7 @@ def part_to_test(
     "Choose the pictures to test on (`valid`, those that the run held out, or a fifth), and print which"
     names,settings = (read_held_out(run),settings_for(run, path)) if has_record(run) else (None,{})
     holdout = .2 if valid is None else valid
-    tell_of_chance(valid, run, path)
+    tell_of_seen(valid, run, AttrDict(dict(path=path) | options))
     if labels is not None and not isinstance(holdout, str): _check_valid(holdout, path)
     s = AttrDict(dict(path=path, labels=labels, unlabelled=False, seed=seed, holdout=holdout) | options)
     if valid is None and names is not None:
@@ -155,16 +155,27 @@ def part_to_test(
     if labels is None: return holdout
     return split_pictures(s, run_pictures(s), fewest=fewest, what='are left out', option='valid')
 
-def tell_of_chance(
+def tell_of_seen(
     valid, # Value of `--valid`, or None
     run, # Folder of the encoder's file
-    path, # Pictures
+    s, # Settings: path, and options of reading
 )->None:
-    "Print that a part drawn by chance from the pictures of a run is not the one that it held out"
-    if valid is None or isinstance(valid, str) or not has_record(run) or not read_held_out(run): return
-    if as_place(path)!=as_place(settings_for(run, path).get('path')): return
-    print(f'valid={valid:g}: a part drawn by chance is tested, of which {printable(run)} may have seen pictures. '
-          'Without valid, those that it held out are')
+    "Print that a part of the pictures of a run is not the one that it held out"
+    names = read_held_out(run) if valid is not None and has_record(run) else None
+    if not names or as_place(s.path)!=as_place(settings_for(run, s.path).get('path')): return
+    what = f'valid={valid!r}' if isinstance(valid, str) else f'valid={valid:g}: a part drawn by chance'
+    seen = _seen_in(valid, run, s, names) if isinstance(valid, str) else f'{printable(run)} may have seen pictures'
+    if seen: print(one_line(f'{what} is tested, of which {seen}. Without valid, those that it held out are'))
+
+def _seen_in(valid, run, s, names):
+    "Tell how many pictures of a part that is named a run was trained on; empty for none, and for the column of a table"
+    items = run_pictures(s)
+    held = in_named_part(s, items, valid, 'valid')
+    if held is None: return ''
+    settings = settings_for(run, s.path)
+    found = recorded_names(s.path, items, names, settings.get('path'), started_in(run))
+    n = sum(held[i] and found[i] is None for i in in_both_parts(s, items, settings.get('holdout')))
+    return f"{printable(run)} was trained on {n} of {counted(sum(held), 'picture')}, without labels" if n else ''
 
 def labels_to_use(
     run:Path, # Folder of the encoder's file
@@ -274,6 +285,8 @@ def _which_part(n, of, path, run, trained_on, why_not):
     if not of and same: return f'{run} held out nothing: pictures are tested on that it has seen, without labels'
     if not of: return f'{elsewhere}: a part is drawn by chance'
     chance = f'a part drawn by chance is tested, of which {run} may have seen pictures'
+    gone = f'none of the {of} pictures that {run} held out is in {str(path)!r} now, so {chance}'
+    if not n and same: return gone
     if not n: return f'{elsewhere}: none of the {of} pictures that it held out is here, so {chance}'
     found = f'the {n} pictures that {run} held out' if n==of else f'{n} of the {of} pictures that {run} held out'
     if why_not: return f'{found} {why_not}: a part is drawn by chance'

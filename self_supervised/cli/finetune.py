@@ -56,7 +56,7 @@ from .run_folder import run_folder, run_record, write_settings
 from .pretrain import threads_for
 from .embed import encoder_settings, reading_options_of, tell_encoder
 from .evaluate import (
-    as_in_run, flip_of_run, has_record, labelled_items, labels_to_use, of_split, part_to_test, run_of, tell_of_chance)
+    as_in_run, flip_of_run, has_record, labelled_items, labels_to_use, of_split, part_to_test, run_of, tell_of_seen)
 
 # %% ../../nbs/96_cli.finetune.ipynb #defaults
 FINETUNE = dict(
@@ -116,7 +116,7 @@ def _part_of_run(run, path, s):
     # Folders may be named after something else
     s.labels = labels_to_use(run, path, s.labels, s.reading)
     if s.valid is not None:
-        tell_of_chance(s.valid, run, path)
+        tell_of_seen(s.valid, run, AttrDict(dict(path=path) | s.reading))
         return None
     part = part_to_test(run, path, None, s.labels, s.seed, s.reading, fewest=1) if has_record(run) else .2
     if isinstance(part, Split): return part
@@ -142,7 +142,8 @@ def draw_labels(
     rare = int(counts.argmin())
     if n is not None and counts[rare]<n:
         problem = f'is more than the {counts[rare]} pictures of {str(vocab[rare])!r} outside the test part'
-        raise invalid(f'labels_per_class={n}', problem, f'Pass {counts[rare]} or fewer')
+        fix = f'Pass {counts[rare]} or fewer' if counts[rare]>1 else 'Add pictures of it, or leave it out'
+        raise invalid(f'labels_per_class={n}', problem, fix)
     if counts.max()<2:
         problem = 'has one picture of each class outside the test part, and none to stop by'
         raise invalid('path', problem, 'Add some')

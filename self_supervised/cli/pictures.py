@@ -313,6 +313,18 @@ def _in_folders(holdout, names, items):
         among = [o | {folder} if real_place(item).startswith(begin) else o for o,item in zip(among, items)]
     return folders,among
 
+def in_named_part(
+    s, # Settings: path
+    items, # Pictures, as `run_pictures` lists them
+    name:str, # Name of a folder, or a file that lists names
+    option:str, # Name of the option, for errors
+)->list|None: # One bool per picture; None if no folder or file has this name
+    "Is each picture in a part that is named?"
+    names = names_below(s.path, items)
+    if os.path.isfile(name): return _listed_in(name, names, items, f'{option}={name!r}')
+    among = _in_folders(name, names, items)[1]
+    return list(map(bool, among)) if any(among) else None
+
 def as_part(
     holdout, # Value of `byol_pretrain --holdout`
 )->float|None:
