@@ -1210,7 +1210,7 @@ def recorded(tmp_path, monkeypatch):
 @pytest.mark.parametrize('was,asked', [({}, dict(size='16')), ({}, dict(size=16)), (dict(size=[16,24]), dict(size='16x24')), ({}, dict(path='pics/')),
                                        ({}, dict(path='./pics')), ({}, dict(path=None)), ({}, dict(labels='./a.csv:kind')),
                                        (dict(path=['pics','b']), dict(path=['pics/','b'])),
-                                       (dict(holdout=.2), dict(holdout='0.2')), (dict(keep=False), dict(keep=False)), (dict(bf16=True), dict(bf16=False))])
+                                       (dict(holdout=.2), dict(holdout='0.2')), (dict(keep=False), dict(keep=False)), (dict(bf16=True), dict(bf16=None))])
 def test_the_same_in_other_words_is_resumed(was, asked, recorded):
     recorded(**was)
     assert recorded_settings('run', {}, **asked)['seed']==1
@@ -1222,6 +1222,15 @@ def test_what_differs_is_refused(asked, views, recorded):
     name, = asked or views
     with pytest.raises(ValueError, match=f"^{name}=.* differs from the run in 'run', which has {name}=.*Leave {name} out"):
         recorded_settings('run', views, **asked)
+
+def test_float32_that_is_asked_for_is_refused_by_a_run_in_bfloat16(recorded, monkeypatch):
+    "--no_bf16 went on in bfloat16, in silence"
+    recorded(bf16=True)
+    with pytest.raises(ValueError, match="bf16=False differs from the run in 'run', which has bf16=True"): recorded_settings('run', {}, bf16=False)
+    got = []
+    monkeypatch.setattr(pretrain_room, 'pretrain', lambda *_, bf16, **__: got.append(bf16))
+    for asked in (dict(bf16=False), dict(bf16=True), dict(bf16=False, no_bf16=True)): pretrain_room._pretrain(None, 'run', None, False, **asked)
+    assert got==[None,True,False]
 
 @pytest.mark.parametrize('text', ['[]', '"a"', '{"settings": []}', '{"settings": {"views": null}}', '{"settings": null}',
                                   '{"settings": {"views": {}}}', '{"settings": {"views": []}}', '{"set', ''])

@@ -666,8 +666,8 @@ def _pretrain(path, out, views, off, fast=False, no_bf16=False, **settings):
     if no_bf16 and (fast or settings['bf16']):
         raise invalid('no_bf16', f"contradicts {'fast' if fast else 'bf16'}", 'Leave one of them out')
     if fast and computes_in_bfloat16(default_device()): settings['bf16'] = True
-    # Unasked, `within_minutes` chooses
-    if settings.get('minutes') and not (settings['bf16'] or no_bf16): settings['bf16'] = None
+    # Unasked, `within_minutes` chooses, or it is as in the run to resume
+    if not (settings['bf16'] or no_bf16): settings['bf16'] = None
     if path and not rank_distrib():   # before the pictures are listed, and some read: both may take minutes
         first,*others = [path] if isinstance(path, str) else path
         more = f" and {counted(len(others), 'other')}" if others else ''

@@ -144,7 +144,7 @@ def write_settings(
 def recorded_settings(
     out, # Folder of a run
     views:dict, # Settings of the views that were passed
-    **asked # All other settings; None is not compared, nor is False for `pretrained`, `unlabelled` and `bf16`
+    **asked # All other settings; None is not compared, nor is False for `pretrained` and `unlabelled`
 )->dict: # All settings of the run, including `views`
     "Read the settings of a run to resume; raise if it is finished, or if other settings were passed"
     file = Path(out)/'settings.json'
@@ -212,7 +212,7 @@ def _run_of(path, beside):
 _always = 'path','seed','workers','pretrained','unlabelled','bf16'
 
 # False where they were not passed
-_flags = 'pretrained','unlabelled','bf16'
+_flags = 'pretrained','unlabelled'
 
 def _agrees(name, value, was):
     "Is a setting that was passed the same as the one of the run? One that was not passed is"
