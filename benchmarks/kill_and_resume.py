@@ -206,12 +206,13 @@ def main():
     p.add_argument('--out', help='JSON file to write')
     a = p.parse_args()
     digits()   # read once, by this process
-    if a.fast: import torch._dynamo
+    if a.fast: import torch._dynamo   # once, as the others: it takes longer than a run
     res = dict(machine=machine(), command='python benchmarks/kill_and_resume.py '+' '.join(sys.argv[1:]), seed=a.seed, rows=[])
     until,rng = time.time()+60*a.minutes,random.Random(a.seed)
     for i,kind in enumerate(KINDS):
         if a.only and i not in a.only: continue
-        kind.runs,kind.fast = max(1, round(a.scale*kind.runs)),a.fast
+        kind.runs = max(1, round(a.scale*kind.runs))
+        kind.fast = a.fast
         with tempfile.TemporaryDirectory() as d: res['rows'].append(measure(Path(d), kind, a.epochs, rng, until))
         total = {k: sum(r[k] for r in res['rows']) for k in ('runs','kills','in_a_save','other')}
         res['total'] = total | dict(failed=sum(len(r['failed']) for r in res['rows']))

@@ -328,8 +328,8 @@ def test_evaluation_says_where_the_part_is_from(judged, path, said, monkeypatch,
 def test_a_part_that_is_named_comes_first(judged, monkeypatch, capsys):
     monkeypatch.chdir(judged[0])
     assert evaluate.part_to_test(Path('out'), 'pics', 'valid', None, 1, {})=='valid'
-    assert capsys.readouterr().out.startswith("valid='valid' is tested, of which out was trained on ")
-    assert evaluate.part_to_test(Path('out'), 'pics', .5, None, 1, {})==.5 and 'may have seen pictures' in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("valid='valid': ")
+    assert evaluate.part_to_test(Path('out'), 'pics', .5, None, 1, {})==.5 and 'some of the pictures may be among those that out was trained on' in capsys.readouterr().out
 
 def split(**kw):
     s = pretrain.AttrDict(dict(path='pics', unlabelled=False, seed=42) | kw)
@@ -775,6 +775,9 @@ def test_a_picture_in_two_formats_is_in_one_part(here, endings):
     got = pictures.split_pictures(s, pictures.run_pictures(s), tell=False)
     train,held = ({Path(got.items[i]).stem for i in part} for part in (got.train,got.held))
     assert train and held and not train & held
+    for dls in (image_dls('both', 8, n_in=1, bs=4, workers=0, valid=.3), image_dls('both', 8, n_in=1, bs=4, workers=0, valid=.3, label_func=lambda o: int(o.stem)%2)):
+        train,held = ({o.stem for o in ds.items} for ds in (dls.train_ds,dls.valid_ds))
+        assert train and held and not train & held
     # Endings of no picture are a part of the name
     assert len(set(pictures._places([Path(f'both/IM.{i:04}') for i in range(100)])))==100
 
@@ -1753,7 +1756,7 @@ def test_a_part_drawn_by_chance_of_the_pictures_of_a_run_is_told_of(here, labels
         evaluate.part_to_test(Path('run'), path, valid, None, 42, {})
         out = [capsys.readouterr().out]
         finetune._part_of_run(Path('run'), path, AttrDict(valid=valid, labels=None, seed=42, reading={}))
-        return ['a part drawn by chance is tested, of which run may have seen pictures' in o for o in (*out, capsys.readouterr().out)]
+        return ['some of the pictures may be among those that run was trained on. Leave valid out to test on the pictures that run held out.' in o for o in (*out, capsys.readouterr().out)]
     assert told(.3)==[True]*2
     assert told(None)==told('valid')==told(.3, 'other')==[False]*2
 
@@ -1780,6 +1783,12 @@ def test_rows_of_no_part_are_not_learned_from_beside_a_run(here, monkeypatch, ca
     assert "left out: 120 rows, of which 'part' says 'test'" in capsys.readouterr().out
     part = evaluate.part_to_test(Path('out'), 't.csv', None, 'kind', 42, dict(column='file'))
     assert sorted(os.path.normpath(part.items[i]) for i in part.train)==want[0]
+    # another table that has one of the parts alone
+    for one in ('valid','train'):
+        with open('some.csv', 'w') as f: csv.writer(f).writerows([('file','kind','part'), *(row for row in rows if row[2]==one)])
+        capsys.readouterr()
+        evaluate.part_to_test(Path('out'), 'some.csv', None, 'kind', 42, dict(column='file'))
+        assert 'drawn by chance' in capsys.readouterr().out
     # a folder of that name came before the column
     s = AttrDict(path='pics')
     assert pictures.in_both_parts(s, pictures.run_pictures(s), 'valid')==list(range(362))==pictures.in_both_parts(s, pictures.run_pictures(s), .2)
@@ -1848,9 +1857,11 @@ def test_a_named_part_that_a_run_was_trained_on_is_told_of(here, capsys):
         return out[0]
     n = len(set(valid)-set(pictures.read_held_out('chance')))
     for part in ('valid','h.txt','pics/valid'):
-        assert f'valid={part!r} is tested, of which chance was trained on {n} of {len(valid)} pictures, without labels' in told('chance', part)
+        assert f'valid={part!r}: {n} of {len(valid)} pictures may be among those that chance was trained on. Leave' in told('chance', part)
         assert not told('named', part) and not told('listed', part)
-    assert 'trained on 242 of 242 pictures' in told('named', 'train') and not told('chance', 'valid', 'other')
+    assert '242 of 242 pictures may be' in told('named', 'train') and not told('chance', 'valid', 'other')
+    pretrain.pretrain('pics', 'all', **SMALL | dict(holdout=0))
+    assert told('all', 'valid')=="valid='valid': 120 of 120 pictures may be among those that all was trained on.\n" and 'some of the pictures' in told('all', .2)
     # those that were held out are gone
     for o in valid: Path('pics', o).unlink()
     evaluate.part_to_test(Path('named'), 'pics', None, None, 42, {})

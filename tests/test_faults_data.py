@@ -1083,6 +1083,9 @@ def test_quotes_after_a_blank(tmp_path, sep):
     first = 'sep=|\n' if sep=='|' else ''
     (tmp_path/'a.csv').write_text(first+f'name{sep} "label"\n'+''.join(f'"pics/{f.name}"{sep} "{f.name[:3]}{sep} black"\n' for f in files))
     assert labels_in(tmp_path/'a.csv', 'label', column='name')=={f'cat{sep} black':6, f'dog{sep} black':6}
+    # Words behind a quote, and quotes inside of one, are parts of the cell
+    (tmp_path/'c.csv').write_text(first+f'name{sep}label\npics/{files[0].name}{sep} "big" cat\npics/{files[1].name}{sep}"see{sep} ""here""{sep} ok"\n')
+    assert labels_in(tmp_path/'c.csv', 'label', column='name')=={' "big" cat':1, f'see{sep} "here"{sep} ok':1}
     # Elsewhere a name may begin with a blank
     files[0].rename(files[0].with_name(' 1.png'))
     (tmp_path/'b.csv').write_text(first+f'name{sep}label\n 1.png{sep}cat\n{files[1].name}{sep}dog\n')

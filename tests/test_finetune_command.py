@@ -569,6 +569,14 @@ def test_pictures_of_one_sample_are_on_one_side_of_the_part_to_stop_by(tmp_path,
     samples = [{Path(o).name.split('.')[0] for o in ds.items} for ds in (parts.dls.train_ds,parts.dls.valid_ds)]
     assert not samples[0] & samples[1] and .15<len(samples[1])/len(samples[0] | samples[1])<.25
     assert len(parts.stop[1])==2*len(samples[1]) and len(parts.train[1])==2*len(samples[0])
+    for i in range(60):   # a picture in two formats
+        Path(f'pics/{"ab"[i%2]}').mkdir(parents=True, exist_ok=True)
+        for ending in ('png','jpg'): Image.new('L', (12,12)).save(f'pics/{"ab"[i%2]}/{i}.{ending}')
+    parts = read_labels('pics', s)
+    samples = [{Path(o).stem for o in items} for items in (parts.dls.train_ds.items, parts.dls.valid_ds.items, parts.items)]
+    assert all(samples) and sum(map(len, samples))==60==len(set().union(*samples))
+    few = [Path(o) for o in ('a/1.png','a/1.jpg','b/2.png','b/2.jpg')]
+    with pytest.raises(ValueError, match='one sample of each class outside the test part, and none to stop by'): room._drawn_to_stop(few, torch.tensor([0,0,1,1]), s)
 
 def test_a_classifier_of_pictures_that_are_not_square(here, tmp_path, monkeypatch):
     "The size of two sides in an encoder's file ended every fine-tuning, after the labels were read, with: unhashable type: 'list'"

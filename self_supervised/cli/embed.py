@@ -137,7 +137,10 @@ def outputs_for(
     bs:int=64, # Batch size
     workers:int|None=None, # Number of processes that read pictures; None for one per core, at most 16
     progress:bool=False, # Show a bar?
-)->tuple: # As of `embed_pictures`
+    what:str='features', # Name of the outputs, for errors
+    # Advice if all of them are NaN or inf
+    fix:str='Look for where the training of the encoder diverged, or pass the size and stats it was trained with',
+)->tuple: # Names (n), outputs (n,n_out) in float32, and the pictures left out as a dictionary: name → reason
     "Compute the outputs of a network for every picture of `source` that can be read"
     items = listed_pictures(_as_source(source), options)
     if items.left_out: print(f'left out: {left_out_text(items.left_out)}', file=sys.stderr)
@@ -149,7 +152,7 @@ def outputs_for(
         raise _none_readable(source, items, batches.bad) from None
     _check_few_bad(batches.bad, len(items), options.get('max_bad', 1))
     if batches.remarks: warn(f'{remarks_text(batches.remarks, len(items))}.')
-    return _finite(batches.names, feats, batches.bad)
+    return _finite(batches.names, feats, batches.bad, what, fix)
 
 def _as_source(source):
     "Return a list of one picture for a picture; raise for an array that may be one or several"
@@ -186,13 +189,12 @@ def _check_few_bad(bad, n, max_bad):
     raise invalid(f"{len(bad)} of {n} {plural(n, 'picture')}", f'cannot be read, more than max_bad={max_bad:g} allows',
                   'Run `byol_check`, which lists them all')
 
-def _finite(names, feats, bad):
-    "Leave out pictures with features that are NaN or inf, or raise if all are"
+def _finite(names, feats, bad, what, fix):
+    "Leave out pictures with outputs that are NaN or inf, or raise if all are"
     finite = finite_rows(feats)
     if not finite.any():
-        fix = 'Look for where the training of the encoder diverged, or pass the size and stats it was trained with'
-        check_features(f'features, e.g. of {names[0]},', feats, fix=fix)
-    bad = bad | {name: 'its features are NaN or inf' for name,ok in zip(names, finite) if not ok}
+        check_features(f'{what}, e.g. of {names[0]},', feats, fix=fix)
+    bad = bad | {name: f'its {what} are NaN or inf' for name,ok in zip(names, finite) if not ok}
     return [name for name,ok in zip(names, finite) if ok],feats[finite],bad
 
 # %% ../../nbs/93_cli.embed.ipynb #write
@@ -250,10 +252,10 @@ def byol_embed(
     run(tell_encoder, encoder)
     how = dict(size=size, bs=bs, workers=workers, progress=sys.stdout.isatty())
     names,feats,bad = run(embed_pictures, encoder, path, **how, **reading)
-    if Path(out).is_file(): print(f'{out} was there already, and is replaced')
+    if Path(out).is_file(): print(f'{printable(out)} was there already, and is replaced')
     run(write_features, names, feats, out)
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
-    print(f"{out}: {len(names)} {plural(len(names), 'picture')}, {feats.shape[1]} features each")
+    print(f"{printable(out)}: {len(names)} {plural(len(names), 'picture')}, {feats.shape[1]} features each")
     if not neighbors: return
     options = run(reading_options_of, encoder_file(encoder), reading)
     items = run(listed_pictures, path, options)

@@ -160,22 +160,23 @@ def tell_of_seen(
     run, # Folder of the encoder's file
     s, # Settings: path, and options of reading
 )->None:
-    "Print that a part of the pictures of a run is not the one that it held out"
+    "Print that a run may have been trained on pictures of a part to test on"
     names = read_held_out(run) if valid is not None and has_record(run) else None
-    if not names or as_place(s.path)!=as_place(settings_for(run, s.path).get('path')): return
-    what = f'valid={valid!r}' if isinstance(valid, str) else f'valid={valid:g}: a part drawn by chance'
-    seen = _seen_in(valid, run, s, names) if isinstance(valid, str) else f'{printable(run)} may have seen pictures'
-    if seen: print(one_line(f'{what} is tested, of which {seen}. Without valid, those that it held out are'))
+    if names is None or as_place(s.path)!=as_place(settings_for(run, s.path).get('path')): return
+    which = _seen_in(valid, run, s, names) if isinstance(valid, str) else 'some of the pictures'
+    if not which: return
+    fix = f' Leave valid out to test on the pictures that {run} held out.' if names else ''
+    print(one_line(f'valid={valid!r}: {which} may be among those that {run} was trained on.{fix}'))
 
 def _seen_in(valid, run, s, names):
-    "Tell how many pictures of a part that is named a run was trained on; empty for none, and for the column of a table"
+    "Tell how many pictures of a named part a run did not hold out; empty for none, and for the column of a table"
     items = run_pictures(s)
     held = in_named_part(s, items, valid, 'valid')
     if held is None: return ''
     settings = settings_for(run, s.path)
     found = recorded_names(s.path, items, names, settings.get('path'), started_in(run))
     n = sum(held[i] and found[i] is None for i in in_both_parts(s, items, settings.get('holdout')))
-    return f"{printable(run)} was trained on {n} of {counted(sum(held), 'picture')}, without labels" if n else ''
+    return f"{n} of {counted(sum(held), 'picture')}" if n else ''
 
 def labels_to_use(
     run:Path, # Folder of the encoder's file

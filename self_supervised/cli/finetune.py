@@ -109,6 +109,8 @@ def _drawn_to_stop(items, y, s):
     leads = torch.tensor(sorted(first.values()))
     _,drawn = draw_part(y[leads], s.part, s.seed)
     held = {samples[i] for i in leads[drawn].tolist()}
+    if not held:
+        raise invalid('path', 'has one sample of each class outside the test part, and none to stop by', 'Add some')
     return [i for i,sample in enumerate(samples) if sample in held]
 
 def _part_of_run(run, path, s):

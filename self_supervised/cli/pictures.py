@@ -10,6 +10,7 @@ import csv
 import os
 import re
 from collections import Counter, namedtuple
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from io import StringIO
@@ -35,9 +36,8 @@ from ..data.images import held_by_chance, image_dls, parts_by_column, warn_of_te
 from ..data.kept import MOST, Kept, kept_bytes
 from ..data.reading import BadPicture, PictureReader, picture_shape
 from ..data.skipped import PictureDL, picture_data
-from self_supervised.data.sources import (
-    Picture, column_values, is_table, known_labels, open_table, picture_suffixes, read_lines, read_rows, read_text,
-    samples_of)
+from ..data.sources import (
+    Picture, column_values, is_table, known_labels, open_table, read_lines, read_rows, read_text, samples_of)
 from .lists import PictureNames, is_title, real_file, real_place
 from .options import how_to_read, listed_pictures
 
@@ -286,11 +286,7 @@ def _held_by_name(s, items, labels, holdout, option):
 
 def _places(items):
     "Return one place per picture, the same for copies of it, also in another format, and for one sample of a tar"
-    formats = set(picture_suffixes())
-    def without_format(path):   # a.jpg and a.png in one folder are one picture
-        name,ending = os.path.splitext(path)
-        return name if ending.lower() in formats else path
-    return [without_format(real_file(o)) for o in samples_of(items)]
+    return samples_of(items, real_file)
 
 def _named_in(s, items, labels, holdout, option):
     "Hold out pictures named in a file, a folder or a column"
@@ -385,7 +381,9 @@ def in_both_parts(
     "List the pictures of the two parts of a run"
     is_name = isinstance(holdout, str) and as_part(holdout) is None and not os.path.isfile(holdout)
     is_column = is_name and not any(_in_folders(holdout, names_below(s.path, items), items)[1])
-    parts = _parts_in_column(s.path, holdout) if is_column else None
+    parts = None
+    if is_column:
+        with suppress(ValueError): parts = _parts_in_column(s.path, holdout)   # another table may have one part alone
     return list(range(len(items))) if parts is None else sorted(chain(*parts))
 
 def tell_left_out(
@@ -596,8 +594,8 @@ def are_some_recorded(
     run:Path, # Folder of a run
     items, # Pictures
     found:list, # Result of `recorded_names` for each
-)->bool: # Also if they were moved, and the record has whole paths
-    "Are there pictures that the run held out?"
+)->bool:
+    "Are there pictures that the run held out, also if they were moved and the record has whole paths?"
     known = [o for o in are_recorded(run, items, found) if o is not None]
     if known or any(found): return any(known or found)
     then = {(os.path.basename(name),o) for name,o in _recorded_sums(run).items()}

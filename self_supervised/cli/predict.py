@@ -53,23 +53,25 @@ def load_classifier(
 # %% ../../nbs/97_cli.predict.ipynb #predict
 @checked
 def predict_pictures(
-    classifier, # Folder that `byol_finetune` wrote, or its export.pkl, which is unpickled; or its learner
+    classifier, # Folder that `byol_finetune` wrote, or its export.pkl. It is unpickled: pass only one that you trust
     source, # Pictures, as for `embed_pictures`
     bs:int=64, # Batch size
     workers:int|None=None, # Number of processes that read pictures; None for one per core, at most 16
     device=None, # Device to compute on; None for fastai's default
     progress:bool=False, # Show a bar?
-    **reading # Arguments of `picture_items` and `open_picture`, e.g. column; by default as in training
+    # Arguments of `picture_items` and `open_picture`, e.g. column; ground, full_scale and reader are as in training
+    **reading
 )->tuple: # Names (n); probabilities (n,n_out); names of the classes (n_out); those left out, name → reason
     "Compute how probable each class is for every picture of `source` that can be read, in its order"
     check_at_least(1, bs=bs)
     check_at_least(0, workers=workers)
     options = reading_options(**reading)
     how = how_to_read(options)   # imports a reader, which the file of the classifier may need
-    learn = classifier if isinstance(classifier, Learner) else load_classifier(classifier)
+    learn = load_classifier(classifier)
     model = learn.model.to(default_device() if device is None else device)
     read = PictureReader(**learn.dls.valid_ds.opener.read.made_with | how)
-    names,outputs,bad = outputs_for(model, read, source, None, options, bs, workers, progress)
+    diverged = dict(what='outputs', fix='Look for where the training of the classifier diverged')
+    names,outputs,bad = outputs_for(model, read, source, None, options, bs, workers, progress, **diverged)
     return names,outputs.softmax(1),[str(o) for o in learn.dls.vocab],bad
 
 # %% ../../nbs/97_cli.predict.ipynb #write
@@ -111,9 +113,12 @@ def byol_predict(
     run(check_out, out, path, options=reading)
     how = dict(bs=bs, workers=workers, progress=sys.stdout.isatty())
     names,probs,vocab,bad = run(predict_pictures, classifier, path, **how, **reading)
-    if Path(out).is_file(): print(f'{out} was there already, and is replaced')
+    if Path(out).is_file(): print(f'{printable(out)} was there already, and is replaced')
     run(write_predictions, names, probs, vocab, out)
     for name,reason in bad.items(): print(f'left out {printable(name)}: {printable(reason)}', file=sys.stderr)
     counts = Counter(vocab[c] for c in probs.argmax(1).tolist()).most_common()
     some = ', '.join(f'{printable(label)} ({n})' for label,n in counts[:5]) + (', …' if len(counts)>5 else '')
-    print(f"{out}: {len(names)} {plural(len(names), 'picture')}: {some}")
+    if len(names)<=5:
+        for name,p,c in zip(names, *(o.tolist() for o in probs.max(1))):
+            print(f'{printable(name)}: {printable(vocab[c])}, {p:.4f}')
+    print(f"{printable(out)}: {len(names)} {plural(len(names), 'picture')}: {some}")

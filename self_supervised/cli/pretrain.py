@@ -120,7 +120,7 @@ def complete_settings(
     workers:int|None, # Number of processes that read pictures; None for one per core
     pretrained:bool, # Start from published weights?
     unlabelled:bool, # Ignore folder names?
-    bf16:bool|None, # Train in bfloat16? None is False, unless `within_minutes` chooses
+    bf16:bool|None, # Train in bfloat16? None: as the run to resume; of a new one no, unless `within_minutes` chooses
     views:dict|None, # Arguments of `get_byol_aug_pipelines` that differ from the defaults
     minutes:float|None=None, # Length of the run in minutes, instead of epochs
     norm:str|None=None, # 'group' for small batches; None for batchnorm

@@ -16,6 +16,7 @@ import tarfile
 import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from io import StringIO
 from numbers import Integral, Real
@@ -213,8 +214,7 @@ def read_rows(
     if stated: text = text[stated.end():]
     mark = stated[1] if stated else _separator(text, '\t,;' if is_table(file, '.tsv') else ',;\t')
     # `strict`: a quote that is not closed would hide all rows below it
-    rows = csv.reader(StringIO(text, newline=''), delimiter=mark, strict=True,
-                      skipinitialspace=_quotes_after_blanks(text, mark))
+    rows = csv.reader(StringIO(_joined_quotes(text, mark), newline=''), delimiter=mark, strict=True)
     try: rows = [row for row in rows if any(map(str.strip, row))]
     except csv.Error as e:
         raise invalid(given, f'is no table ({first_line(e)})', 'Close each quote, and save it as csv') from e
@@ -233,14 +233,15 @@ def _separator(text, marks):
     "Return the mark that cuts the first line into most cells; of equals the lines after it, too"
     lines = [o for o in text[:10_000].splitlines() if o.strip()][:5]
     def cells(mark):
-        rows = csv.reader(lines, delimiter=mark, skipinitialspace=_quotes_after_blanks(text, mark))
+        rows = csv.reader([_joined_quotes(o, mark) for o in lines], delimiter=mark)
         first,*others = [len(row) for row in rows] or [0]
         return first,sum(others)
     return max(marks, key=cells)
 
-def _quotes_after_blanks(text, mark):
-    "Are there quoted cells after a blank, as in `a.png, \"cat, black\"`? Names may begin with a blank otherwise"
-    return f'{mark} "' in text
+def _joined_quotes(text, mark):
+    "Take off the blanks before quoted cells, as in `a.png, \"cat, black\"`: csv ends such a cell at the first mark"
+    mark = re.escape(mark)
+    return re.sub(rf'({mark}) +("(?:[^"]|"")*")(?={mark}|[\r\n]|$)', r'\1\2', text)
 
 def _as_wide(row, n, given):
     "Return the first `n` cells of a row; raise if there are others"
@@ -698,11 +699,17 @@ def _key(name):
 
 def samples_of(
     items, # Pictures
+    place:Callable=os.fspath, # Function from a picture to its path
 )->list: # One name per picture
-    """Name the sample of each picture: those of a tar with one key share it, any other is a sample of its own
+    """Name the sample of each picture: those of a tar with one key share it, and a.jpg and a.png in one folder
 
     A number behind the key tells pictures apart: scan.001.png and scan.002.png are two samples."""
-    return [_sample(os.fspath(o)) if _is_in_tar(o) else os.fspath(o) for o in items]
+    formats = set(picture_suffixes())
+    def sample(item):
+        if _is_in_tar(item): return place(_sample(os.fspath(item)))
+        name,ending = os.path.splitext(place(item))
+        return name if ending.lower() in formats else name+ending
+    return list(map(sample, items))
 
 def _sample(name):
     key,ending = _key(name)

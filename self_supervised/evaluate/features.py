@@ -539,7 +539,7 @@ def few_label_accuracy(
 
 # %% ../../nbs/30_evaluate.features.ipynb #50c010
 class Pixels(nn.Module):
-    "Return the picture itself as features, averaged down to at most 32 pixels; so with series and clips"
+    "Return the picture, series or clip itself as features, each side averaged down to 32 at most; rows as they are"
     pools = F.adaptive_avg_pool1d,F.adaptive_avg_pool2d,F.adaptive_avg_pool3d
     def forward(self, x):
         sides = [min(o,32) for o in x.shape[2:]]
