@@ -134,7 +134,7 @@ def test_a_file_of_parquet_has_what_was_written(embedded, tmp_path):
 
 def test_features_that_are_not_finite_are_left_out_and_named(room):
     "Of one picture; of all, by an encoder that diverged, none are left"
-    kept,feats,bad = _finite(['a','b','c'], torch.tensor([[1.,2],[3,float('inf')],[5,6]]), {})
+    kept,feats,bad = _finite(['a','b','c'], torch.tensor([[1.,2],[3,float('inf')],[5,6]]), {}, 'features', 'Train it again')
     assert (kept,feats.tolist(),bad)==(['a','c'],[[1.,2],[5,6]],{'b': 'its features are NaN or inf'})
     refused('must be finite, and 362 of 362 rows hold NaN or inf', embed_pictures, room/'ill.safetensors', room/'pics', workers=0)
 

@@ -445,7 +445,7 @@ def test_a_run_is_tested_on_the_pictures_it_held_out(labels, here, tmp_path, mon
     res,_ = finetune(run, 'pics', out=tmp_path/'chosen', valid='valid', epochs=1, workers=0, progress=False)
     assert np.sum(res['confusion'])==sum(o.startswith('valid/') for o in names)   # what is asked for goes first
     n = sum(o.startswith('valid/') for o in set(names)-set(held))
-    assert f"valid='valid' is tested, of which {run} was trained on {n} of " in capsys.readouterr().out
+    assert f"valid='valid': {n} of 120 pictures may be among those that {run} was trained on. Leave" in capsys.readouterr().out
     res,_ = finetune(here/'encoder.safetensors', 'pics', out=tmp_path/'plain', epochs=1, workers=0, progress=False)
     assert np.sum(res['confusion'])==int(.2*len(names)) and 'held out' not in capsys.readouterr().out.partition('labels to train on')[0]
 
